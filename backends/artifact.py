@@ -1,0 +1,126 @@
+"""Artefacts: directories that are written whole, list every file with its hash, and are checked before they are read."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rheobase.spiking.errors import FormatError
+from rheobase.spiking.files import new_folder, read_bytes, sha256
+
+MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+_SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported directory and its manifest."""
+
+    path: Path
+    manifest: Mapping
+
+    def read(self, name: str) -> bytes:
+        """A listed file, after checking its size and hash."""
+        if name not in self.manifest["files"]:
+            raise FormatError(
+                self.path / MANIFEST, f"the file {name!r} listed", "no such entry", "export it anew"
+            )
+        return _checked(self.path, name, self.manifest["files"][name])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    ok          every file is as listed and every integer agrees
+    compared    integers compared with the recorded trace
+    mismatches  how many of them differ
+    problem     the first thing wrong, in one line; None if ok
+    """
+
+    ok: bool
+    compared: int
+    mismatches: int
+    problem: str | None = None
+
+
+def write_artifact(out: str | Path, files: Mapping[str, bytes], manifest: Mapping) -> Artifact:
+    """Write files, `manifest.json` with the sha256 of each, and `manifest.sha256` of the manifest itself.
+
+    raises  FormatError: `out` exists
+    """
+    listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())}
+    manifest = {**manifest, "files": listed}
+    text = json.dumps(manifest, indent=1).encode() + b"\n"
+    with new_folder(out) as folder:
+        for name, data in {**files, MANIFEST: text, SEAL: _seal(text)}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+    return Artifact(Path(out), manifest)
+
+
+def reseal(path: str | Path) -> None:
+    """Recompute every hash of an artefact that was edited by hand on purpose."""
+    folder = Path(path)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    for name in manifest["files"]:
+        data = (folder / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
+    text = json.dumps(manifest, indent=1).encode() + b"\n"
+    (folder / MANIFEST).write_bytes(text)
+    (folder / SEAL).write_bytes(_seal(text))
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Read the manifest and check that the directory holds the listed files, whole and unchanged, and no others.
+
+    raises  FormatError: names the file that is missing, unlisted, changed, or outside the directory
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FormatError(folder, "an exported directory", "none", "check the path")
+    text = read_bytes(folder / MANIFEST, "an artefact's manifest")
+    seal = read_bytes(folder / SEAL, "the manifest's hash")
+    if seal != _seal(text):
+        which = f"{folder / MANIFEST} and {SEAL}"
+        raise FormatError(which, "a hash that fits", "another: one of the two was changed", "export it anew")
+    try:
+        manifest = json.loads(text)
+        files = {
+            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError(
+            folder / MANIFEST, "JSON with a table of files", "other", "export it anew"
+        ) from None
+    for name in files:
+        if not _SAFE.fullmatch(name):
+            raise FormatError(
+                folder / MANIFEST, "paths inside the directory", repr(name), "do not use this artefact"
+            )
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
+    for name in sorted(present - files.keys() - {MANIFEST, SEAL}):
+        raise FormatError(folder / name, "only files that the manifest lists", "an unlisted one", "remove it")
+    artifact = Artifact(folder, manifest)
+    for name, entry in manifest["files"].items():
+        _checked(folder, name, entry)
+    return artifact
+
+
+def _seal(text: bytes) -> bytes:
+    return f"{sha256(text)}  {MANIFEST}\n".encode()
+
+
+def _checked(folder: Path, name: str, entry: Mapping) -> bytes:
+    path = folder / name
+    if any(p.is_symlink() for p in (path, *path.parents) if p != folder and folder in p.parents):
+        raise FormatError(path, "a plain file", "a link", "do not use this artefact")
+    if not path.is_file():
+        raise FormatError(path, "a listed file", "none", "export it anew")
+    if path.stat().st_size != entry["bytes"]:
+        raise FormatError(path, f"{entry['bytes']} bytes", f"{path.stat().st_size}", "export it anew")
+    data = path.read_bytes()
+    if sha256(data) != entry["sha256"]:
+        raise FormatError(path, f"sha256 {entry['sha256'][:12]}…", f"{sha256(data)[:12]}…", "export it anew")
+    return data

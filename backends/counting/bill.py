@@ -1,0 +1,197 @@
+"""Prices a tally on a target: one line a term, each constant with its source, and what is unknown shown as unknown."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.registry import nearest
+from rheobase.spiking.tally import Tally
+
+FOLDER = Path(__file__).parent.parent / "targets"
+SCALE = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "nJ": 1e-9, "pJ": 1e-12, "fJ": 1e-15}
+TERMS = {
+    "macs": "multiply-accumulates",
+    "acs": "accumulates",
+    "products": "elementwise products",
+    "state_updates": "state updates",
+    "comparisons": "comparisons",
+    "events": "events sent",
+    "weight_bytes": "bytes of weights",
+    "state_bytes": "bytes of state",
+    "activation_bytes": "bytes of activations",
+}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An energy an operation (or a byte), with where it comes from and how far to trust it."""
+
+    value: float
+    unit: str
+    source: str
+    confidence: str
+
+    @property
+    def joules(self) -> float:
+        return self.value * SCALE[self.unit]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine: its name, what its figures cover, and a Quantity for every term that has a citable one."""
+
+    name: str
+    title: str
+    note: str
+    terms: Mapping[str, Quantity]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One term of a bill; quantity and joules are None where the target has no citable figure."""
+
+    term: str
+    count: int
+    quantity: Quantity | None
+    joules: float | None
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a tally costs on a target. No number of it stands for the whole: read the lines.
+
+    lines            one a term with a count above 0
+    priced_joules    sum of the lines that have a price
+    unpriced         terms without one
+    formula_joules   the papers' own formula: macs and acs only
+    dense_joules     the same formula with every operand dense: every executed product a multiply-accumulate
+    traffic_bytes    logical bytes of weights, state and activations
+    uncounted        operators that ran and that no rule counts: their cost is unknown
+    """
+
+    target: Target
+    tokens: int
+    lines: tuple[Line, ...]
+    formula_joules: float
+    dense_joules: float
+    traffic_bytes: int
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def priced_joules(self) -> float:
+        return math.fsum(line.joules for line in self.lines if line.joules is not None)
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        return tuple(line.term for line in self.lines if line.joules is None)
+
+    def to_table(self) -> dict:
+        """A plain table, for JSON."""
+        lines = [
+            {"term": ln.term, "count": ln.count, "joules": ln.joules}
+            | (
+                {"each": f"{ln.quantity.value:g} {ln.quantity.unit}", "source": ln.quantity.source}
+                if ln.quantity
+                else {}
+            )
+            for ln in self.lines
+        ]
+        names = (
+            "tokens",
+            "priced_joules",
+            "unpriced",
+            "formula_joules",
+            "dense_joules",
+            "traffic_bytes",
+            "uncounted",
+        )
+        return {"target": self.target.name, "lines": lines} | {n: getattr(self, n) for n in names}
+
+    def __str__(self) -> str:
+        per = max(self.tokens, 1)
+        rows = [f"{self.target.title}, a token:"]
+        for line in self.lines:
+            cost = f"{line.joules / per * 1e9:12.3f} nJ" if line.joules is not None else "     unknown   "
+            each = (
+                f"{line.quantity.value:g} {line.quantity.unit}: {line.quantity.source}"
+                if line.quantity
+                else ""
+            )
+            rows.append(f"  {TERMS.get(line.term, line.term):<22}{line.count / per:>12,.1f} {cost}  {each}")
+        rows.append(f"  {'sum of what is priced':<34} {self.priced_joules / per * 1e9:12.3f} nJ")
+        if self.unpriced:
+            rows.append(f"  not priced: {', '.join(TERMS.get(t, t) for t in self.unpriced)}")
+        if self.uncounted:
+            rows.append(f"  not counted: {', '.join(self.uncounted)}")
+        rows.append(f"  {'products alone (the papers)':<34} {self.formula_joules / per * 1e9:12.3f} nJ")
+        rows.append(f"  {'the same, every operand dense':<34} {self.dense_joules / per * 1e9:12.3f} nJ")
+        rows.append(f"  {'memory traffic':<34} {self.traffic_bytes / per:12,.0f} bytes")
+        return "\n".join(rows)
+
+
+def target_names() -> list[str]:
+    """The targets: one TOML file each."""
+    return sorted(p.stem for p in FOLDER.glob("*.toml"))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read a target by its name, or a TOML file of one's own.
+
+    raises  ConfigError: no such target;  FormatError: a constant without value, unit, source or confidence
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(name_or_path) not in target_names():
+            raise ConfigError(
+                "target",
+                "a known target",
+                repr(str(name_or_path)),
+                nearest(str(name_or_path), target_names()),
+            )
+        path = FOLDER / f"{name_or_path}.toml"
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise FormatError(path, "a target in TOML", str(error), "mend the file") from None
+    terms = {}
+    for term, entry in table.get("terms", {}).items():
+        for key in ("value", "unit", "source", "confidence"):
+            if not entry.get(key):
+                raise FormatError(
+                    f"{path} terms.{term}", f"a {key}", "none", "cite where the constant comes from"
+                )
+        if entry["unit"] not in SCALE:
+            raise FormatError(
+                f"{path} terms.{term}", f"a unit among {', '.join(SCALE)}", entry["unit"], "convert it"
+            )
+        terms[term] = Quantity(float(entry["value"]), entry["unit"], entry["source"], entry["confidence"])
+    return Target(path.stem, table.get("title", path.stem), table.get("note", ""), terms)
+
+
+def price(tally: Tally, target: Target | str) -> Bill:
+    """The bill of a tally on a target, for all its tokens.
+
+    raises  ConfigError: no such target;  FormatError: a target with a constant that has no source
+    """
+    if not isinstance(target, Target):
+        target = load_target(target)
+    total = tally.total
+    counts = {term: getattr(total, term) for term in TERMS} | dict(total.transcendentals)
+    lines = []
+    for term, number in counts.items():
+        if number:
+            quantity = target.terms.get(term)
+            lines.append(Line(term, number, quantity, number * quantity.joules if quantity else None))
+    mac, ac = (target.terms[t].joules if t in target.terms else math.nan for t in ("macs", "acs"))
+    return Bill(
+        target=target,
+        tokens=tally.tokens,
+        lines=tuple(lines),
+        formula_joules=(total.macs * mac if total.macs else 0.0) + (total.acs * ac if total.acs else 0.0),
+        dense_joules=total.dense_macs * mac if total.dense_macs else 0.0,
+        traffic_bytes=total.weight_bytes + total.state_bytes + total.activation_bytes,
+        uncounted=tally.uncounted,
+    )

@@ -1,0 +1,47 @@
+"""Exporters. Each lives in a file or folder of its own with `export` and `verify`, found by its name."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from rheobase.backends.artifact import Artifact, Report, open_artifact
+from rheobase.spiking import registry
+from rheobase.spiking.errors import ConfigError, FormatError
+
+
+def export(
+    model_or_graph, to: str, out: str | Path, *, calibration=None, allow_lossy: bool = False
+) -> Artifact:
+    """Write a model for a machine or another tool, or refuse; nothing is approximated in silence.
+
+    model_or_graph  a model with `lower()`, or an EventGraph
+    to              the exporter's name, such as "spinnaker2"
+    out             a directory that does not exist yet; it appears only when it is whole
+    calibration     tokens [B, T] of real text, where the exporter chooses scales from data
+    allow_lossy     accept changes beyond those that are bounded and recorded
+    returns         the Artifact; every deviation and its bound is in its manifest
+    raises          UnsupportedError, LossyExportError, ConfigError: what stands in the way, and what would help
+    """
+    graph = model_or_graph.lower() if hasattr(model_or_graph, "lower") else model_or_graph
+    exporter = registry.get("rheobase.backends.exporters", to)
+    return exporter.export(
+        graph, out, calibration=calibration, allow_lossy=allow_lossy, version=version("rheobase")
+    )
+
+
+def verify(path: str | Path) -> Report:
+    """Check an exported directory against its hashes and its recorded trace, reading nothing but the directory.
+
+    returns  Report(ok, compared, mismatches, problem); a damaged file gives ok=False and is named in `problem`
+    raises   FormatError: `path` is no directory
+    """
+    if not Path(path).is_dir():
+        raise FormatError(path, "an exported directory", "none", "check the path")
+    try:
+        artifact = open_artifact(path)
+        name = artifact.manifest.get("exporter", "")
+        return registry.get("rheobase.backends.exporters", name).verify(artifact)
+    except (FormatError, ConfigError) as error:
+        return Report(False, 0, 0, str(error))
+
+
+__all__ = ["Artifact", "Report", "export", "verify"]

@@ -1,0 +1,160 @@
+"""Runs an EventGraph: one schedule for every simulator, which brings only its kernels.
+
+A group of nodes that depend on each other through delayed edges runs step by step; every other node runs once,
+on all steps at hand. B streams, T steps; values are kept time-major, [T, B, n].
+"""
+
+import numpy as np
+from rheobase.backends.trace import Trace, expand
+from rheobase.spiking.errors import ShapeError, UnsupportedError
+from rheobase.spiking.events import Events
+from rheobase.spiking.graph import EventGraph, Tokens
+from rheobase.spiking.tally import EVENT_KINDS, Tally
+
+
+class Kernels:
+    """What a simulator can do: a method `name(node, inputs)` for each op, named as its class in lower case.
+
+    inputs   port -> array [N, n]; a stateful op's method takes its own state, output -> array [B, n], as well
+    returns  output port -> array [N, n]
+    """
+
+    def begin(self, graph: EventGraph) -> None:
+        """Prepare the arrays of a graph."""
+        raise NotImplementedError
+
+    def zeros(self, *shape):
+        """An array of zeros of the simulator's type."""
+        raise NotImplementedError
+
+    def from_numpy(self, array):
+        """An array of the simulator's type."""
+        return array
+
+    def to_numpy(self, array):
+        """The simulator's array as NumPy's."""
+        return array
+
+    def tally(self, tokens: int) -> Tally | None:
+        """What was counted since `begin`, or None."""
+        return None
+
+
+def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Trace:
+    """Run tokens [B, T] through a graph.
+
+    state    "node.port" -> array [B, n], as an earlier run's `Trace.state`; zeros if None
+    record   patterns of outputs to keep, such as "layers.*.{c,y}"
+    raises   ShapeError: tokens out of range or not [B, T], or a state of another graph or number of streams
+    """
+    tokens = np.asarray(tokens)
+    _check_tokens(graph, tokens)
+    streams, steps = tokens.shape
+    kernels.begin(graph)
+    kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
+    recorded = expand(record, kinds)
+    events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and not name.startswith("tokens.")]
+    wanted = {*recorded, *events, *graph.outputs.values(), *(e.source for e in graph.edges)}
+    carried = _start(graph, state, streams, kernels)
+    values: dict = {}
+
+    for group in graph.order():
+        nodes = [graph.node(name) for name in group]
+        edges = {n.name: graph.inputs_of(n.name) for n in nodes}
+        methods = {n.name: _method(kernels, n) for n in nodes}
+        if (
+            len(nodes) == 1
+            and not nodes[0].op.state
+            and not any(e.source_node == group[0] for e in edges[group[0]].values())
+        ):
+            node = nodes[0]
+            if isinstance(node.op, Tokens):
+                values[f"{node.name}.out"] = tokens.T[..., None]
+                continue
+            inputs = {}
+            for port, e in edges[node.name].items():
+                whole = values[e.source]
+                if e.delay:
+                    whole = kernels.shift(whole, carried[e.source])
+                inputs[port] = whole.reshape(steps * streams, -1)
+            for port, out in methods[node.name](node, inputs).items():
+                values[f"{node.name}.{port}"] = out.reshape(steps, streams, -1)
+            continue
+
+        inside = {f"{n.name}.{port}" for n in nodes for port in n.op.outputs}
+        keep = {name: [] for name in inside & wanted}
+        previous = {name: carried[name] for name in inside & carried.keys()}
+        for t in range(steps):
+            now = {}
+            for node in nodes:
+                inputs = {}
+                for port, e in edges[node.name].items():
+                    if e.source in inside:
+                        inputs[port] = previous[e.source] if e.delay else now[e.source]
+                    elif e.delay:
+                        inputs[port] = values[e.source][t - 1] if t else carried[e.source]
+                    else:
+                        inputs[port] = values[e.source][t]
+                if node.op.state:
+                    own = {s: previous[f"{node.name}.{s}"] for s in node.op.state}
+                    outputs = methods[node.name](node, inputs, own)
+                else:
+                    outputs = methods[node.name](node, inputs)
+                for port, out in outputs.items():
+                    now[f"{node.name}.{port}"] = out
+            previous = {name: now[name] for name in previous}
+            for name, kept in keep.items():
+                kept.append(now[name])
+        for name, kept in keep.items():
+            values[name] = kernels.stack(kept) if kept else kernels.zeros(0, streams, *graph.shape_of(name))
+        carried |= previous
+
+    for e in graph.edges:
+        if e.delay and steps:
+            carried[e.source] = values[e.source][-1]
+
+    def dense(name):
+        return kernels.to_numpy(values[name]).swapaxes(0, 1)
+
+    return Trace(
+        outputs={name: dense(source) for name, source in graph.outputs.items()},
+        events={name: Events.from_dense(dense(name)) for name in events},
+        state={name: kernels.to_numpy(array) for name, array in carried.items()},
+        tally=kernels.tally(tokens.size),
+        recorded={name: dense(name) for name in recorded},
+    )
+
+
+def _check_tokens(graph: EventGraph, tokens: np.ndarray) -> None:
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise ShapeError(
+            "simulate tokens", "integers [B, T]", f"{tokens.dtype} {tokens.shape}", "reshape them"
+        )
+    vocabulary = next(n.op.vocabulary for n in graph.nodes if isinstance(n.op, Tokens))
+    if tokens.size and not (0 <= tokens.min() and tokens.max() < vocabulary):
+        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise ShapeError(
+            "simulate tokens", f"ids from 0 to {vocabulary - 1}", str(wrong), "check the tokenizer"
+        )
+
+
+def _start(graph, state, streams, kernels) -> dict:
+    shapes = {name: (streams, *shape) for name, shape in graph.state_shapes().items()}
+    if state is None:
+        return {name: kernels.zeros(*shape) for name, shape in shapes.items()}
+    got = {name: tuple(np.shape(array)) for name, array in state.items()}
+    if got != shapes:
+        raise ShapeError(
+            "simulate state", f"{shapes}", f"{got}", "use a state of this graph and number of streams"
+        )
+    return {name: kernels.from_numpy(array) for name, array in state.items()}
+
+
+def _method(kernels, node):
+    name = type(node.op).__name__.lower()
+    method = getattr(kernels, name, None)
+    if method is None and not isinstance(node.op, Tokens):
+        raise UnsupportedError(
+            node.name, f"an op of {type(kernels).__name__}", name, "choose another simulator"
+        )
+    return method

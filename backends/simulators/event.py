@@ -1,0 +1,146 @@
+"""The event-driven simulator on the CPU: for every event one weight row is read; silent units cost nothing.
+
+Products whose operand is DENSE are dense, and are counted so. N items (streams, or streams x steps), H units.
+"""
+
+import numpy as np
+from rheobase.backends.simulators._executor import Kernels
+from rheobase.spiking.graph import Linear
+from rheobase.spiking.ops.egru.reference import TRACE_DECAY
+from rheobase.spiking.ops.native import gather
+from rheobase.spiking.tally import BINARY, EVENT_KINDS, TERNARY, Counts, Tally
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x), without overflow for any x."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+class EventKernels(Kernels):
+    """Kernels in NumPy with the C gather; they count what they do as they do it."""
+
+    def begin(self, graph):
+        self.graph = graph
+        self.counts: dict[str, dict[str, int]] = {}
+        self.kind = {n.name: {p: e.kind for p, e in graph.inputs_of(n.name).items()} for n in graph.nodes}
+        self.arrays = {}
+        for node in graph.nodes:
+            arrays = graph.arrays_of(node)
+            if isinstance(node.op, Linear):
+                weight = arrays["weight"].T if node.op.transposed else arrays["weight"]
+                arrays = {"bias": None, **arrays, "weight": np.ascontiguousarray(weight)}
+            self.arrays[node.name] = arrays
+        self.dtype = np.result_type(*(a.dtype for a in graph.arrays.values()))
+        self.size = self.dtype.itemsize
+
+    def zeros(self, *shape):
+        return np.zeros(shape, self.dtype)
+
+    def from_numpy(self, array):
+        return np.asarray(array, self.dtype)
+
+    def stack(self, arrays):
+        return np.stack(arrays)
+
+    def shift(self, whole, first):
+        return np.concatenate([first[None], whole[:-1]]) if len(whole) else whole
+
+    def tally(self, tokens):
+        return Tally(tokens, {name: _counts(entry) for name, entry in self.counts.items()})
+
+    def add(self, name, **numbers):
+        """Add to the counts of an operator; transcendentals are given by their kind."""
+        entry = self.counts.setdefault(name, {})
+        for key, number in numbers.items():
+            entry[key] = entry.get(key, 0) + int(number)
+
+    def embedding(self, node, inputs):
+        table = self.arrays[node.name]["table"]
+        token = inputs["token"][:, 0]
+        n_bytes = token.size * table.shape[1] * self.size
+        self.add(node.name, rows=token.size, weight_bytes=n_bytes, activation_bytes=n_bytes)
+        return {"out": table[token]}
+
+    def linear(self, node, inputs):
+        x, (weight, bias) = inputs["x"], (self.arrays[node.name][r] for r in ("weight", "bias"))
+        kind = self.kind[node.name]["x"]
+        n_in, n_out = weight.shape
+        if kind in EVENT_KINDS:
+            out, rows = gather(x, weight, bias)
+        else:
+            out, rows = x @ weight, x.size
+            if bias is not None:
+                out += bias
+        self.add(
+            node.name,
+            dense_macs=len(x) * n_in * n_out,
+            rows=rows,
+            weight_bytes=(rows * n_out + (len(x) * n_out if bias is not None else 0)) * self.size,
+            activation_bytes=(rows + len(x) * n_out) * self.size,
+            **{"acs" if kind in (BINARY, TERNARY) else "macs": rows * n_out},
+        )
+        return {"out": out}
+
+    def relu(self, node, inputs):
+        x = inputs["x"]
+        y = np.maximum(x, 0)
+        n_events = np.count_nonzero(y)
+        self.add(
+            node.name, comparisons=x.size, events=n_events, activation_bytes=(x.size + n_events) * self.size
+        )
+        return {"out": y}
+
+    def egrucell(self, node, inputs, state):
+        a, q, c, zoneout = inputs["a"], inputs["q"], state["c"], node.op.zoneout
+        units = c.shape[1]
+        zr = sigmoid(a[:, : 2 * units] + q[:, : 2 * units])
+        z, r = zr[:, :units], zr[:, units:]
+        g = np.tanh(a[:, 2 * units :] + r * q[:, 2 * units :])
+        p = z * c + (1 - z) * g
+        if zoneout:
+            p = zoneout * c + (1 - zoneout) * p
+        thr = self.arrays[node.name]["thr"]
+        o = p - thr > 0
+        y = np.where(o, p, 0)
+        n, n_events = c.size, np.count_nonzero(o)
+        self.add(
+            node.name,
+            products=(9 if zoneout else 7) * n,
+            state_updates=2 * n,
+            comparisons=n,
+            events=n_events,
+            sigmoid=2 * n,
+            tanh=n,
+            state_bytes=4 * n * self.size,
+            weight_bytes=n * self.size,
+            activation_bytes=(6 * n + n_events) * self.size,
+        )
+        trace = TRACE_DECAY * state["trace"] + (1 - TRACE_DECAY) * y
+        return {"y": y, "c": np.where(o, p - thr, p), "trace": trace}
+
+    def lstmcell(self, node, inputs, state):
+        c = state["c"]
+        i, f, g, o = np.split(inputs["a"] + inputs["q"], 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        n = c.size
+        self.add(
+            node.name,
+            products=3 * n,
+            state_updates=n,
+            sigmoid=3 * n,
+            tanh=2 * n,
+            state_bytes=2 * n * self.size,
+            activation_bytes=9 * n * self.size,
+        )
+        return {"h": sigmoid(o) * np.tanh(c), "c": c}
+
+
+_TRANSCENDENTALS = ("sigmoid", "tanh")
+
+
+def _counts(entry: dict[str, int]) -> Counts:
+    plain = {k: v for k, v in entry.items() if k not in _TRANSCENDENTALS}
+    return Counts(**plain, transcendentals={k: entry[k] for k in _TRANSCENDENTALS if k in entry})
+
+
+KERNELS = EventKernels

@@ -1,0 +1,69 @@
+"""The dense simulator in torch, on the CPU or a GPU: every product in full, nothing counted."""
+
+import torch
+import torch.nn.functional as F
+from rheobase.backends.simulators._executor import Kernels
+from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.graph import Linear
+from rheobase.spiking.neurons.egru import EGRUState
+from rheobase.spiking.ops.egru.reference import egru_cell
+from rheobase.spiking.surrogates import Triangle
+
+
+class TorchKernels(Kernels):
+    """Kernels in torch; cells are the reference's own steps."""
+
+    def __init__(self, device: str = "cpu"):
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("simulate device", "a device of this machine", repr(device), 'use device="cpu"')
+        self.device = device
+
+    def begin(self, graph):
+        table = {name: torch.tensor(array, device=self.device) for name, array in graph.arrays.items()}
+        self.arrays = {n.name: {role: table[name] for role, name in n.arrays.items()} for n in graph.nodes}
+        for node in graph.nodes:
+            if isinstance(node.op, Linear) and not node.op.transposed:
+                self.arrays[node.name]["weight"] = self.arrays[node.name]["weight"].t()
+        self.dtype = next(iter(table.values())).dtype
+
+    def zeros(self, *shape):
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def from_numpy(self, array):
+        return torch.as_tensor(array, dtype=self.dtype, device=self.device)
+
+    def to_numpy(self, array):
+        return array.cpu().numpy()
+
+    def stack(self, arrays):
+        return torch.stack(arrays)
+
+    def shift(self, whole, first):
+        return torch.cat([first[None], whole[:-1]]) if len(whole) else whole
+
+    def embedding(self, node, inputs):
+        token = torch.as_tensor(inputs["token"][:, 0].copy(), dtype=torch.long, device=self.device)
+        return {"out": F.embedding(token, self.arrays[node.name]["table"])}
+
+    def linear(self, node, inputs):
+        arrays = self.arrays[node.name]
+        return {"out": F.linear(inputs["x"], arrays["weight"], arrays.get("bias"))}
+
+    def relu(self, node, inputs):
+        return {"out": F.relu(inputs["x"])}
+
+    def egrucell(self, node, inputs, state):
+        before = EGRUState(state["c"], state["c"], state["trace"])
+        thr = self.arrays[node.name]["thr"]
+        _, after = egru_cell(
+            inputs["a"], inputs["q"], thr, before, surrogate=Triangle(), zoneout=node.op.zoneout
+        )
+        return after._asdict()
+
+    def lstmcell(self, node, inputs, state):
+        i, f, g, o = (inputs["a"] + inputs["q"]).chunk(4, 1)
+        c = torch.sigmoid(f) * state["c"] + torch.sigmoid(i) * torch.tanh(g)
+        return {"h": torch.sigmoid(o) * torch.tanh(c), "c": c}
+
+
+KERNELS = TorchKernels

@@ -1,0 +1,163 @@
+"""What a simulation gives back, and the one HDF5 format in which every simulator, exporter and notebook keeps it.
+
+B streams, T steps, n units. File: attributes `format`, `graph`, `simulator`; dataset `tokens` [B, T]; group
+`signals` with one dataset [B, T, n] for each "node.port" and the attribute `kind`; group `state`, what to carry on.
+"""
+
+import fnmatch
+import io
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.events import Events
+from rheobase.spiking.files import read_bytes, write_atomic
+from rheobase.spiking.registry import nearest
+from rheobase.spiking.tally import Tally
+
+FORMAT = "rheobase-trace/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The result of a simulation.
+
+    outputs   graph output name -> array [B, T, n], such as "logits"
+    events    "node.port" -> Events, for every output that sends events
+    state     "node.port" -> array [B, n], to carry on with
+    tally     what it took, or None where the simulator does not count
+    recorded  "node.port" -> array [B, T, n] of what `record` asked for
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    events: Mapping[str, Events]
+    state: Mapping[str, np.ndarray]
+    tally: Tally | None = None
+    recorded: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTrace:
+    """A trace as it lies in a file: tokens [B, T], signals "node.port" -> array, final state, kinds and origin."""
+
+    tokens: np.ndarray
+    signals: Mapping[str, np.ndarray]
+    state: Mapping[str, np.ndarray]
+    kinds: Mapping[str, str]
+    graph: str
+    simulator: str
+
+
+def expand(patterns: Iterable[str], available: Iterable[str]) -> list[str]:
+    """Names that match shell patterns with {a,b} alternatives; raises ConfigError where one matches nothing."""
+    available = sorted(available)
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        pieces = re.split(r"\{([^}]*)\}", pattern)
+        choices = [p.split(",") if i % 2 else [p] for i, p in enumerate(pieces)]
+        names = [n for c in itertools.product(*choices) for n in fnmatch.filter(available, "".join(c))]
+        if not names:
+            raise ConfigError("record", "a node's output", repr(pattern), nearest(pattern, available))
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def trace_bytes(trace: StoredTrace) -> bytes:
+    """The HDF5 file of a trace, the same bytes for the same trace."""
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", track_order=False) as file:
+        file.attrs["format"], file.attrs["graph"], file.attrs["simulator"] = (
+            FORMAT,
+            trace.graph,
+            trace.simulator,
+        )
+        file.create_dataset("tokens", data=trace.tokens, track_times=False)
+        for group, table in (("signals", trace.signals), ("state", trace.state)):
+            made = file.create_group(group)
+            for name in sorted(table):
+                stored = made.create_dataset(name, data=table[name], track_times=False)
+                if name in trace.kinds:
+                    stored.attrs["kind"] = trace.kinds[name]
+    return buffer.getvalue()
+
+
+def save_trace(path: str | Path, trace: StoredTrace) -> None:
+    """Write a trace, whole or not at all."""
+    write_atomic(path, trace_bytes(trace))
+
+
+def load_trace(path: str | Path) -> StoredTrace:
+    """Read a trace; raises FormatError where the file is not one."""
+    import h5py
+
+    data = read_bytes(path, "a trace")
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            if file.attrs["format"] != FORMAT:
+                raise FormatError(path, FORMAT, repr(file.attrs["format"]), "record it with this version")
+            return StoredTrace(
+                tokens=file["tokens"][()],
+                signals={name: d[()] for name, d in file["signals"].items()},
+                state={name: d[()] for name, d in file["state"].items()},
+                kinds={name: d.attrs["kind"] for name, d in file["signals"].items() if "kind" in d.attrs},
+                graph=str(file.attrs["graph"]),
+                simulator=str(file.attrs["simulator"]),
+            )
+    except (OSError, KeyError) as error:
+        raise FormatError(path, "a trace in HDF5", str(error), "record it anew") from None
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first place where two signals differ."""
+
+    step: int
+    node: str
+    unit: int
+    expected: float
+    got: float
+    stream: int = 0
+
+    def __str__(self):
+        return (
+            f"step {self.step}, node {self.node}, unit {self.unit}: expected {self.expected}, got {self.got}"
+        )
+
+
+def compare(
+    expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], order=None
+) -> tuple[int, int, Mismatch | None]:
+    """Compare signals [B, T, n] exactly, by name.
+
+    order    the names from the first to be computed to the last, so that of one step the cause is named first
+    returns  (numbers compared, numbers that differ, the first difference in time)
+    raises   FormatError: other names or other shapes
+    """
+    names = list(order or expected)
+    if set(expected) != set(got):
+        raise FormatError(
+            "traces", f"the signals {sorted(expected)}", f"{sorted(got)}", "record the same ones"
+        )
+    compared = different = 0
+    first: tuple | None = None
+    for rank, name in enumerate(names):
+        a, b = expected[name], got[name]
+        if a.shape != b.shape:
+            raise FormatError(f"traces: {name}", f"shape {a.shape}", f"{b.shape}", "record the same tokens")
+        compared += a.size
+        unequal = a != b
+        different += int(unequal.sum())
+        if unequal.any():
+            steps = np.flatnonzero(unequal.any((0, 2)))
+            stream, unit = np.argwhere(unequal[:, steps[0]])[0]
+            key = (int(steps[0]), rank)
+            if first is None or key < first[0]:
+                values = a[stream, steps[0], unit].item(), b[stream, steps[0], unit].item()
+                first = key, Mismatch(int(steps[0]), name, int(unit), *values, int(stream))
+    return compared, different, first[1] if first else None

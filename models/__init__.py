@@ -1,0 +1,36 @@
+"""Language models. Each lives in a file of its own with `Config`, `Model` and `lower()`, found by the file's name."""
+
+if __name__ != "rheobase.models":
+    raise ImportError(
+        "import rheobase.models, not models: from the repository's root the bare name is a second copy"
+    )
+
+import json
+from pathlib import Path
+
+from rheobase.models._recurrent import RecurrentLM
+from rheobase.models.egru_lm import EGRULM, EGRULMConfig
+from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
+from rheobase.spiking import registry
+from rheobase.spiking.errors import FormatError
+from rheobase.spiking.files import read_bytes
+
+
+def load_model(path: str | Path) -> RecurrentLM:
+    """Load whichever model a folder holds: one written by `save_pretrained`, or a run with it in `model/`.
+
+    raises  FormatError: no such model there, or its files are damaged
+    """
+    folder = Path(path)
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    try:
+        name = json.loads(read_bytes(folder / "config.json", "a model's configuration"))["model"]
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(
+            folder / "config.json", "JSON that names a model", "something else", "save it anew"
+        ) from None
+    return registry.get("rheobase.models", name).Model.from_pretrained(folder)
+
+
+__all__ = ["EGRULM", "EGRULMConfig", "LSTMLM", "LSTMLMConfig", "RecurrentLM", "load_model"]

@@ -1,0 +1,211 @@
+"""The EGRU language model: recurrent layers that speak only when a unit crosses its threshold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rheobase.models._recurrent import RecurrentLM, fit_tensors, read_torch_file
+from rheobase.spiking.errors import FormatError
+from rheobase.spiking.graph import Edge, EGRUCell, Embedding, EventGraph, Linear, Node, Relu, Tokens
+from rheobase.spiking.neurons.egru import EGRU, restart_cell
+from rheobase.spiking.ops.egru.reference import EGRUState
+from rheobase.spiking.surrogates import Triangle
+from rheobase.spiking.tally import BINARY, DENSE, GRADED
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EGRULMConfig:
+    """Sizes and regularisers of an EGRU language model."""
+
+    vocabulary: int = 256
+    """number of token ids; 256 for bytes"""
+    embedding: int = 224
+    """width of the embedding, shared with the decoder"""
+    layers: tuple[int, ...] = (224,)
+    """units of each layer; the last is as wide as the embedding unless there is a projection"""
+    projection: bool = False
+    """a rectified linear layer from the last layer's width to the embedding's"""
+    embedding_range: float = 0.1
+    """the embedding starts uniform in plus or minus this"""
+    thr_mean: float = 0.3
+    """mean of the thresholds at the start"""
+    gamma: float = 0.7
+    """height of the triangle surrogate"""
+    eps: float = 1.0
+    """inverse half-width of the triangle surrogate"""
+    zoneout: float = 0.0
+    """probability that a unit keeps its cell for a step"""
+    dropconnect: float = 0.0
+    """probability with which an element of a recurrent kernel is dropped in training"""
+    dropout_embedding: float = 0.0
+    """variational dropout after the embedding"""
+    dropout_forward: float = 0.0
+    """variational dropout between layers"""
+    dropout_output: float = 0.0
+    """variational dropout before the decoder"""
+    rate_target: float = 0.1
+    """mean firing of a layer above which `rate_weight` pulls it down, or below which, up"""
+    rate_weight: float = 0.0
+    """weight of the squared distance of each layer's mean firing from the target"""
+
+
+class EGRULM(RecurrentLM):
+    """A language model of stacked EGRU layers.
+
+    Source: Subramoney et al., ICLR 2023, appendix on language modelling; layers, tied decoder and dropconnect as
+    there. The variational dropout's masks are [B, 1, H]; the published code's are [1, T, H], shared over the batch.
+    """
+
+    Config = EGRULMConfig
+    name = "egru_lm"
+    state_fields = EGRUState._fields
+
+    def make_layers(self, config):
+        widths = (config.embedding, *config.layers)
+        return [
+            EGRU(
+                widths[i],
+                widths[i + 1],
+                Triangle(config.gamma, config.eps),
+                config.zoneout,
+                dropconnect=config.dropconnect,
+                thr_mean=config.thr_mean,
+            )
+            for i in range(len(config.layers))
+        ]
+
+    def run_layer(self, index, x_BTH, state):
+        trajectory, state = self.layers[index](x_BTH, state, whole=True)
+        return trajectory.y, state, trajectory
+
+    def penalty(self, runs):
+        """rate_weight x sum over layers of (mean o - rate_target)^2; o carries the surrogate's gradient."""
+        if not self.config.rate_weight:
+            return 0.0
+        return self.config.rate_weight * sum((run.o.mean() - self.config.rate_target) ** 2 for run in runs)
+
+    def rates(self, runs):
+        return [run.o.detach().mean((0, 1)) for run in runs]
+
+    def restart(self, state):
+        """Each layer's c set to zero; y and trace are carried (`restart_cell`)."""
+        return tuple(restart_cell(layer) for layer in state)
+
+    def project_(self):
+        for layer in self.layers:
+            layer.project_()
+
+    def lower(self) -> EventGraph:
+        """The whole model as an EventGraph in evaluation semantics; array names are those of `state_dict()`."""
+        c = self.config
+        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+        nodes = [
+            Node("tokens", Tokens(c.vocabulary)),
+            Node("embedding", Embedding(), {"table": "embedding.weight"}),
+        ]
+        edges = [Edge("tokens.out", "embedding.token", BINARY, (c.vocabulary,))]
+        below, kind, width = "embedding.out", DENSE, c.embedding
+        for i, units in enumerate(c.layers):
+            cell = f"layers.{i}"
+            nodes += [
+                Node(f"{cell}.kernel", Linear(), {"weight": f"{cell}.kernel", "bias": f"{cell}.bias"}),
+                Node(
+                    f"{cell}.recurrent_kernel",
+                    Linear(),
+                    {"weight": f"{cell}.recurrent_kernel", "bias": f"{cell}.recurrent_bias"},
+                ),
+                Node(cell, EGRUCell(c.zoneout), {"thr": f"{cell}.thr"}),
+            ]
+            edges += [
+                Edge(below, f"{cell}.kernel.x", kind, (width,)),
+                Edge(f"{cell}.y", f"{cell}.recurrent_kernel.x", GRADED, (units,), delay=1),
+                Edge(f"{cell}.kernel.out", f"{cell}.a", DENSE, (3 * units,)),
+                Edge(f"{cell}.recurrent_kernel.out", f"{cell}.q", DENSE, (3 * units,)),
+            ]
+            below, kind, width = f"{cell}.y", GRADED, units
+        if c.projection:
+            arrays_of = {"weight": "projection.weight", "bias": "projection.bias"}
+            nodes += [Node("projection", Linear(transposed=True), arrays_of), Node("relu", Relu())]
+            edges += [
+                Edge(below, "projection.x", kind, (width,)),
+                Edge("projection.out", "relu.x", DENSE, (c.embedding,)),
+            ]
+            below, kind, width = "relu.out", GRADED, c.embedding
+        tied = {"weight": "embedding.weight", "bias": "decoder.bias"}
+        nodes.append(Node("decoder", Linear(transposed=True), tied))
+        edges.append(Edge(below, "decoder.x", kind, (width,)))
+        return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "decoder.out"})
+
+    @classmethod
+    def from_reference(
+        cls, path_or_state_dict: str | Path | Mapping[str, Tensor], *, thresholds: str | None = None
+    ) -> "EGRULM":
+        """Read a checkpoint of the EvNN language model (weights only) and its key names.
+
+        thresholds  "projected": thr itself, in [0, 1] (EvNN 0.2.0);  "logit": the stored number is the logit of
+                    thr (the code of the ICLR paper);  None: "logit" if any stored number lies outside [0, 1]
+        returns     the model in evaluation mode; sizes, projection, gamma and eps are read off the tensors
+        raises      FormatError: a key is missing, unknown or of the wrong shape, or embedding and decoder differ
+        """
+        if isinstance(path_or_state_dict, Mapping):
+            where, tensors = "state_dict", dict(path_or_state_dict)
+        else:
+            where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
+        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+            raise FormatError(
+                where, "a table of tensors", type(tensors).__name__, "give the model's state_dict"
+            )
+
+        def take(key: str) -> Tensor:
+            if key not in tensors:
+                raise FormatError(
+                    where, f"the key {key!r}", "none", "give an EvNN language model's state_dict"
+                )
+            return tensors.pop(key)
+
+        depth = len({key.split(".")[1] for key in tensors if key.startswith("rnns.")})
+        embedding = take("embeddings.weight")
+        if not torch.equal(take("decoder.decoder.weight"), embedding):
+            raise FormatError(
+                where, "a decoder tied to the embedding", "two different tables", "use a tied model"
+            )
+        out = {"embedding.weight": embedding, "decoder.bias": take("decoder.decoder.bias")}
+        surrogate = {}
+        for i in range(depth):
+            for part in ("kernel", "recurrent_kernel", "bias", "recurrent_bias"):
+                out[f"layers.{i}.{part}"] = take(f"rnns.{i}.{part}")
+            thr = take(f"rnns.{i}.thr")
+            outside = bool(((thr < 0) | (thr > 1)).any())
+            if thresholds == "logit" or (thresholds is None and outside):
+                thr = torch.sigmoid(thr)
+            elif outside:
+                raise FormatError(
+                    f"{where}: rnns.{i}.thr", "values in [0, 1]", "others", 'try thresholds="logit"'
+                )
+            out[f"layers.{i}.thr"] = thr
+            for key, name in (("dampening_factor", "gamma"), ("pseudo_derivative_support", "eps")):
+                if f"rnns.{i}.{key}" in tensors:
+                    surrogate[name] = float(tensors.pop(f"rnns.{i}.{key}"))
+            tensors.pop(f"rnns.{i}._max_norm", None)
+        projection = "decoder.projection.weight" in tensors
+        if projection:
+            out |= {f"projection.{p}": take(f"decoder.projection.{p}") for p in ("weight", "bias")}
+        if tensors:
+            raise FormatError(
+                where, "no other keys", f"{sorted(tensors)}", "give an EvNN language model's state_dict"
+            )
+        config = EGRULMConfig(
+            vocabulary=embedding.shape[0],
+            embedding=embedding.shape[1],
+            layers=tuple(out[f"layers.{i}.thr"].shape[0] for i in range(depth)),
+            projection=projection,
+            **surrogate,
+        )
+        model = cls(config)
+        fit_tensors(model, out, where)
+        return model.eval()
+
+
+Config, Model = EGRULMConfig, EGRULM

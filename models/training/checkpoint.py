@@ -1,0 +1,47 @@
+"""Checkpoints: whole or absent, with a digest that is checked before anything is read."""
+
+import io
+from pathlib import Path
+
+import torch
+from rheobase.models._recurrent import read_torch_file
+from rheobase.spiking.errors import FormatError
+from rheobase.spiking.files import read_bytes, sha256, write_atomic
+
+MAGIC = b"rheobase-checkpoint/1 "
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
+    """Write `step-N.ckpt` atomically; the newest two are kept."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    path = folder / f"step-{step:08d}.ckpt"
+    write_atomic(path, MAGIC + sha256(payload).encode() + b"\n" + payload)
+    for old in sorted(folder.glob("step-*.ckpt"))[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint; raises FormatError where it is foreign, truncated or changed by a single bit."""
+    data = read_bytes(path, "a checkpoint")
+    head, newline, payload = data.partition(b"\n")
+    if not head.startswith(MAGIC) or not newline:
+        raise FormatError(
+            path, "a rheobase checkpoint", "another file", "delete it to go on from the one before"
+        )
+    if head[len(MAGIC) :] != sha256(payload).encode():
+        raise FormatError(
+            path, "the sha256 it was written with", "another", "delete it to go on from the one before"
+        )
+    return read_torch_file(io.BytesIO(payload))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint, or None; what a killed process left half-written is removed."""
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
+    found = sorted(folder.glob("step-*.ckpt"))
+    return found[-1] if found else None

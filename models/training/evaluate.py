@@ -1,0 +1,77 @@
+"""How good a model is: every token once, in bits a byte and perplexity, and how often its units fire."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rheobase.models.training.data import each_once
+
+DEAD, SATURATED = 0.0, 0.99
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass over a text.
+
+    bits_per_byte   mean of -log2 p(next byte)
+    perplexity      2 ** bits_per_byte
+    tokens          number of predictions
+    rates           mean firing of each event-based layer
+    dead            units that never fired, a layer
+    saturated       units that fired at more than 99 % of the steps, a layer
+    """
+
+    bits_per_byte: float
+    perplexity: float
+    tokens: int
+    rates: tuple[float, ...] = ()
+    dead: tuple[int, ...] = ()
+    saturated: tuple[int, ...] = ()
+
+    @property
+    def rate(self) -> float | None:
+        """Mean over the layers, or None where no layer sends events."""
+        return sum(self.rates) / len(self.rates) if self.rates else None
+
+
+@torch.no_grad()
+def evaluate(
+    model, data: np.ndarray, *, batch: int, context: int, restart: bool = False, progress=None
+) -> Evaluation:
+    """Predict every byte but the first exactly once, in `batch` contiguous streams that carry their state.
+
+    restart   zero c at every cut of `context` steps, as the reference does
+    progress  called with the number of predictions after each cut
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    nats, tokens, steps, state, fired = 0.0, 0, 0, None, None
+    try:
+        for x, target in each_once(data, batch, context):
+            logits, state, runs = model.run(x.to(device), state)
+            if restart:
+                state = model.restart(state)
+            nats += F.cross_entropy(
+                logits.flatten(0, 1).double(), target.to(device).flatten(), reduction="sum"
+            ).item()
+            tokens += int((target >= 0).sum())
+            rates = [r * x.shape[1] for r in model.rates(runs)]
+            fired = rates if fired is None else [a + b for a, b in zip(fired, rates, strict=True)]
+            steps += x.shape[1]
+            if progress:
+                progress(int((target >= 0).sum()))
+    finally:
+        model.train(was_training)
+    bits = nats / tokens / math.log(2)
+    units = [f / steps for f in fired]
+    return Evaluation(
+        bits_per_byte=bits,
+        perplexity=2**bits,
+        tokens=tokens,
+        rates=tuple(float(u.mean()) for u in units),
+        dead=tuple(int((u <= DEAD).sum()) for u in units),
+        saturated=tuple(int((u > SATURATED).sum()) for u in units),
+    )

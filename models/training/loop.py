@@ -1,0 +1,179 @@
+"""The training loop: truncated back-propagation through time, AdamW, and a run that survives kill -9.
+
+Everything random is a function of the seed and the step, or lies in the checkpoint, so a run that was killed at
+any moment and resumed ends with the same bits as one that was not (same machine, same number of threads, CPU).
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from rheobase.models.training.data import Batches
+from rheobase.models.training.evaluate import evaluate
+from rheobase.models.training.run import Run, RunConfig, TrainConfig
+from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
+
+LOG_EVERY = 20
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine to 0 at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves biases and thresholds alone."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
+    """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
+    config.splits()
+    return _train(Run.create(folder, config), quiet)
+
+
+def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
+    """Go on from the newest checkpoint of a run, or from its first step if it has none; its own config decides."""
+    return _train(Run.open(folder), quiet)
+
+
+def _train(run: Run, quiet: bool | None) -> Run:
+    config, t = run.config, run.config.train
+    if t.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"'
+        )
+    splits = config.splits()
+    batches = Batches(splits.train, t.batch, t.context, config.data.order, t.seed)
+    torch.manual_seed(t.seed)
+    model = config.build().to(t.device).train()
+    optimiser = make_optimiser(model, t)
+    step, state, best, elapsed, log_bytes = 0, None, None, 0.0, 0
+    newest = newest_checkpoint(run.checkpoints)
+    if newest:
+        saved = load_checkpoint(newest)
+        try:
+            model.load_state_dict(saved["model"])
+            optimiser.load_state_dict(saved["optimiser"])
+            torch.set_rng_state(saved["torch_rng"])
+            if saved["cuda_rng"]:
+                torch.cuda.set_rng_state_all(saved["cuda_rng"])
+            step, best, elapsed, log_bytes = (saved[k] for k in ("step", "best", "elapsed_s", "log_bytes"))
+            state = _to(model, saved["state"], t.device)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise FormatError(
+                newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it"
+            ) from None
+
+    began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
+    bar = _progress(t.steps, step, quiet, run.folder.name)
+    with open(run.log_path, "ab") as log:
+        log.truncate(log_bytes)
+
+        def write(**record):
+            log.write(json.dumps(record).encode() + b"\n")
+            log.flush()
+
+        while step < t.steps:
+            tokens, targets, fresh = (x.to(t.device) if torch.is_tensor(x) else x for x in batches(step))
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, t)
+            if state is not None:
+                state = None if fresh else model.restart(state) if t.restart else state
+            logits, state, layers = model.run(tokens, state)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            optimiser.zero_grad()
+            (loss + model.penalty(layers)).backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
+            optimiser.step()
+            model.project_()
+            state = tuple(type(s)(*(part.detach() for part in s)) for s in state)
+            step += 1
+            seen += tokens.numel()
+            bar.update()
+            if step % LOG_EVERY == 0 or step == t.steps:
+                now = time.monotonic()
+                bits = loss.item() / math.log(2)
+                if not math.isfinite(bits):
+                    raise RheobaseError(
+                        f"{run.folder} step {step}", "a finite loss", str(bits), "lower train.learning_rate"
+                    )
+                rates = [float(r.mean()) for r in model.rates(layers)]
+                speed = seen / max(now - seen_at, 1e-9)
+                write(
+                    step=step,
+                    bits_per_byte=bits,
+                    learning_rate=learning_rate(step - 1, t),
+                    gradient_norm=norm.item(),
+                    rates=rates,
+                    tokens_per_s=speed,
+                    elapsed_s=now - began,
+                )
+                rate = f" {100 * sum(rates) / len(rates):.0f}% active" if rates else ""
+                bar.set_postfix_str(f"{bits:.3f} bits/byte{rate} {speed / 1000:.1f}k bytes/s")
+                seen_at, seen = now, 0
+            if step % t.evaluate_every == 0 or step == t.steps:
+                look = evaluate(
+                    model, splits.valid, batch=t.evaluate_batch, context=t.context, restart=t.restart
+                )
+                write(
+                    step=step,
+                    valid=look.bits_per_byte,
+                    rates=look.rates,
+                    dead=look.dead,
+                    saturated=look.saturated,
+                )
+                if best is None or look.bits_per_byte < best["bits_per_byte"]:
+                    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                    best = {"step": step, "bits_per_byte": look.bits_per_byte, "model": weights}
+                seen_at = time.monotonic()
+            if step % t.checkpoint_every == 0 or step == t.steps:
+                os.fsync(log.fileno())
+                checkpoint = {
+                    "step": step,
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "state": tuple(tuple(s) for s in state),
+                    "torch_rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                    "best": best,
+                    "elapsed_s": time.monotonic() - began,
+                    "log_bytes": log.tell(),
+                }
+                save_checkpoint(run.checkpoints, step, checkpoint)
+    bar.close()
+    if best is None:
+        raise FormatError(run.folder, "a run with at least one step to do", "none", "raise train.steps")
+    model.load_state_dict(best["model"])
+    model.eval().cpu().save_pretrained(run.model_path)
+    final = evaluate(model, splits.valid, batch=t.evaluate_batch, context=t.context, restart=t.restart)
+    seconds = time.monotonic() - began
+    run.add_metrics(valid=final, best_step=best["step"], parameters=model.n_parameters, train_seconds=seconds)
+    return run
+
+
+def _to(model, state, device):
+    kinds = type(model.run(torch.zeros(1, 0, dtype=torch.long, device=device))[1][0])
+    return tuple(kinds(*(part.to(device) for part in layer)) for layer in state)
+
+
+def _progress(total, done, quiet, name):
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, initial=done, desc=name, unit="step", disable=quiet, dynamic_ncols=True, leave=False
+    )

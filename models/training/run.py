@@ -1,0 +1,167 @@
+"""A run: a folder with config.toml, model/, checkpoints/, log.jsonl and metrics.json."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rheobase.models import load_model
+from rheobase.models.training.data import DataConfig, Splits, read_text, split
+from rheobase.spiking import registry
+from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
+from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.files import read_bytes, write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    steps: int = 800
+    """number of updates"""
+    batch: int = 32
+    """sequences an update"""
+    context: int = 64
+    """bytes a sequence; the gradient is cut there"""
+    learning_rate: float = 1e-2
+    """at its highest"""
+    warmup: int = 40
+    """updates over which the learning rate rises from 0; it then falls to 0 along a cosine"""
+    weight_decay: float = 0.01
+    """of AdamW, on matrices only"""
+    clip: float = 1.0
+    """largest norm of the whole gradient"""
+    restart: bool = False
+    """zero each EGRU's c at every cut, as the reference does, in training and evaluation"""
+    seed: int = 0
+    """of initial weights, dropout and crops"""
+    evaluate_every: int = 200
+    """updates between two looks at the validation part"""
+    checkpoint_every: int = 200
+    """updates between two checkpoints"""
+    evaluate_batch: int = 32
+    """streams in evaluation"""
+    device: str = "cpu"
+    """"cpu" or "cuda\""""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run: the model by its file's name and its settings, the data, the training."""
+
+    model: str
+    settings: object
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    @classmethod
+    def from_table(cls, table: dict, where: str = "config") -> "RunConfig":
+        """From a table with [model] (its `name` and its settings), [data] and [train].
+
+        raises  ConfigError: an unknown section, key or model, with the nearest match
+        """
+        for key in table:
+            if key not in ("model", "data", "train"):
+                raise ConfigError(
+                    where, "a known section", repr(key), registry.nearest(key, ("model", "data", "train"))
+                )
+        model = dict(table.get("model", {}))
+        name = model.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(where, 'a model, such as [model] name = "egru_lm"', repr(name), "name one")
+        config = cls(
+            model=name,
+            settings=from_table(registry.get("rheobase.models", name).Config, model, "model"),
+            data=from_table(DataConfig, table.get("data", {}), "data"),
+            train=from_table(TrainConfig, table.get("train", {}), "train"),
+        )
+        for key in ("steps", "batch", "context", "evaluate_every", "checkpoint_every", "evaluate_batch"):
+            if getattr(config.train, key) < 1:
+                raise ConfigError(f"train.{key}", "at least 1", str(getattr(config.train, key)), "raise it")
+        return config
+
+    def to_table(self) -> dict:
+        """The table that `from_table` reads."""
+        model = {"name": self.model, **to_table(self.settings)}
+        return {"model": model, "data": to_table(self.data), "train": to_table(self.train)}
+
+    def build(self):
+        """A new model with these settings."""
+        return registry.get("rheobase.models", self.model).Model(self.settings)
+
+    def splits(self) -> Splits:
+        """The text, cut."""
+        return split(read_text(self.data), self.data, self.train.context)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths and contents of a run folder."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, folder: str | Path, config: RunConfig) -> "Run":
+        """Make the folder and write its config.toml; raises FormatError if a run is there already."""
+        run = cls(Path(folder))
+        if run.config_path.exists():
+            raise FormatError(
+                folder, "a folder without a run", "a run", "resume it with --resume or choose another --out"
+            )
+        write_atomic(run.config_path, to_toml(config.to_table()).encode())
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """An existing run; raises FormatError if there is none."""
+        run = cls(Path(folder))
+        if not run.config_path.is_file():
+            raise FormatError(folder, "a run folder with config.toml", "none", "name the --out of a training")
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.toml"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig.from_table(read_toml(self.config_path), str(self.config_path))
+
+    def model(self):
+        """The trained model: the one that was best on the validation part."""
+        if not (self.model_path / "config.json").is_file():
+            raise FormatError(
+                self.folder, "a finished run", "one without model/", "finish it with train --resume"
+            )
+        return load_model(self.model_path)
+
+    def log(self) -> list[dict]:
+        """The records of log.jsonl, one a line."""
+        lines = read_bytes(self.log_path, "a run's log").decode().splitlines()
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            raise FormatError(
+                self.log_path, "one JSON record a line", "another line", "resume the run"
+            ) from None
+
+    def metrics(self) -> dict:
+        """What metrics.json holds; empty if nothing was measured yet."""
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def add_metrics(self, **entries) -> None:
+        """Add entries to metrics.json."""
+        plain = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in entries.items()}
+        write_atomic(self.folder / "metrics.json", json.dumps(self.metrics() | plain, indent=2).encode())

@@ -1,0 +1,2 @@
+def run(argv):
+    return 0

@@ -1,0 +1,34 @@
+"""Maps the top-level folders to rheobase.* and compiles the C sources; the metadata is in pyproject.toml."""
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+FOLDERS = ("spiking", "models", "backends")
+found = find_packages(include=[g for f in FOLDERS for g in (f, f + ".*")])
+
+
+class BuildNative(build_ext):
+    """Builds the optional C library, and says in one line where it could not."""
+
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            self.warn(
+                f"rheobase: no C library ({error}); the slower NumPy form is used, `rheobase doctor` says so"
+            )
+
+
+native = Extension(
+    "rheobase.spiking.ops.native._native",
+    sources=["spiking/ops/native/gather.c"],
+    extra_compile_args=["-std=c99", "-O3", "-ffp-contract=off"],
+    optional=True,
+)
+
+setup(
+    packages=["rheobase", *(f"rheobase.{p}" for p in found)],
+    package_dir={"rheobase": "rheobase", **{f"rheobase.{f}": f for f in FOLDERS}},
+    ext_modules=[native],
+    cmdclass={"build_ext": BuildNative},
+)

@@ -1,0 +1,106 @@
+"""Frozen configuration records: from TOML, checked key by key, and back to TOML."""
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.files import read_bytes
+from rheobase.spiking.registry import nearest
+
+C = TypeVar("C")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file into a table; raises FormatError where it is not TOML."""
+    try:
+        return tomllib.loads(read_bytes(path, "a TOML file").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(path, "TOML", str(error), "mend the file") from None
+
+
+def _convert(where: str, value: Any, kind: Any) -> Any:
+    """Check one value against its annotation; an int is taken for a float and a list for a tuple."""
+    if isinstance(kind, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        kind = next(k for k in options if k is not type(None))
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(where, "a table", repr(value), f"write [{where}]")
+        return from_table(kind, value, where)
+    origin = typing.get_origin(kind)
+    if origin is tuple and isinstance(value, list | tuple):
+        item = typing.get_args(kind)[0]
+        return tuple(_convert(f"{where}[{i}]", v, item) for i, v in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if (origin or kind) is Any or type(value) is (origin or kind):
+        return value
+    raise ConfigError(where, getattr(kind, "__name__", str(kind)), f"{value!r}", "mend the value")
+
+
+def from_table(kind: type[C], table: dict[str, Any], where: str = "config") -> C:
+    """Build the frozen dataclass `kind` from a table.
+
+    raises  ConfigError: an unknown key (with the nearest match), a missing one, a value of the wrong type
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in fields:
+            raise ConfigError(where, "a known key", repr(key), nearest(key, fields))
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in table:
+            raise ConfigError(where, f"the key {name!r}", "none", "add it")
+    return kind(**{key: _convert(f"{where}.{key}", value, hints[key]) for key, value in table.items()})
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """The plain table of a configuration record; fields that are None are left out."""
+    table = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            table[field.name] = to_table(value)
+        elif value is not None:
+            table[field.name] = list(value) if isinstance(value, tuple) else value
+    return table
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    """TOML text of a table of scalars, lists and one level of sub-tables."""
+    scalars = [
+        f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items() if not isinstance(v, dict)
+    ]
+    parts = ["\n".join(scalars)] if scalars else []
+    for name, sub in table.items():
+        if isinstance(sub, dict):
+            parts.append(
+                f"[{name}]\n"
+                + "\n".join(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in sub.items())
+            )
+    return "\n\n".join(parts) + "\n"
+
+
+def set_key(table: dict[str, Any], assignment: str) -> None:
+    """Apply one `section.key=value` of the command line to a table; the value is TOML, or else a string."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError("--set", "key=value", repr(assignment), "write for instance --set train.steps=200")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError("--set", "a section", repr(part), "name a key inside a section")
+    table[last] = value

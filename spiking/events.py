@@ -1,0 +1,84 @@
+"""Sparse events: which unit sent which value at which step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rheobase.spiking.errors import ShapeError
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """Events of B streams over T steps and D units, sorted by step, then stream, then unit.
+
+    stream, step, unit   integer arrays, one entry an event
+    value                what was sent, never 0 (1 for a binary spike)
+    n_streams, n_steps, n_units   the dense shape [B, T, D]
+    dt_s                 duration of a step in seconds, or None where time has no unit
+
+    raises  ShapeError: arrays of unequal length, an index out of range, a zero value, or not sorted
+    """
+
+    stream: np.ndarray
+    step: np.ndarray
+    unit: np.ndarray
+    value: np.ndarray
+    n_streams: int
+    n_steps: int
+    n_units: int
+    dt_s: float | None = None
+
+    def __post_init__(self):
+        lengths = {len(a) for a in (self.stream, self.step, self.unit, self.value)}
+        if len(lengths) != 1:
+            raise ShapeError(
+                "Events", "arrays of one length", str(sorted(lengths)), "give each event all fields"
+            )
+        for name, size in (("stream", self.n_streams), ("step", self.n_steps), ("unit", self.n_units)):
+            index = getattr(self, name)
+            if index.size and (index.min() < 0 or index.max() >= size):
+                raise ShapeError(
+                    f"Events.{name}",
+                    f"0 to {size - 1}",
+                    f"{index.min()} to {index.max()}",
+                    "mend the index or size",
+                )
+        if (self.value == 0).any():
+            raise ShapeError("Events.value", "non-zero values", "a zero", "leave silent units out")
+        if (np.diff(self._order()) <= 0).any():
+            raise ShapeError(
+                "Events", "rising (step, stream, unit)", "another order", "use Events.from_unsorted"
+            )
+
+    def _order(self) -> np.ndarray:
+        return (self.step.astype(np.int64) * self.n_streams + self.stream) * self.n_units + self.unit
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    @classmethod
+    def from_unsorted(cls, stream, step, unit, value, n_streams, n_steps, n_units, dt_s=None) -> "Events":
+        """Events in any order; two events of one unit at one step are an error."""
+        order = np.lexsort((unit, stream, step))
+        sorted_arrays = (np.asarray(a)[order] for a in (stream, step, unit, value))
+        return cls(*sorted_arrays, n_streams, n_steps, n_units, dt_s)
+
+    @classmethod
+    def from_dense(cls, x_BTD, dt_s: float | None = None) -> "Events":
+        """The non-zero elements of an array or tensor [B, T, D]."""
+        x = np.asarray(x_BTD.detach().cpu() if hasattr(x_BTD, "detach") else x_BTD)
+        if x.ndim != 3:
+            raise ShapeError("Events.from_dense", "[B, T, D]", str(x.shape), "add the missing axis")
+        step, stream, unit = np.nonzero(x.transpose(1, 0, 2))
+        return cls(stream, step, unit, x[stream, step, unit], *x.shape, dt_s)
+
+    def to_dense(self) -> np.ndarray:
+        """The array [B, T, D], of the type of `value`."""
+        x = np.zeros((self.n_streams, self.n_steps, self.n_units), self.value.dtype)
+        x[self.stream, self.step, self.unit] = self.value
+        return x
+
+    @property
+    def rate(self) -> float:
+        """Events a unit a step, between 0 and 1; not a number where there are no steps."""
+        cells = self.n_streams * self.n_steps * self.n_units
+        return len(self) / cells if cells else float("nan")

@@ -1,0 +1,73 @@
+"""Files that are either whole or absent: written beside, flushed to disk, then renamed."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from rheobase.spiking.errors import FormatError
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new and nothing between."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path):
+    """Yield a folder to fill, and rename it to `path` when the block ends well; on an error nothing is left.
+
+    raises  FormatError: `path` exists already
+    """
+    path = Path(path)
+    if path.exists():
+        raise FormatError(path, "a folder that does not exist yet", "an existing one", "choose another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    beside.mkdir()
+    try:
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        os.rename(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """Read a whole file; raises FormatError that says `what` was expected where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FormatError(path, what, error.strerror or str(error), "check the path") from None

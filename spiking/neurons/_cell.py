@@ -1,0 +1,48 @@
+"""The contract of every neuron."""
+
+import torch
+from rheobase.spiking.errors import ShapeError
+from torch import Tensor, nn
+
+
+class Cell(nn.Module):
+    """A neuron layer whose state is an argument and a return value.
+
+    A subclass defines `initial_state` and `step`, or the faster `forward`. The law that the tests hold it to:
+    `forward` equals the fold of `step`; cutting a sequence anywhere and carrying the state changes nothing;
+    T = 0 is legal; gradients reach the initial state. A module of `spiking/neurons` also has `examples()`, a list
+    of small instances on which the laws are tried.
+
+    input_size   width of x, or None where any width will do
+    elementwise  True: no matrix products, so `forward` and the fold of `step` agree to the last bit
+    """
+
+    input_size: int | None = None
+    elementwise: bool = True
+
+    def initial_state(self, batch: int, *, dtype: torch.dtype | None = None, device=None):
+        """The state before the first step: a NamedTuple of tensors."""
+        raise NotImplementedError(f"{type(self).__name__} defines no initial_state")
+
+    def step(self, x_BD: Tensor, state) -> tuple[Tensor, tuple]:
+        """One step: x [B, D] and the state before -> output [B, H] and the state after."""
+        raise NotImplementedError(f"{type(self).__name__} defines no step")
+
+    def forward(self, x_BTD: Tensor, state=None) -> tuple[Tensor, tuple]:
+        """A sequence: x [B, T, D] and the state before -> output [B, T, H] and the state after the last step."""
+        if x_BTD.dim() != 3:
+            raise ShapeError(
+                type(self).__name__, "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add an axis"
+            )
+        if state is None:
+            state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device)
+        outputs = []
+        for x_BD in x_BTD.unbind(1):
+            y, state = self.step(x_BD, state)
+            outputs.append(y)
+        if not outputs:
+            return self.step(x_BTD.new_zeros(x_BTD.shape[0], x_BTD.shape[2]), state)[0][:, None][:, :0], state
+        return torch.stack(outputs, 1), state
+
+    def project_(self) -> None:
+        """Bring the parameters back into their legal range; call it after each step of the optimiser."""

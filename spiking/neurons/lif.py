@@ -1,0 +1,110 @@
+"""The leaky integrate-and-fire neuron as a layer."""
+
+from typing import NamedTuple
+
+import torch
+from rheobase.spiking.errors import ConfigError, ShapeError
+from rheobase.spiking.neurons._cell import Cell
+from rheobase.spiking.ops.lif.reference import lif, lif_step
+from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
+from torch import Tensor, nn
+
+TAU_MIN, THETA_MIN = 1.0, 1e-3
+
+
+class LIFState(NamedTuple):
+    """The membrane after the reset, [B, D]."""
+
+    v: Tensor
+
+
+class LIF(Cell):
+    """Leaky integrate-and-fire units; equations, peers and source: `rheobase.spiking.ops.lif`.
+
+    units         number of units; needed for learnable parameters, else any width is taken
+    tau, theta    time constant in steps, at least 1, and threshold, above 0
+    v_reset       membrane after a spike; None resets by subtracting theta
+    decay_input   whether the input is divided by tau too
+    fire          ">=" or ">"
+    detach_reset  whether the reset is cut from the gradient
+    learn         names among "tau" and "theta" to be learnt, one value a unit; `project_` keeps tau >= 1 and
+                  theta >= 0.001
+
+    >>> s, state = LIF()(torch.ones(1, 3, 2))
+    >>> s.shape
+    torch.Size([1, 3, 2])
+    """
+
+    def __init__(
+        self,
+        units: int | None = None,
+        *,
+        tau: float = 2.0,
+        theta: float = 1.0,
+        v_reset: float | None = 0.0,
+        decay_input: bool = True,
+        fire: str = ">=",
+        detach_reset: bool = False,
+        surrogate: Surrogate = ATan(),
+        learn: tuple[str, ...] = (),
+    ):
+        super().__init__()
+        if fire not in FIRE_RULES:
+            raise ConfigError("LIF fire", "'>' or '>='", repr(fire), "name the firing rule")
+        if tau < TAU_MIN:
+            raise ConfigError("LIF tau", "at least 1 step", str(tau), "raise it")
+        if theta < THETA_MIN:
+            raise ConfigError("LIF theta", f"at least {THETA_MIN}", str(theta), "raise it")
+        if set(learn) - {"tau", "theta"}:
+            raise ConfigError("LIF learn", "'tau' or 'theta'", repr(learn), "drop the others")
+        if learn and units is None:
+            raise ConfigError("LIF units", "a number, since parameters are learnt", "None", "give units=")
+        self.units = self.input_size = units
+        for name, value in (("tau", tau), ("theta", theta)):
+            setattr(self, name, nn.Parameter(torch.full((units,), value)) if name in learn else value)
+        self.v_reset, self.decay_input, self.fire = v_reset, decay_input, fire
+        self.detach_reset, self.surrogate = detach_reset, surrogate
+
+    def _settings(self) -> dict:
+        names = ("tau", "theta", "v_reset", "decay_input", "fire", "detach_reset", "surrogate")
+        return {name: getattr(self, name) for name in names}
+
+    def _check(self, x: Tensor) -> None:
+        if self.units is not None and x.shape[-1] != self.units:
+            raise ShapeError("LIF", f"{self.units} units", f"{x.shape[-1]}", "give x of that width")
+
+    def initial_state(self, batch, *, dtype=None, device=None, units=None):
+        """A membrane at rest, [batch, units]; `units` is needed only where the layer was built without."""
+        units = self.units if units is None else units
+        if units is None:
+            raise ConfigError("LIF initial_state", "the number of units", "None", "give units=")
+        return LIFState(torch.full((batch, units), self.v_reset or 0.0, dtype=dtype, device=device))
+
+    def step(self, x_BD, state):
+        self._check(x_BD)
+        s, v = lif_step(x_BD, state.v, **self._settings())
+        return s, LIFState(v)
+
+    def forward(self, x_BTD, state=None):
+        self._check(x_BTD)
+        if state is None:
+            state = self.initial_state(
+                x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1]
+            )
+        s, v = lif(x_BTD, state.v, **self._settings())
+        return s, LIFState(v[:, -1]) if x_BTD.shape[1] else state
+
+    @torch.no_grad()
+    def project_(self):
+        for name, least in (("tau", TAU_MIN), ("theta", THETA_MIN)):
+            if isinstance(getattr(self, name), nn.Parameter):
+                getattr(self, name).clamp_(min=least)
+
+
+def examples() -> list[Cell]:
+    """Small instances for the laws: both resets, both firing rules, both input forms, learnable parameters."""
+    return [
+        LIF(3),
+        LIF(2, tau=4.0, v_reset=None, decay_input=False, fire=">"),
+        LIF(4, tau=3.0, theta=0.7, v_reset=-0.2, detach_reset=True, learn=("tau", "theta")),
+    ]

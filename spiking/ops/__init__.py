@@ -1,0 +1,6 @@
+"""Functional neurons over sequences. Each op's folder holds `reference.py`, the truth for every faster form."""
+
+from rheobase.spiking.ops.egru.reference import egru
+from rheobase.spiking.ops.lif.reference import lif
+
+__all__ = ["egru", "lif"]

@@ -1,0 +1,138 @@
+"""What a computation did, as integers; and how a neuron tells a counter what its tensors are.
+
+A counter never guesses from values what is a spike: the op that makes a tensor marks it (`mark`), and says what
+it keeps as state (`announce`). Both do nothing unless a counter listens.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+BINARY, TERNARY, GRADED, DENSE = "BINARY", "TERNARY", "GRADED", "DENSE"
+KINDS = (BINARY, TERNARY, GRADED, DENSE)
+EVENT_KINDS = (BINARY, TERNARY, GRADED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Additive integer counts of one operator, over all tokens given."""
+
+    dense_macs: int = 0
+    """in x out of every executed matrix product, every operand taken as dense"""
+    macs: int = 0
+    """multiply-accumulates on DENSE operands, zeros included, and on the non-zero ones of GRADED operands"""
+    acs: int = 0
+    """accumulates on the non-zero elements of BINARY and TERNARY operands"""
+    rows: int = 0
+    """weight rows read: one for each element of a DENSE operand, each non-zero one of an event operand, each token
+    of an embedding"""
+    products: int = 0
+    """elementwise products"""
+    state_updates: int = 0
+    """values written of what a cell keeps for itself from step to step"""
+    comparisons: int = 0
+    """threshold and other comparisons"""
+    transcendentals: Mapping[str, int] = field(default_factory=dict)
+    """sigmoid, tanh, exp and the like, by kind"""
+    events: int = 0
+    """non-zero elements sent on BINARY, TERNARY and GRADED outputs"""
+    weight_bytes: int = 0
+    """logical bytes of weights: rows read x row length x item size, and biases"""
+    state_bytes: int = 0
+    """logical bytes of state read and written"""
+    activation_bytes: int = 0
+    """logical bytes of operands read and results written"""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in _INTEGERS}
+        kinds = {**self.transcendentals, **other.transcendentals}
+        both = {k: self.transcendentals.get(k, 0) + other.transcendentals.get(k, 0) for k in kinds}
+        return Counts(**total, transcendentals=both)
+
+    def without_bytes(self) -> "Counts":
+        """The same counts with every byte field at zero: what two independent counters must agree on."""
+        return dataclasses.replace(self, weight_bytes=0, state_bytes=0, activation_bytes=0)
+
+
+_INTEGERS = [f for f in dataclasses.fields(Counts) if f.name != "transcendentals"]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts by operator, and the number of tokens they are for. Tallies add.
+
+    A field of `Counts` read off the tally itself is the sum over its operators: `tally.macs`.
+
+    tokens     batch x steps of all tokens given
+    operators  operator name -> Counts
+    uncounted  names of operators that ran and have no counting rule: what is not known, never a silent zero
+    """
+
+    tokens: int = 0
+    operators: Mapping[str, Counts] = field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
+
+    def __add__(self, other: "Tally") -> "Tally":
+        names = {**self.operators, **other.operators}
+        return Tally(
+            self.tokens + other.tokens,
+            {n: self.operators.get(n, Counts()) + other.operators.get(n, Counts()) for n in names},
+            tuple(sorted({*self.uncounted, *other.uncounted})),
+        )
+
+    @property
+    def total(self) -> Counts:
+        """The sum over all operators."""
+        return sum(self.operators.values(), Counts())
+
+    def __getattr__(self, name: str):
+        if name in Counts.__dataclass_fields__:
+            return getattr(self.total, name)
+        raise AttributeError(f"Tally has no field {name!r}")
+
+    def without_bytes(self) -> "Tally":
+        """The same tally with every byte field at zero."""
+        return Tally(self.tokens, {n: c.without_bytes() for n, c in self.operators.items()}, self.uncounted)
+
+    def to_table(self) -> dict:
+        """A plain table, for JSON."""
+        return {
+            "tokens": self.tokens,
+            "uncounted": list(self.uncounted),
+            "total": dataclasses.asdict(self.total),
+            "operators": {n: dataclasses.asdict(c) for n, c in self.operators.items()},
+        }
+
+
+_listeners: list = []
+
+
+def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
+    """Tell listening counters that `tensor` carries events of this kind, and returns it.
+
+    sent  whether these events are sent just now; False for those of a state that is handed in
+    """
+    for listener in _listeners:
+        listener.mark(tensor, kind, sent)
+    return tensor
+
+
+def announce(*, state_updates: Tensor) -> None:
+    """Tell listening counters that these values were written as a cell's own state."""
+    for listener in _listeners:
+        listener.add_state_updates(state_updates)
+
+
+class listening:
+    """Context manager: `listener.mark` and `listener.add_state_updates` are called by every op inside."""
+
+    def __init__(self, listener):
+        self.listener = listener
+
+    def __enter__(self):
+        _listeners.append(self.listener)
+
+    def __exit__(self, *_):
+        _listeners.remove(self.listener)
