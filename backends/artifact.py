@@ -23,9 +23,7 @@ class Artifact:
     def read(self, name: str) -> bytes:
         """A listed file, after checking its size and hash."""
         if name not in self.manifest["files"]:
-            raise FormatError(
-                self.path / MANIFEST, f"the file {name!r} listed", "no such entry", "export it anew"
-            )
+            raise FormatError(self.path / MANIFEST, f"the file {name!r} listed", "no such entry", "export it anew")
         return _checked(self.path, name, self.manifest["files"][name])
 
 
@@ -87,18 +85,12 @@ def open_artifact(path: str | Path) -> Artifact:
         raise FormatError(which, "a hash that fits", "another: one of the two was changed", "export it anew")
     try:
         manifest = json.loads(text)
-        files = {
-            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()
-        }
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise FormatError(
-            folder / MANIFEST, "JSON with a table of files", "other", "export it anew"
-        ) from None
+        raise FormatError(folder / MANIFEST, "JSON with a table of files", "other", "export it anew") from None
     for name in files:
         if not _SAFE.fullmatch(name):
-            raise FormatError(
-                folder / MANIFEST, "paths inside the directory", repr(name), "do not use this artefact"
-            )
+            raise FormatError(folder / MANIFEST, "paths inside the directory", repr(name), "do not use this artefact")
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
     for name in sorted(present - files.keys() - {MANIFEST, SEAL}):
         raise FormatError(folder / name, "only files that the manifest lists", "an unlisted one", "remove it")

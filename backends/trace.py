@@ -125,9 +125,7 @@ class Mismatch:
     stream: int = 0
 
     def __str__(self):
-        return (
-            f"step {self.step}, node {self.node}, unit {self.unit}: expected {self.expected}, got {self.got}"
-        )
+        return f"step {self.step}, node {self.node}, unit {self.unit}: expected {self.expected}, got {self.got}"
 
 
 def compare(
@@ -141,9 +139,7 @@ def compare(
     """
     names = list(order or expected)
     if set(expected) != set(got):
-        raise FormatError(
-            "traces", f"the signals {sorted(expected)}", f"{sorted(got)}", "record the same ones"
-        )
+        raise FormatError("traces", f"the signals {sorted(expected)}", f"{sorted(got)}", "record the same ones")
     compared = different = 0
     first: tuple | None = None
     for rank, name in enumerate(names):

@@ -1,9 +1,7 @@
 """Language models. Each lives in a file of its own with `Config`, `Model` and `lower()`, found by the file's name."""
 
 if __name__ != "rheobase.models":
-    raise ImportError(
-        "import rheobase.models, not models: from the repository's root the bare name is a second copy"
-    )
+    raise ImportError("import rheobase.models, not models: from the repository's root the bare name is a second copy")
 
 import json
 from pathlib import Path
@@ -24,12 +22,11 @@ def load_model(path: str | Path) -> RecurrentLM:
     folder = Path(path)
     if (folder / "model").is_dir():
         folder = folder / "model"
+    header = read_bytes(folder / "config.json", "a model's configuration")
     try:
-        name = json.loads(read_bytes(folder / "config.json", "a model's configuration"))["model"]
+        name = json.loads(header)["model"]
     except (ValueError, KeyError, TypeError):
-        raise FormatError(
-            folder / "config.json", "JSON that names a model", "something else", "save it anew"
-        ) from None
+        raise FormatError(folder / "config.json", "JSON that names a model", "something else", "save it anew") from None
     return registry.get("rheobase.models", name).Model.from_pretrained(folder)
 
 

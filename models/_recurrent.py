@@ -58,6 +58,7 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
 
     Config: ClassVar[type]
     name: ClassVar[str]
+    citations: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config):
         super().__init__()
@@ -111,9 +112,7 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
     def _check(self, tokens: Tensor, state) -> None:
         where = f"{self.name} tokens"
         if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ShapeError(
-                where, "integers [B, T]", f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them"
-            )
+            raise ShapeError(where, "integers [B, T]", f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them")
         if tokens.numel() and tokens.device.type == "cpu":
             low, high = tokens.numpy().min(), tokens.numpy().max()
             if low < 0 or high >= self.config.vocabulary:
@@ -123,14 +122,12 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
                 )
         if state is None:
             return
-        wanted = [tuple((tokens.shape[0], n) for _ in self.state_fields) for n in self.config.layers]
+        wanted = [tuple((tokens.shape[0], n) for _ in self.state_type._fields) for n in self.config.layers]
         got = [tuple(tuple(part.shape) for part in layer) for layer in state]
         if got != wanted:
-            raise ShapeError(
-                f"{self.name} state", f"{wanted}", f"{got}", "use a state of this model and batch size"
-            )
+            raise ShapeError(f"{self.name} state", f"{wanted}", f"{got}", "use a state of this model and batch size")
 
-    state_fields: ClassVar[tuple[str, ...]]
+    state_type: ClassVar[type]
 
     def penalty(self, runs: list) -> Tensor | float:
         """What training adds to the cross-entropy; 0 where there is no regulariser."""
@@ -178,21 +175,18 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
                 raise FormatError(folder, "a model's folder", "no folder", "check the path")
             folder = Path(snapshot_download(str(pretrained_model_name_or_path), **hub_options))
         where = folder / "config.json"
+        text = read_bytes(where, "a model's configuration")
         try:
-            header = json.loads(read_bytes(where, "a model's configuration"))
+            header = json.loads(text)
             name, table, digest = header["model"], header["config"], header["weights_sha256"]
         except (ValueError, KeyError, TypeError):
-            raise FormatError(
-                where, "JSON with model, config and weights_sha256", "other", "save it anew"
-            ) from None
+            raise FormatError(where, "JSON with model, config and weights_sha256", "other", "save it anew") from None
         if name != cls.name:
             raise FormatError(where, f"a {cls.name} model", repr(name), "load it with rheobase.load")
         weights_path = folder / "model.safetensors"
         weights = read_bytes(weights_path, "a model's weights")
         if sha256(weights) != digest:
-            raise FormatError(
-                weights_path, f"sha256 {digest[:12]}…", f"{sha256(weights)[:12]}…", "fetch the file anew"
-            )
+            raise FormatError(weights_path, f"sha256 {digest[:12]}…", f"{sha256(weights)[:12]}…", "fetch the file anew")
         try:
             tensors = load_tensors(weights)
         except SafetensorError as error:

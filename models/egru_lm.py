@@ -60,7 +60,12 @@ class EGRULM(RecurrentLM):
 
     Config = EGRULMConfig
     name = "egru_lm"
-    state_fields = EGRUState._fields
+    state_type = EGRUState
+    citations = (
+        "@inproceedings{subramoney2023egru, title={Efficient recurrent architectures through activity sparsity and "
+        "sparse back-propagation through time}, author={Subramoney, Anand and Nazeer, Khaleelulla Khan and "
+        'Sch{\\"o}ne, Mark and Mayr, Christian and Kappel, David}, booktitle={ICLR}, year={2023}}',
+    )
 
     def make_layers(self, config):
         widths = (config.embedding, *config.layers)
@@ -154,23 +159,17 @@ class EGRULM(RecurrentLM):
         else:
             where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
         if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-            raise FormatError(
-                where, "a table of tensors", type(tensors).__name__, "give the model's state_dict"
-            )
+            raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")
 
         def take(key: str) -> Tensor:
             if key not in tensors:
-                raise FormatError(
-                    where, f"the key {key!r}", "none", "give an EvNN language model's state_dict"
-                )
+                raise FormatError(where, f"the key {key!r}", "none", "give an EvNN language model's state_dict")
             return tensors.pop(key)
 
         depth = len({key.split(".")[1] for key in tensors if key.startswith("rnns.")})
         embedding = take("embeddings.weight")
         if not torch.equal(take("decoder.decoder.weight"), embedding):
-            raise FormatError(
-                where, "a decoder tied to the embedding", "two different tables", "use a tied model"
-            )
+            raise FormatError(where, "a decoder tied to the embedding", "two different tables", "use a tied model")
         out = {"embedding.weight": embedding, "decoder.bias": take("decoder.decoder.bias")}
         surrogate = {}
         for i in range(depth):
@@ -181,9 +180,7 @@ class EGRULM(RecurrentLM):
             if thresholds == "logit" or (thresholds is None and outside):
                 thr = torch.sigmoid(thr)
             elif outside:
-                raise FormatError(
-                    f"{where}: rnns.{i}.thr", "values in [0, 1]", "others", 'try thresholds="logit"'
-                )
+                raise FormatError(f"{where}: rnns.{i}.thr", "values in [0, 1]", "others", 'try thresholds="logit"')
             out[f"layers.{i}.thr"] = thr
             for key, name in (("dampening_factor", "gamma"), ("pseudo_derivative_support", "eps")):
                 if f"rnns.{i}.{key}" in tensors:
@@ -193,9 +190,7 @@ class EGRULM(RecurrentLM):
         if projection:
             out |= {f"projection.{p}": take(f"decoder.projection.{p}") for p in ("weight", "bias")}
         if tensors:
-            raise FormatError(
-                where, "no other keys", f"{sorted(tensors)}", "give an EvNN language model's state_dict"
-            )
+            raise FormatError(where, "no other keys", f"{sorted(tensors)}", "give an EvNN language model's state_dict")
         config = EGRULMConfig(
             vocabulary=embedding.shape[0],
             embedding=embedding.shape[1],

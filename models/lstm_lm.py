@@ -73,7 +73,11 @@ class LSTMLM(RecurrentLM):
 
     Config = LSTMLMConfig
     name = "lstm_lm"
-    state_fields = LSTMState._fields
+    state_type = LSTMState
+    citations = (
+        "@article{hochreiter1997lstm, title={Long short-term memory}, author={Hochreiter, Sepp and Schmidhuber, "
+        'J{\\"u}rgen}, journal={Neural Computation}, volume={9}, number={8}, year={1997}}',
+    )
 
     def make_layers(self, config):
         widths = (config.embedding, *config.layers)

@@ -1,2 +1,158 @@
-def run(argv):
-    return 0
+"""The command line: what can be asked, and how answers and failures are shown."""
+
+import argparse
+import json
+import sys
+import traceback
+
+from rheobase import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    top = argparse.ArgumentParser(prog="rheobase", description=__doc__.splitlines()[0])
+    top.add_argument("--version", action="version", version=f"rheobase {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, *arguments):
+        sub = commands.add_parser(name, help=text, description=text, parents=[common])
+        for names, options in arguments:
+            sub.add_argument(*names, **options)
+
+    def arg(*names, **options):
+        return names, options
+
+    run = arg("run", metavar="RUN", help="a run folder, the --out of a training")
+    tokens = arg("--tokens", type=_positive, default=1000, help="tokens of the test part (default 1000)")
+    out = arg("--out", required=True, help="where to write; must not exist yet")
+    command(
+        "quickstart",
+        "train, evaluate, count, export, verify and report, on real text, without a download",
+        arg("--out", default="quickstart", help="folder to make (default quickstart)"),
+        arg("--small", action="store_true", help="a few seconds of training: shows the way, not the quality"),
+        arg("--text", help="a text file of yours instead of Python's language reference"),
+    )
+    command(
+        "train",
+        "train a model from a TOML configuration",
+        arg("config", nargs="?", metavar="CONFIG", help="a TOML file, or the name of a built-in configuration"),
+        arg("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.steps=200"),
+        arg("--out", help="the run folder (default runs/NAME)"),
+        arg("--resume", action="store_true", help="go on with the run in --out, from its last checkpoint"),
+    )
+    command("eval", "bits a byte and perplexity on the test part", run)
+    command(
+        "sample",
+        "text from a trained model",
+        run,
+        arg("--prompt", default="The ", help="text to go on from"),
+        arg("--length", type=_positive, default=300, help="bytes to write (default 300)"),
+        arg("--temperature", type=float, default=0.8, help="0 takes the likeliest byte (default 0.8)"),
+        arg("--seed", type=int, default=0),
+    )
+    command(
+        "count",
+        "operations a token, and what they cost on a target",
+        run,
+        tokens,
+        arg("--target", action="append", default=[], help="a target's name or TOML file; may be repeated"),
+        arg("--strict", action="store_true", help="fail if any operator was not counted"),
+    )
+    command(
+        "simulate",
+        "run the lowered model on a simulator",
+        run,
+        tokens,
+        arg(
+            "--on",
+            default="event",
+            choices=["event", "integer", "torch"],
+            help="the simulator (default event)",
+        ),
+        arg(
+            "--record",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help="outputs to keep: 'layers.*.{c,y}'",
+        ),
+        arg("--out", help="HDF5 file for the recorded outputs"),
+    )
+    command(
+        "export",
+        "write a model for a machine or another tool",
+        run,
+        arg("--to", required=True, help="the exporter, such as spinnaker2"),
+        out,
+        arg("--allow-lossy", action="store_true", help="accept changes beyond the bounded, recorded ones"),
+    )
+    command("verify", "check an exported directory and replay its trace", arg("path", metavar="DIR"))
+    command("inspect", "what a run, a trace or an exported directory holds", arg("path", metavar="PATH"))
+    command(
+        "diff",
+        "the first difference of two runs, traces or exported directories",
+        arg("a", metavar="A", help="what is expected"),
+        arg("b", metavar="B", help="what was got"),
+    )
+    command(
+        "report",
+        "one self-contained HTML page about a run",
+        run,
+        arg(
+            "--beside",
+            action="append",
+            default=[],
+            metavar="RUN",
+            help="a run to compare with; may be repeated",
+        ),
+        arg("--image", help="an exported directory of this run"),
+        arg("--out", help="the HTML file (default RUN/report.html)"),
+    )
+    command("targets", "machines that can be priced", arg("name", nargs="?", metavar="NAME"))
+    command("cite", "the papers a run stands on, in BibTeX", run)
+    command("doctor", "what this machine has")
+    return top
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; 0 done, 1 a stated failure, 2 usage."""
+    args = parser().parse_args(argv)
+    from rheobase.spiking.errors import RheobaseError
+
+    try:
+        from rheobase import commands
+
+        answer = getattr(commands, args.command)(args)
+    except (RheobaseError, OSError) as error:
+        return _fail(args, str(error))
+    except KeyboardInterrupt:
+        return _fail(args, "interrupted; train --resume goes on from the last checkpoint")
+    except Exception as error:
+        if args.debug:
+            raise
+        return _fail(args, f"internal error, {type(error).__name__}: {error}; --debug shows where")
+    if args.json:
+        print(json.dumps({"ok": answer.ok, **answer.table}, indent=2, default=str))
+    elif answer.text:
+        print(answer.text)
+    return 0 if answer.ok else 1
+
+
+def _fail(args, line: str) -> int:
+    if args.debug:
+        traceback.print_exc()
+    if args.json:
+        print(json.dumps({"ok": False, "error": line}))
+    else:
+        print(f"rheobase: {' '.join(line.split())}", file=sys.stderr)
+    return 1

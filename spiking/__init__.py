@@ -1,9 +1,7 @@
 """Neurons, surrogates, events, the intermediate form and the counts: what models and backends both stand on."""
 
 if __name__ != "rheobase.spiking":
-    raise ImportError(
-        "import rheobase.spiking, not spiking: from the repository's root the bare name is a second copy"
-    )
+    raise ImportError("import rheobase.spiking, not spiking: from the repository's root the bare name is a second copy")
 
 from rheobase.spiking.events import Events
 from rheobase.spiking.graph import EventGraph

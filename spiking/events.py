@@ -30,9 +30,7 @@ class Events:
     def __post_init__(self):
         lengths = {len(a) for a in (self.stream, self.step, self.unit, self.value)}
         if len(lengths) != 1:
-            raise ShapeError(
-                "Events", "arrays of one length", str(sorted(lengths)), "give each event all fields"
-            )
+            raise ShapeError("Events", "arrays of one length", str(sorted(lengths)), "give each event all fields")
         for name, size in (("stream", self.n_streams), ("step", self.n_steps), ("unit", self.n_units)):
             index = getattr(self, name)
             if index.size and (index.min() < 0 or index.max() >= size):
@@ -45,9 +43,7 @@ class Events:
         if (self.value == 0).any():
             raise ShapeError("Events.value", "non-zero values", "a zero", "leave silent units out")
         if (np.diff(self._order()) <= 0).any():
-            raise ShapeError(
-                "Events", "rising (step, stream, unit)", "another order", "use Events.from_unsorted"
-            )
+            raise ShapeError("Events", "rising (step, stream, unit)", "another order", "use Events.from_unsorted")
 
     def _order(self) -> np.ndarray:
         return (self.step.astype(np.int64) * self.n_streams + self.stream) * self.n_units + self.unit

@@ -35,9 +35,7 @@ class Op:
     roles: ClassVar[tuple[str, ...]] = ()
     state: ClassVar[tuple[str, ...]] = ()
 
-    def shapes(
-        self, name: str, inputs: Mapping[str, Shape], arrays: Mapping[str, np.ndarray]
-    ) -> Mapping[str, Shape]:
+    def shapes(self, name: str, inputs: Mapping[str, Shape], arrays: Mapping[str, np.ndarray]) -> Mapping[str, Shape]:
         """Output port -> shape, from those of inputs and arrays; raises GraphError where they do not fit."""
         raise NotImplementedError(f"{type(self).__name__} gives no shapes")
 
@@ -215,10 +213,7 @@ class EventGraph:
         """SHA-256 over nodes, edges, outputs and the bytes of all arrays."""
         text = json.dumps(
             {
-                "nodes": [
-                    [n.name, type(n.op).__name__, dataclasses.asdict(n.op), dict(n.arrays)]
-                    for n in self.nodes
-                ],
+                "nodes": [[n.name, type(n.op).__name__, dataclasses.asdict(n.op), dict(n.arrays)] for n in self.nodes],
                 "edges": [dataclasses.astuple(e) for e in self.edges],
                 "outputs": dict(self.outputs),
             },
@@ -238,9 +233,7 @@ class EventGraph:
         for node in self.nodes:
             needed = {r.rstrip("?") for r in node.op.roles}
             if not {r for r in node.op.roles if not r.endswith("?")} <= set(node.arrays) <= needed:
-                raise GraphError(
-                    node.name, f"arrays {node.op.roles}", f"{tuple(node.arrays)}", "name its arrays"
-                )
+                raise GraphError(node.name, f"arrays {node.op.roles}", f"{tuple(node.arrays)}", "name its arrays")
             for array in node.arrays.values():
                 if array not in self.arrays:
                     raise GraphError(node.name, f"an array {array!r} in the table", "none", "add it")
@@ -249,23 +242,15 @@ class EventGraph:
             declared = by_name[source].op.outputs.get(port) if source in by_name else None
             target, _, into = edge.target.rpartition(".")
             if declared is None or target not in by_name or into not in by_name[target].op.inputs:
-                raise GraphError(
-                    f"edge {edge.source} -> {edge.target}", "ports that exist", "others", "mend the edge"
-                )
+                raise GraphError(f"edge {edge.source} -> {edge.target}", "ports that exist", "others", "mend the edge")
             if edge.kind != declared or edge.kind not in KINDS:
-                raise GraphError(
-                    f"edge {edge.source} -> {edge.target}", declared, edge.kind, "declare the same kind"
-                )
+                raise GraphError(f"edge {edge.source} -> {edge.target}", declared, edge.kind, "declare the same kind")
             if edge.delay not in (0, 1):
-                raise GraphError(
-                    f"edge {edge.source} -> {edge.target}", "delay 0 or 1", str(edge.delay), "mend it"
-                )
+                raise GraphError(f"edge {edge.source} -> {edge.target}", "delay 0 or 1", str(edge.delay), "mend it")
         for node in self.nodes:
             ports = sorted(e.target.rpartition(".")[2] for e in self.edges if e.target_node == node.name)
             if ports != sorted(node.op.inputs):
-                raise GraphError(
-                    node.name, f"one edge into each of {node.op.inputs}", f"{ports}", "mend the edges"
-                )
+                raise GraphError(node.name, f"one edge into each of {node.op.inputs}", f"{ports}", "mend the edges")
         order = _groups(by_name, self.edges)
         shapes: dict[str, Shape] = {}
         for node in (by_name[name] for group in order for name in group):
@@ -314,9 +299,7 @@ def _within_a_step(group: list[str], edges: tuple[Edge, ...]) -> list[str]:
             if not any(e.target_node == n and e.source_node in waiting and not e.delay for e in edges)
         ]
         if not ready:
-            raise GraphError(
-                "graph", "a delay in every cycle", f"none among {', '.join(waiting)}", "delay one edge"
-            )
+            raise GraphError("graph", "a delay in every cycle", f"none among {', '.join(waiting)}", "delay one edge")
         done += ready
         waiting = [n for n in waiting if n not in ready]
     return done

@@ -115,11 +115,7 @@ class Bill:
         rows = [f"{self.target.title}, a token:"]
         for line in self.lines:
             cost = f"{line.joules / per * 1e9:12.3f} nJ" if line.joules is not None else "     unknown   "
-            each = (
-                f"{line.quantity.value:g} {line.quantity.unit}: {line.quantity.source}"
-                if line.quantity
-                else ""
-            )
+            each = f"{line.quantity.value:g} {line.quantity.unit}: {line.quantity.source}" if line.quantity else ""
             rows.append(f"  {TERMS.get(line.term, line.term):<22}{line.count / per:>12,.1f} {cost}  {each}")
         rows.append(f"  {'sum of what is priced':<34} {self.priced_joules / per * 1e9:12.3f} nJ")
         if self.unpriced:
@@ -160,13 +156,9 @@ def load_target(name_or_path: str | Path) -> Target:
     for term, entry in table.get("terms", {}).items():
         for key in ("value", "unit", "source", "confidence"):
             if not entry.get(key):
-                raise FormatError(
-                    f"{path} terms.{term}", f"a {key}", "none", "cite where the constant comes from"
-                )
+                raise FormatError(f"{path} terms.{term}", f"a {key}", "none", "cite where the constant comes from")
         if entry["unit"] not in SCALE:
-            raise FormatError(
-                f"{path} terms.{term}", f"a unit among {', '.join(SCALE)}", entry["unit"], "convert it"
-            )
+            raise FormatError(f"{path} terms.{term}", f"a unit among {', '.join(SCALE)}", entry["unit"], "convert it")
         terms[term] = Quantity(float(entry["value"]), entry["unit"], entry["source"], entry["confidence"])
     return Target(path.stem, table.get("title", path.stem), table.get("note", ""), terms)
 

@@ -156,9 +156,7 @@ class CountingMode(TorchDispatchMode):
         elif packet in _PRODUCTS:
             self.add(products=outputs[0].numel(), activation_bytes=_bytes(_tensors(args)) + _bytes(outputs))
         elif packet in _COMPARISONS:
-            self.add(
-                comparisons=outputs[0].numel(), activation_bytes=_bytes(_tensors(args)) + _bytes(outputs)
-            )
+            self.add(comparisons=outputs[0].numel(), activation_bytes=_bytes(_tensors(args)) + _bytes(outputs))
         elif packet in _TRANSCENDENTALS:
             counts = {_TRANSCENDENTALS[packet]: outputs[0].numel()}
             self.add(transcendentals=counts, activation_bytes=_bytes(_tensors(args)) + _bytes(outputs))

@@ -8,9 +8,7 @@ from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError
 
 
-def export(
-    model_or_graph, to: str, out: str | Path, *, calibration=None, allow_lossy: bool = False
-) -> Artifact:
+def export(model_or_graph, to: str, out: str | Path, *, calibration=None, allow_lossy: bool = False) -> Artifact:
     """Write a model for a machine or another tool, or refuse; nothing is approximated in silence.
 
     model_or_graph  a model with `lower()`, or an EventGraph
@@ -23,9 +21,7 @@ def export(
     """
     graph = model_or_graph.lower() if hasattr(model_or_graph, "lower") else model_or_graph
     exporter = registry.get("rheobase.backends.exporters", to)
-    return exporter.export(
-        graph, out, calibration=calibration, allow_lossy=allow_lossy, version=version("rheobase")
-    )
+    return exporter.export(graph, out, calibration=calibration, allow_lossy=allow_lossy, version=version("rheobase"))
 
 
 def verify(path: str | Path) -> Report:

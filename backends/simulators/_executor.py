@@ -61,54 +61,12 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     for group in graph.order():
         nodes = [graph.node(name) for name in group]
         edges = {n.name: graph.inputs_of(n.name) for n in nodes}
-        methods = {n.name: _method(kernels, n) for n in nodes}
-        if (
-            len(nodes) == 1
-            and not nodes[0].op.state
-            and not any(e.source_node == group[0] for e in edges[group[0]].values())
-        ):
-            node = nodes[0]
-            if isinstance(node.op, Tokens):
-                values[f"{node.name}.out"] = tokens.T[..., None]
-                continue
-            inputs = {}
-            for port, e in edges[node.name].items():
-                whole = values[e.source]
-                if e.delay:
-                    whole = kernels.shift(whole, carried[e.source])
-                inputs[port] = whole.reshape(steps * streams, -1)
-            for port, out in methods[node.name](node, inputs).items():
-                values[f"{node.name}.{port}"] = out.reshape(steps, streams, -1)
-            continue
-
-        inside = {f"{n.name}.{port}" for n in nodes for port in n.op.outputs}
-        keep = {name: [] for name in inside & wanted}
-        previous = {name: carried[name] for name in inside & carried.keys()}
-        for t in range(steps):
-            now = {}
-            for node in nodes:
-                inputs = {}
-                for port, e in edges[node.name].items():
-                    if e.source in inside:
-                        inputs[port] = previous[e.source] if e.delay else now[e.source]
-                    elif e.delay:
-                        inputs[port] = values[e.source][t - 1] if t else carried[e.source]
-                    else:
-                        inputs[port] = values[e.source][t]
-                if node.op.state:
-                    own = {s: previous[f"{node.name}.{s}"] for s in node.op.state}
-                    outputs = methods[node.name](node, inputs, own)
-                else:
-                    outputs = methods[node.name](node, inputs)
-                for port, out in outputs.items():
-                    now[f"{node.name}.{port}"] = out
-            previous = {name: now[name] for name in previous}
-            for name, kept in keep.items():
-                kept.append(now[name])
-        for name, kept in keep.items():
-            values[name] = kernels.stack(kept) if kept else kernels.zeros(0, streams, *graph.shape_of(name))
-        carried |= previous
-
+        if isinstance(nodes[0].op, Tokens):
+            values[f"{nodes[0].name}.out"] = tokens.T[..., None]
+        elif any(n.op.state or any(e.source_node in group for e in edges[n.name].values()) for n in nodes):
+            _run_by_step(nodes, edges, values, carried, wanted, (steps, streams), graph, kernels)
+        else:
+            _run_at_once(nodes[0], edges[nodes[0].name], values, carried, (steps, streams), kernels)
     for e in graph.edges:
         if e.delay and steps:
             carried[e.source] = values[e.source][-1]
@@ -125,17 +83,52 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     )
 
 
+def _run_at_once(node, edges, values, carried, size, kernels) -> None:
+    """A node that depends on no earlier step of its own: all steps and streams as one batch."""
+    inputs = {}
+    for port, e in edges.items():
+        whole = kernels.shift(values[e.source], carried[e.source]) if e.delay else values[e.source]
+        inputs[port] = whole.reshape(size[0] * size[1], whole.shape[-1])
+    for port, out in _method(kernels, node)(node, inputs).items():
+        values[f"{node.name}.{port}"] = out.reshape(*size, out.shape[-1])
+
+
+def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) -> None:
+    """Nodes that depend on each other's last step, or on their own state."""
+    steps, streams = size
+    methods = {n.name: _method(kernels, n) for n in nodes}
+    inside = {f"{n.name}.{port}" for n in nodes for port in n.op.outputs}
+    keep = {name: [] for name in inside & wanted}
+    previous = {name: carried[name] for name in inside & carried.keys()}
+    for t in range(steps):
+        now = {}
+        for node in nodes:
+            inputs = {}
+            for port, e in edges[node.name].items():
+                if e.source in inside:
+                    inputs[port] = previous[e.source] if e.delay else now[e.source]
+                elif e.delay:
+                    inputs[port] = values[e.source][t - 1] if t else carried[e.source]
+                else:
+                    inputs[port] = values[e.source][t]
+            own = ({s: previous[f"{node.name}.{s}"] for s in node.op.state},) if node.op.state else ()
+            for port, out in methods[node.name](node, inputs, *own).items():
+                now[f"{node.name}.{port}"] = out
+        previous = {name: now[name] for name in previous}
+        for name, kept in keep.items():
+            kept.append(now[name])
+    for name, kept in keep.items():
+        values[name] = kernels.stack(kept) if kept else kernels.zeros(0, streams, *graph.shape_of(name))
+    carried |= previous
+
+
 def _check_tokens(graph: EventGraph, tokens: np.ndarray) -> None:
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        raise ShapeError(
-            "simulate tokens", "integers [B, T]", f"{tokens.dtype} {tokens.shape}", "reshape them"
-        )
+        raise ShapeError("simulate tokens", "integers [B, T]", f"{tokens.dtype} {tokens.shape}", "reshape them")
     vocabulary = next(n.op.vocabulary for n in graph.nodes if isinstance(n.op, Tokens))
     if tokens.size and not (0 <= tokens.min() and tokens.max() < vocabulary):
         wrong = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise ShapeError(
-            "simulate tokens", f"ids from 0 to {vocabulary - 1}", str(wrong), "check the tokenizer"
-        )
+        raise ShapeError("simulate tokens", f"ids from 0 to {vocabulary - 1}", str(wrong), "check the tokenizer")
 
 
 def _start(graph, state, streams, kernels) -> dict:
@@ -144,9 +137,7 @@ def _start(graph, state, streams, kernels) -> dict:
         return {name: kernels.zeros(*shape) for name, shape in shapes.items()}
     got = {name: tuple(np.shape(array)) for name, array in state.items()}
     if got != shapes:
-        raise ShapeError(
-            "simulate state", f"{shapes}", f"{got}", "use a state of this graph and number of streams"
-        )
+        raise ShapeError("simulate state", f"{shapes}", f"{got}", "use a state of this graph and number of streams")
     return {name: kernels.from_numpy(array) for name, array in state.items()}
 
 
@@ -154,7 +145,5 @@ def _method(kernels, node):
     name = type(node.op).__name__.lower()
     method = getattr(kernels, name, None)
     if method is None and not isinstance(node.op, Tokens):
-        raise UnsupportedError(
-            node.name, f"an op of {type(kernels).__name__}", name, "choose another simulator"
-        )
+        raise UnsupportedError(node.name, f"an op of {type(kernels).__name__}", name, "choose another simulator")
     return method

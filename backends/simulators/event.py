@@ -85,9 +85,7 @@ class EventKernels(Kernels):
         x = inputs["x"]
         y = np.maximum(x, 0)
         n_events = np.count_nonzero(y)
-        self.add(
-            node.name, comparisons=x.size, events=n_events, activation_bytes=(x.size + n_events) * self.size
-        )
+        self.add(node.name, comparisons=x.size, events=n_events, activation_bytes=(x.size + n_events) * self.size)
         return {"out": y}
 
     def egrucell(self, node, inputs, state):

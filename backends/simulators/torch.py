@@ -55,9 +55,7 @@ class TorchKernels(Kernels):
     def egrucell(self, node, inputs, state):
         before = EGRUState(state["c"], state["c"], state["trace"])
         thr = self.arrays[node.name]["thr"]
-        _, after = egru_cell(
-            inputs["a"], inputs["q"], thr, before, surrogate=Triangle(), zoneout=node.op.zoneout
-        )
+        _, after = egru_cell(inputs["a"], inputs["q"], thr, before, surrogate=Triangle(), zoneout=node.op.zoneout)
         return after._asdict()
 
     def lstmcell(self, node, inputs, state):

@@ -29,13 +29,9 @@ def load_checkpoint(path: Path) -> dict:
     data = read_bytes(path, "a checkpoint")
     head, newline, payload = data.partition(b"\n")
     if not head.startswith(MAGIC) or not newline:
-        raise FormatError(
-            path, "a rheobase checkpoint", "another file", "delete it to go on from the one before"
-        )
+        raise FormatError(path, "a rheobase checkpoint", "another file", "delete it to go on from the one before")
     if head[len(MAGIC) :] != sha256(payload).encode():
-        raise FormatError(
-            path, "the sha256 it was written with", "another", "delete it to go on from the one before"
-        )
+        raise FormatError(path, "the sha256 it was written with", "another", "delete it to go on from the one before")
     return read_torch_file(io.BytesIO(payload))
 
 

@@ -48,9 +48,7 @@ def read_text(config: DataConfig) -> np.ndarray:
     raises  FormatError: no such file, no bytes, or not in the encoding asked for
     """
     if config.encoding not in ENCODINGS:
-        raise ConfigError(
-            "data.encoding", f"one of {', '.join(ENCODINGS)}", repr(config.encoding), "mend the config"
-        )
+        raise ConfigError("data.encoding", f"one of {', '.join(ENCODINGS)}", repr(config.encoding), "mend the config")
     if config.text == BUILT_IN:
         from pydoc_data.topics import topics
 
@@ -131,9 +129,7 @@ class Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor, bool]:
         """tokens [B, T], targets [B, T] one byte later, and whether the state starts at rest."""
         if self.order == "crops":
-            starts = np.random.default_rng((self.seed, step)).integers(
-                0, len(self.data) - self.context, self.batch
-            )
+            starts = np.random.default_rng((self.seed, step)).integers(0, len(self.data) - self.context, self.batch)
             fresh = True
         else:
             segment = step % (self.stride // self.context)

@@ -37,9 +37,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model, data: np.ndarray, *, batch: int, context: int, restart: bool = False, progress=None
-) -> Evaluation:
+def evaluate(model, data: np.ndarray, *, batch: int, context: int, restart: bool = False, progress=None) -> Evaluation:
     """Predict every byte but the first exactly once, in `batch` contiguous streams that carry their state.
 
     restart   zero c at every cut of `context` steps, as the reference does
@@ -54,9 +52,7 @@ def evaluate(
             logits, state, runs = model.run(x.to(device), state)
             if restart:
                 state = model.restart(state)
-            nats += F.cross_entropy(
-                logits.flatten(0, 1).double(), target.to(device).flatten(), reduction="sum"
-            ).item()
+            nats += F.cross_entropy(logits.flatten(0, 1).double(), target.to(device).flatten(), reduction="sum").item()
             tokens += int((target >= 0).sum())
             rates = [r * x.shape[1] for r in model.rates(runs)]
             fired = rates if fired is None else [a + b for a, b in zip(fired, rates, strict=True)]
@@ -75,3 +71,11 @@ def evaluate(
         dead=tuple(int((u <= DEAD).sum()) for u in units),
         saturated=tuple(int((u > SATURATED).sum()) for u in units),
     )
+
+
+def bits_per_byte(logits_TV: np.ndarray, targets_T: np.ndarray) -> float:
+    """Mean of -log2 softmax(logits)[target], in float64."""
+    x = logits_TV.astype(np.float64)
+    x = x - x.max(1, keepdims=True)
+    nats = np.log(np.exp(x).sum(1)) - x[np.arange(len(x)), targets_T]
+    return float(nats.mean() / math.log(2))

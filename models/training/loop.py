@@ -54,9 +54,7 @@ def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
 def _train(run: Run, quiet: bool | None) -> Run:
     config, t = run.config, run.config.train
     if t.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            "train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"'
-        )
+        raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
     splits = config.splits()
     batches = Batches(splits.train, t.batch, t.context, config.data.order, t.seed)
     torch.manual_seed(t.seed)
@@ -73,11 +71,9 @@ def _train(run: Run, quiet: bool | None) -> Run:
             if saved["cuda_rng"]:
                 torch.cuda.set_rng_state_all(saved["cuda_rng"])
             step, best, elapsed, log_bytes = (saved[k] for k in ("step", "best", "elapsed_s", "log_bytes"))
-            state = _to(model, saved["state"], t.device)
+            state = tuple(model.state_type(*(x.to(t.device) for x in layer)) for layer in saved["state"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise FormatError(
-                newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it"
-            ) from None
+            raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
 
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
     bar = _progress(t.steps, step, quiet, run.folder.name)
@@ -127,9 +123,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
                 bar.set_postfix_str(f"{bits:.3f} bits/byte{rate} {speed / 1000:.1f}k bytes/s")
                 seen_at, seen = now, 0
             if step % t.evaluate_every == 0 or step == t.steps:
-                look = evaluate(
-                    model, splits.valid, batch=t.evaluate_batch, context=t.context, restart=t.restart
-                )
+                look = evaluate(model, splits.valid, batch=t.evaluate_batch, context=t.context, restart=t.restart)
                 write(
                     step=step,
                     valid=look.bits_per_byte,
@@ -166,14 +160,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
     return run
 
 
-def _to(model, state, device):
-    kinds = type(model.run(torch.zeros(1, 0, dtype=torch.long, device=device))[1][0])
-    return tuple(kinds(*(part.to(device) for part in layer)) for layer in state)
-
-
 def _progress(total, done, quiet, name):
     from tqdm import tqdm
 
-    return tqdm(
-        total=total, initial=done, desc=name, unit="step", disable=quiet, dynamic_ncols=True, leave=False
-    )
+    return tqdm(total=total, initial=done, desc=name, unit="step", disable=quiet, dynamic_ncols=True, leave=False)

@@ -11,6 +11,23 @@ from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.files import read_bytes, write_atomic
 
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """The built-in training configurations."""
+    return sorted(p.stem for p in CONFIGS.glob("*.toml"))
+
+
+def config_path(name: str) -> Path:
+    """A TOML file, or the built-in configuration of that name; raises ConfigError if there is none."""
+    if name.endswith(".toml"):
+        return Path(name)
+    if name not in config_names():
+        remedy = registry.nearest(name, config_names())
+        raise ConfigError("train", "a TOML file or a built-in configuration", repr(name), remedy)
+    return CONFIGS / f"{name}.toml"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -141,9 +158,7 @@ class Run:
     def model(self):
         """The trained model: the one that was best on the validation part."""
         if not (self.model_path / "config.json").is_file():
-            raise FormatError(
-                self.folder, "a finished run", "one without model/", "finish it with train --resume"
-            )
+            raise FormatError(self.folder, "a finished run", "one without model/", "finish it with train --resume")
         return load_model(self.model_path)
 
     def log(self) -> list[dict]:
@@ -152,9 +167,7 @@ class Run:
         try:
             return [json.loads(line) for line in lines]
         except ValueError:
-            raise FormatError(
-                self.log_path, "one JSON record a line", "another line", "resume the run"
-            ) from None
+            raise FormatError(self.log_path, "one JSON record a line", "another line", "resume the run") from None
 
     def metrics(self) -> dict:
         """What metrics.json holds; empty if nothing was measured yet."""

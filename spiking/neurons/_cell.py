@@ -31,9 +31,7 @@ class Cell(nn.Module):
     def forward(self, x_BTD: Tensor, state=None) -> tuple[Tensor, tuple]:
         """A sequence: x [B, T, D] and the state before -> output [B, T, H] and the state after the last step."""
         if x_BTD.dim() != 3:
-            raise ShapeError(
-                type(self).__name__, "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add an axis"
-            )
+            raise ShapeError(type(self).__name__, "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add an axis")
         if state is None:
             state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device)
         outputs = []

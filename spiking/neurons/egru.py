@@ -43,43 +43,33 @@ class EGRU(Cell):
     ):
         super().__init__()
         if not 0 < thr_mean < 1:
-            raise ConfigError(
-                "EGRU thr_mean", "a number between 0 and 1", str(thr_mean), "choose for instance 0.3"
-            )
+            raise ConfigError("EGRU thr_mean", "a number between 0 and 1", str(thr_mean), "choose for instance 0.3")
         for name, p in (("zoneout", zoneout), ("dropconnect", dropconnect)):
             if not 0 <= p < 1:
                 raise ConfigError(f"EGRU {name}", "a probability below 1", str(p), "lower it")
         self.input_size, self.hidden_size, self.surrogate = input_size, hidden_size, surrogate
         self.zoneout, self.dropconnect = zoneout, dropconnect
         self.kernel = nn.Parameter(nn.init.xavier_normal_(torch.empty(input_size, 3 * hidden_size)))
-        self.recurrent_kernel = nn.Parameter(
-            nn.init.xavier_normal_(torch.empty(hidden_size, 3 * hidden_size))
-        )
+        self.recurrent_kernel = nn.Parameter(nn.init.xavier_normal_(torch.empty(hidden_size, 3 * hidden_size)))
         self.bias = nn.Parameter(torch.zeros(3 * hidden_size))
         self.recurrent_bias = nn.Parameter(torch.zeros(3 * hidden_size))
         beta = torch.distributions.Beta(3 * thr_mean / (1 - thr_mean), 3.0)
         self.thr = nn.Parameter(beta.sample((hidden_size,)))
 
     def initial_state(self, batch, *, dtype=None, device=None):
-        zeros = torch.zeros(
-            batch, self.hidden_size, dtype=dtype or self.thr.dtype, device=device or self.thr.device
-        )
+        zeros = torch.zeros(batch, self.hidden_size, dtype=dtype or self.thr.dtype, device=device or self.thr.device)
         return EGRUState(zeros, zeros, zeros)
 
     def forward(self, x_BTI: Tensor, state: EGRUState | None = None, *, whole: bool = False):
         """(y [B, T, H], state); with `whole`, (EGRUTrajectory, state)."""
-        kernel = (
-            F.dropout(self.recurrent_kernel, self.dropconnect) if self._drops() else self.recurrent_kernel
-        )
+        kernel = F.dropout(self.recurrent_kernel, self.dropconnect) if self._drops() else self.recurrent_kernel
         trajectory, state = self._run(x_BTI, kernel, state)
         return trajectory if whole else trajectory.y, state
 
     def step(self, x_BI, state):
         """One step; with dropconnect in training it would need one mask a sequence, so it refuses."""
         if self._drops():
-            raise ConfigError(
-                "EGRU.step", "dropconnect 0 in training", str(self.dropconnect), "use forward or eval()"
-            )
+            raise ConfigError("EGRU.step", "dropconnect 0 in training", str(self.dropconnect), "use forward or eval()")
         trajectory, state = self._run(x_BI[:, None], self.recurrent_kernel, state)
         return trajectory.y[:, 0], state
 

@@ -88,9 +88,7 @@ class LIF(Cell):
     def forward(self, x_BTD, state=None):
         self._check(x_BTD)
         if state is None:
-            state = self.initial_state(
-                x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1]
-            )
+            state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1])
         s, v = lif(x_BTD, state.v, **self._settings())
         return s, LIFState(v[:, -1]) if x_BTD.shape[1] else state
 

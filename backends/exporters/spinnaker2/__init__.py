@@ -36,12 +36,7 @@ def export(
     integer, deviations = quantise(graph, calibration, allow_lossy=allow_lossy)
     pes, dram = build(integer)
     tokens = calibration[:1, :TRACE_STEPS]
-    names = [
-        f"{n.name}.{port}"
-        for n in integer.nodes
-        for port in n.op.outputs
-        if port != "out" or n.name != "tokens"
-    ]
+    names = [f"{n.name}.{port}" for n in integer.nodes for port in n.op.outputs if port != "out" or n.name != "tokens"]
     run = simulate(integer, tokens, on="integer", record=names)
     signals = {name: _narrow(array) for name, array in run.recorded.items()}
     trace = StoredTrace(tokens, signals, {}, {}, integer.hash(), "integer")

@@ -93,9 +93,7 @@ def unpack(data: bytes, where: str) -> Image:
         raise FormatError(where, "an s2lm file", "another", "export it anew")
     _, version, kind, *numbers = PREFIX.unpack_from(data)
     if version != VERSION or kind not in FIELDS:
-        raise FormatError(
-            where, f"version {VERSION}", f"version {version}, kind {kind}", "export it with this release"
-        )
+        raise FormatError(where, f"version {VERSION}", f"version {version}, kind {kind}", "export it with this release")
     fields = dict(zip(FIELDS[kind], numbers, strict=False))
     wanted = REGIONS[kind]
     if fields["regions"] != len(wanted) or len(data) < PREFIX.size + ENTRY.size * len(wanted):
@@ -104,9 +102,7 @@ def unpack(data: bytes, where: str) -> Image:
     for i, (name, dtype) in enumerate(wanted.items()):
         number, offset, size = ENTRY.unpack_from(data, PREFIX.size + i * ENTRY.size)
         if number != i or offset % ALIGN or offset + size > len(data) or size % np.dtype(dtype).itemsize:
-            raise FormatError(
-                f"{where}: {name}", "a region inside the file", f"{offset} + {size}", "export it anew"
-            )
+            raise FormatError(f"{where}: {name}", "a region inside the file", f"{offset} + {size}", "export it anew")
         regions[name] = np.frombuffer(data, dtype, size // np.dtype(dtype).itemsize, offset)
     return Image(kind, fields, regions)
 

@@ -40,9 +40,9 @@ class ProcessingElement:
             if mine.any():
                 rows = first + (keys[mine] & ~KEY_MASK)
                 # float64 holds these integers exactly: each sum is proven to stay below 2^31.
-                self.sum[port] = self.sum[port] + (
-                    values[mine].astype(np.float64) @ self.weight[port][rows]
-                ).astype(np.int64)
+                self.sum[port] = self.sum[port] + (values[mine].astype(np.float64) @ self.weight[port][rows]).astype(
+                    np.int64
+                )
 
     def tick(self) -> tuple[Event, dict[str, np.ndarray]]:
         """Update all units: the events they send, and what a probe would see."""
@@ -75,9 +75,7 @@ class Machine:
         self.layers: list[list[ProcessingElement]] = []
         for where, image in pes:
             if image.kind != PE or not len(self.layers) - 1 <= image.fields["layer"] <= len(self.layers):
-                raise FormatError(
-                    where, "the PEs of one layer after the other", "another order", "export it anew"
-                )
+                raise FormatError(where, "the PEs of one layer after the other", "another order", "export it anew")
             if image.fields["layer"] == len(self.layers):
                 self.layers.append([])
             self.layers[-1].append(ProcessingElement(image, where))
@@ -85,9 +83,7 @@ class Machine:
     def step(self, token: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """One token: (logits, Q logit_frac; what probes see, by "layer.port" and "embedding")."""
         if not 0 <= token < self.vocabulary:
-            raise ShapeError(
-                "machine", f"token ids from 0 to {self.vocabulary - 1}", str(token), "check the tokenizer"
-            )
+            raise ShapeError("machine", f"token ids from 0 to {self.vocabulary - 1}", str(token), "check the tokenizer")
         x = self.embedding[token]
         active = np.flatnonzero(x)
         events = (key(0, 0) + active, x[active])
@@ -118,7 +114,5 @@ class Machine:
 
 def _shaped(where: str, region: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if region.size != int(np.prod(shape)):
-        raise FormatError(
-            where, f"a region of {int(np.prod(shape))} numbers", f"{region.size}", "export it anew"
-        )
+        raise FormatError(where, f"a region of {int(np.prod(shape))} numbers", f"{region.size}", "export it anew")
     return region.reshape(shape)

@@ -10,7 +10,7 @@ from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import EventGraph, Tokens
 
 PE_BYTES = 94_208
-"""regions of one PE: 96 kB of data memory less 2 kB, of which a 4 kB stack lies above in the shared bank"""
+"""regions of one PE: 96 KiB of data memory less 4 KiB of stack and heap"""
 PES = 148
 MAX_SLICE = 1 << 16
 
@@ -30,9 +30,7 @@ class Layer:
 
 def layers_of(graph: EventGraph) -> list[Layer]:
     """The layers, first to last; raises UnsupportedError where the graph is not embedding, EGRU layers and a head."""
-    cells = [
-        n for group in graph.order() for n in map(graph.node, group) if isinstance(n.op, IntegerEGRUCell)
-    ]
+    cells = [n for group in graph.order() for n in map(graph.node, group) if isinstance(n.op, IntegerEGRUCell)]
     streams = {f"{n.name}.out": 0 for n in graph.nodes if isinstance(n.op, IntegerEmbedding)}
     found = []
     for index, cell in enumerate(cells):
@@ -46,9 +44,7 @@ def layers_of(graph: EventGraph) -> list[Layer]:
             )
         units = graph.shape_of(f"{cell.name}.y")[0]
         found.append(
-            Layer(
-                cell.name, kernel, recurrent, streams[source.source], source.shape[0], units, cell.op.zoneout
-            )
+            Layer(cell.name, kernel, recurrent, streams[source.source], source.shape[0], units, cell.op.zoneout)
         )
         streams[f"{cell.name}.y"] = index + 1
     used = {part for layer in found for part in (layer.name, layer.kernel, layer.recurrent)}
@@ -127,13 +123,9 @@ def build(graph: EventGraph) -> tuple[list[tuple[Layer, int, Image]], Image]:
                     f"shift_{port}": shift[columns],
                 }
             parts["keys"] = [
-                [key(stream, s), first, port]
-                for stream, port, cut in sources
-                for s, (first, _) in enumerate(cut)
+                [key(stream, s), first, port] for stream, port, cut in sources for s, (first, _) in enumerate(cut)
             ]
-            image = _pe_image(
-                index, number, lo, hi - lo, layer.units, layer.inputs, streams, layer.zoneout, parts
-            )
+            image = _pe_image(index, number, lo, hi - lo, layer.units, layer.inputs, streams, layer.zoneout, parts)
             pes.append((layer, number, image))
     return pes, _dram_image(graph, layers, slices[len(layers)])
 
@@ -170,9 +162,7 @@ def _pe_image(layer, number, lo, units, layer_units, inputs, streams, zoneout, p
         dtype = dtypes.get(name, "<u4" if name in ("keys", "out_fifo") else "<i4")
         given = None if parts is None else parts.get(name)
         # Sizes alone need no memory: a broadcast zero has the right nbytes only once it is made whole.
-        regions[name] = (
-            np.zeros(shape, dtype) if given is None else np.asarray(given).astype(dtype).reshape(shape)
-        )
+        regions[name] = np.zeros(shape, dtype) if given is None else np.asarray(given).astype(dtype).reshape(shape)
     regions |= {"sigmoid": ints.sigmoid_table(), "tanh": ints.tanh_table()}
     fields = {
         "layer": layer,
@@ -189,11 +179,7 @@ def _pe_image(layer, number, lo, units, layer_units, inputs, streams, zoneout, p
 
 def _dram_image(graph: EventGraph, layers: list[Layer], last: list[tuple[int, int]]) -> Image:
     embedding = next(n for n in graph.nodes if isinstance(n.op, IntegerEmbedding))
-    head = next(
-        n
-        for n in graph.nodes
-        if isinstance(n.op, IntegerLinear) and f"{n.name}.out" in graph.outputs.values()
-    )
+    head = next(n for n in graph.nodes if isinstance(n.op, IntegerLinear) and f"{n.name}.out" in graph.outputs.values())
     source = graph.inputs_of(head.name)["x"].source
     shared = head.arrays["weight"] == embedding.arrays["table"]
     if not shared or source != f"{layers[-1].name}.y":

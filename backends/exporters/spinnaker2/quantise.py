@@ -84,9 +84,7 @@ def best_exponents(weight_DO: np.ndarray, power_D: np.ndarray, clip: bool) -> np
     if not clip:
         return base
     tried = base + np.arange(CLIPPINGS)[:, None]
-    errors = [
-        (power_D[:, None] * (weight_DO - round_weights(weight_DO, e) * 2.0**-e) ** 2).sum(0) for e in tried
-    ]
+    errors = [(power_D[:, None] * (weight_DO - round_weights(weight_DO, e) * 2.0**-e) ** 2).sum(0) for e in tried]
     return tried[np.argmin(errors, 0), np.arange(len(base))]
 
 
@@ -97,9 +95,7 @@ def round_weights(weight_DO: np.ndarray, exponent_O: np.ndarray) -> np.ndarray:
 
 def prove_bound(name: str, weight_DO, bias_O, shift_O, largest_x: int) -> None:
     """Refuse a product whose accumulator could leave int32 for any input within its format, or its shift."""
-    bound = (
-        np.abs(weight_DO.astype(np.int64)).sum(0) * largest_x + np.abs(bias_O) + (np.int64(1) << shift_O >> 1)
-    )
+    bound = np.abs(weight_DO.astype(np.int64)).sum(0) * largest_x + np.abs(bias_O) + (np.int64(1) << shift_O >> 1)
     unit = int(bound.argmax())
     if bound[unit] >= 1 << 31:
         raise UnsupportedError(
@@ -138,9 +134,7 @@ def quantise(
     shared = [n for n in graph.nodes if isinstance(n.op, Linear) and n.arrays["weight"] == table_name]
     for node in shared:
         if not node.op.transposed:
-            raise UnsupportedError(
-                node.name, "an embedding shared by a transposed Linear", "another use", "untie it"
-            )
+            raise UnsupportedError(node.name, "an embedding shared by a transposed Linear", "another use", "untie it")
     for node in graph.nodes:
         if isinstance(node.op, Linear | Embedding):
             role = "table" if isinstance(node.op, Embedding) else "weight"
@@ -152,9 +146,7 @@ def quantise(
             columns = weight.T if by_target else weight
             source = next(iter(graph.inputs_of(node.name).values())).source
             tied = name == table_name
-            exponent = best_exponents(
-                columns, np.ones(len(columns)) if tied else power[source], clip=not tied
-            )
+            exponent = best_exponents(columns, np.ones(len(columns)) if tied else power[source], clip=not tied)
             rounded = round_weights(columns, exponent)
             arrays[name] = (rounded.T if by_target else rounded).astype(np.int8)
             arrays[f"{name}.exponent"] = exponent.astype(np.int8)
@@ -187,13 +179,9 @@ def quantise(
             arrays[names["thr"]] = np.floor(thr * ints.ONE + 0.5).astype(np.int16)
             deviations.append(Deviation(node.name, "thr", "float", "int16 Q14", 2.0**-15))
             deviations.append(
-                Deviation(
-                    node.name, "sigmoid", "exact", "table", _table_error(ints.sigmoid_table(), "sigmoid")
-                )
+                Deviation(node.name, "sigmoid", "exact", "table", _table_error(ints.sigmoid_table(), "sigmoid"))
             )
-            deviations.append(
-                Deviation(node.name, "tanh", "exact", "table", _table_error(ints.tanh_table(), "tanh"))
-            )
+            deviations.append(Deviation(node.name, "tanh", "exact", "table", _table_error(ints.tanh_table(), "tanh")))
             op = IntegerEGRUCell(int(np.floor(op.zoneout * ints.ONE + 0.5)))
         nodes.append(Node(node.name, op, names))
     for edge in graph.edges:
@@ -220,9 +208,7 @@ def embed(table, exponent, x_frac, token):
     return ints.shift_right(rows << np.maximum(up, 0), np.maximum(-up, 0))
 
 
-def _quantise_bias(
-    node, op, graph, arrays: dict, names: Mapping[str, str], x_frac: int, table_name: str
-) -> None:
+def _quantise_bias(node, op, graph, arrays: dict, names: Mapping[str, str], x_frac: int, table_name: str) -> None:
     exponent = arrays[names["exponent"]]
     weight = arrays[names["weight"]]
     weight = weight.T if op.transposed else weight
@@ -273,6 +259,4 @@ def _check_recurrent_range(graph, calibration, allow_lossy, deviations) -> None:
                     f"{largest:.2f}",
                     "shrink recurrent weights, or allow a lossy export",
                 )
-            deviations.append(
-                Deviation(name, "q_g", f"up to {largest:.2f}", "saturated at 16", float(largest - 16))
-            )
+            deviations.append(Deviation(name, "q_g", f"up to {largest:.2f}", "saturated at 16", float(largest - 16)))

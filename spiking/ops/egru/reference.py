@@ -111,9 +111,7 @@ def egru(
     wanted |= {f"state.{name}": (part, (batch, units)) for name, part in state._asdict().items()}
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tuple(tensor.shape) != shape:
-            raise ShapeError(
-                f"egru {name}", f"shape {shape}", f"{tuple(tensor.shape)}", "give a matching one"
-            )
+            raise ShapeError(f"egru {name}", f"shape {shape}", f"{tuple(tensor.shape)}", "give a matching one")
 
     mark(state.y, GRADED, sent=False)
     a_BTG = F.linear(x, kernel.t(), bias)

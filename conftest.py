@@ -1,0 +1,31 @@
+import shutil
+
+import pytest
+
+from rheobase.models.training import loop
+from rheobase.models.training.run import RunConfig
+
+SMALL = {
+    "model": {"name": "egru_lm", "embedding": 48, "layers": [64, 48], "thr_mean": 0.1, "embedding_range": 0.5},
+    "train": {"steps": 60, "batch": 16, "context": 32, "warmup": 5, "evaluate_every": 60, "checkpoint_every": 60},
+}
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A run of a few seconds on the built-in text: two EGRU layers that have learnt a little."""
+    return loop.start(tmp_path_factory.mktemp("runs") / "small", RunConfig.from_table(SMALL), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def small_image_once(small_run, tmp_path_factory):
+    from rheobase.backends import export
+
+    part = small_run.config.splits().valid[: 8 * 128].reshape(8, 128)
+    return export(small_run.model(), "spinnaker2", tmp_path_factory.mktemp("images") / "image", calibration=part).path
+
+
+@pytest.fixture
+def small_image(small_image_once, tmp_path):
+    """A copy of the small run's SpiNNaker 2 image, to be damaged at will."""
+    return shutil.copytree(small_image_once, tmp_path / "image")

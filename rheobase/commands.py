@@ -1,0 +1,243 @@
+"""What each command does: it takes the parsed arguments and gives an Answer, for people and for programs."""
+
+import dataclasses
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rheobase import __version__
+from rheobase import quickstart as quick
+from rheobase.backends import count as count_operations
+from rheobase.backends import export as export_model
+from rheobase.backends import price
+from rheobase.backends import simulate as simulate_graph
+from rheobase.backends import verify as verify_artifact
+from rheobase.backends.artifact import MANIFEST, open_artifact
+from rheobase.backends.counting import load_target, target_names
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
+from rheobase.models.training import loop
+from rheobase.models.training.run import Run, RunConfig, config_names, config_path
+from rheobase.models.training.sample import sample as sample_text
+from rheobase.spiking import registry
+from rheobase.spiking.config import read_toml, set_key
+from rheobase.spiking.errors import ConfigError, RheobaseError
+from rheobase.spiking.ops.native import library
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: a table for --json, text for a person, and whether it is good news."""
+
+    table: dict = field(default_factory=dict)
+    text: str = ""
+    ok: bool = True
+
+
+def quickstart(args) -> Answer:
+    table = quick.quickstart(Path(args.out), small=args.small, text=args.text, say=_quiet if args.json else print)
+    return Answer(table, ok=table["verified"]["ok"])
+
+
+def train(args) -> Answer:
+    if args.resume:
+        if not args.out or args.config or args.set:
+            raise ConfigError("train --resume", "--out RUN alone", "other arguments", "the run's own config decides")
+        run = loop.resume(args.out)
+    else:
+        if not args.config:
+            raise ConfigError("train", "a CONFIG", "none", f"give a TOML file or one of {', '.join(config_names())}")
+        table = read_toml(config_path(args.config))
+        for assignment in args.set:
+            set_key(table, assignment)
+        config = RunConfig.from_table(table, args.config)
+        run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
+    m = run.metrics()
+    valid = m["valid"]["bits_per_byte"]
+    text = f"{run.folder}: {valid:.4f} bits a byte on the validation part, best at step {m['best_step']}"
+    return Answer({"run": str(run.folder), **m}, f"{text}, {m['train_seconds']:.0f} s")
+
+
+def eval(args) -> Answer:
+    run = Run.open(args.run)
+    result = test(run)
+    run.add_metrics(test=result)
+    lines = [
+        f"{result.bits_per_byte:.4f} bits a byte, perplexity {result.perplexity:.3f}, {result.tokens:,} predictions"
+    ]
+    for i, rate in enumerate(result.rates):
+        lines.append(
+            f"layer {i}: {100 * rate:.1f} % active, {result.dead[i]} dead, {result.saturated[i]} saturated units"
+        )
+    return Answer(dataclasses.asdict(result), "\n".join(lines))
+
+
+def sample(args) -> Answer:
+    run = Run.open(args.run)
+    prompt = args.prompt.encode()
+    text = sample_text(run.model(), prompt, args.length, temperature=args.temperature, seed=args.seed)
+    whole = (prompt + text).decode(errors="replace")
+    return Answer({"text": whole}, whole)
+
+
+def count(args) -> Answer:
+    run = Run.open(args.run)
+    tally = count_operations(run.model(), torch.from_numpy(test_tokens(run, args.tokens)))
+    if args.strict and tally.uncounted:
+        raise RheobaseError("count --strict", "a rule for every operator", ", ".join(tally.uncounted), "drop --strict")
+    bills = [price(tally, name) for name in args.target]
+    per = tally.tokens
+    lines = [f"{per:,} tokens; a token: {tally.macs / per:,.0f} of {tally.dense_macs / per:,.0f} multiply-accumulates"]
+    lines.append(f"{'operator':<28}{'dense MACs':>14}{'MACs':>14}{'products':>12}{'events':>10}")
+    for name, c in tally.operators.items():
+        row = (c.dense_macs / per, c.macs / per, c.products / per, c.events / per)
+        lines.append(f"{name:<28}{row[0]:>14,.1f}{row[1]:>14,.1f}{row[2]:>12,.1f}{row[3]:>10,.1f}")
+    if tally.uncounted:
+        lines.append(f"not counted: {', '.join(tally.uncounted)}")
+    lines += [f"\n{bill}" for bill in bills]
+    return Answer({"tally": tally.to_table(), "bills": [b.to_table() for b in bills]}, "\n".join(lines))
+
+
+def simulate(args) -> Answer:
+    if bool(args.record) != bool(args.out):
+        raise ConfigError("simulate", "--record and --out together", "one of them", "give both or neither")
+    run = Run.open(args.run)
+    graph, tokens = run.model().lower(), test_tokens(run, args.tokens)
+    if args.on == "integer":
+        graph, _ = quantise(graph, calibration(run))
+    began = time.monotonic()
+    trace = simulate_graph(graph, tokens, on=args.on, record=args.record)
+    seconds = time.monotonic() - began
+    if args.out:
+        kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
+        save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
+    rates = {name: events.rate for name, events in trace.events.items()}
+    lines = [f"{tokens.size:,} tokens on {args.on} in {seconds:.2f} s, {tokens.size / seconds:,.0f} tokens a second"]
+    lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
+    if args.out:
+        lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
+    tally = trace.tally.to_table() if trace.tally else None
+    return Answer({"tokens": tokens.size, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
+
+
+def export(args) -> Answer:
+    run = Run.open(args.run)
+    made = export_model(run.model(), args.to, args.out, calibration=calibration(run), allow_lossy=args.allow_lossy)
+    size = sum(f["bytes"] for f in made.manifest["files"].values())
+    worst = [
+        f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
+    ]
+    text = f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes\nchanged: " + "; ".join(worst)
+    return Answer({"path": str(made.path), "manifest": made.manifest}, text)
+
+
+def verify(args) -> Answer:
+    report = verify_artifact(args.path)
+    text = f"verified: {report.compared:,} integers compared, {report.mismatches:,} mismatches"
+    if not report.ok:
+        raise RheobaseError(args.path, "a whole artefact that replays its trace", report.problem, "export it anew")
+    return Answer(dataclasses.asdict(report), text)
+
+
+def inspect(args) -> Answer:
+    path = Path(args.path)
+    if (path / MANIFEST).is_file():
+        m = open_artifact(path).manifest
+        lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}"]
+        lines += [f"  {name:<20}{entry['bytes']:>10,} bytes" for name, entry in m["files"].items()]
+        lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
+        lines.append(f"not claimed: {m['not_claimed']}")
+        return Answer({"kind": "artefact", "manifest": m}, "\n".join(lines))
+    if path.suffix in (".h5", ".hdf5"):
+        trace = load_trace(path)
+        lines = [f"trace of {trace.tokens.shape[1]} tokens on {trace.simulator}, graph {trace.graph[:12]}"]
+        lines += [f"  {name:<28}{a.dtype!s:<10}{a.shape}" for name, a in trace.signals.items()]
+        shapes = {name: a.shape for name, a in trace.signals.items()}
+        return Answer({"kind": "trace", "tokens": trace.tokens.shape, "signals": shapes}, "\n".join(lines))
+    run = Run.open(path)
+    m = run.metrics()
+    return Answer(
+        {"kind": "run", "config": run.config.to_table(), "metrics": m}, run.config_path.read_text() + f"\n{m}"
+    )
+
+
+def diff(args) -> Answer:
+    a, b = (_signals(Path(p)) for p in (args.a, args.b))
+    compared, different, first = compare(a, b)
+    text = f"{compared:,} numbers compared, {different:,} differ" + (f"\nfirst: {first}" if first else "")
+    table = {"compared": compared, "different": different, "first": vars(first) if first else None}
+    return Answer(table, text, ok=different == 0)
+
+
+def _signals(path: Path) -> dict[str, np.ndarray]:
+    """Signals [B, T, n] of a trace, of an artefact's trace, or of a run: its log by step, and its weights."""
+    if path.suffix in (".h5", ".hdf5"):
+        return dict(load_trace(path).signals)
+    if (path / MANIFEST).is_file():
+        return dict(load_trace(open_artifact(path).path / "trace.h5").signals)
+    run = Run.open(path)
+    losses = np.array([r["bits_per_byte"] for r in run.log() if "bits_per_byte" in r])
+    weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}
+    return {"log.bits_per_byte": losses.reshape(1, -1, 1), **weights}
+
+
+def report(args) -> Answer:
+    runs = [Run.open(p) for p in (args.run, *args.beside)]
+    path = Path(args.out or Path(args.run) / "report.html")
+    quick.make_report(path, runs, args.image, command=f"rheobase report {args.run}")
+    return Answer({"report": str(path)}, str(path))
+
+
+def targets(args) -> Answer:
+    if not args.name:
+        found = {name: load_target(name).title for name in target_names()}
+        return Answer(found, "\n".join(f"{name:<16}{title}" for name, title in found.items()))
+    target = load_target(args.name)
+    lines = [target.title, target.note]
+    lines += [f"  {t:<18}{q.value:>8g} {q.unit}  {q.source} ({q.confidence})" for t, q in target.terms.items()]
+    return Answer(dataclasses.asdict(target), "\n".join(lines))
+
+
+def cite(args) -> Answer:
+    citations = registry.get("rheobase.models", Run.open(args.run).config.model).Model.citations
+    return Answer({"bibtex": list(citations)}, "\n\n".join(citations))
+
+
+def doctor(args) -> Answer:
+    def version(name):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = ["torch", "numpy", "h5py", "safetensors", "triton", "snntorch", "norse", "nir", "tonic"]
+    table = {
+        "rheobase": __version__,
+        "python": sys.version.split()[0],
+        "machine": f"{platform.machine()} {platform.system()}",
+        "threads": torch.get_num_threads(),
+        "c_library": library() is not None,
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        **{name: version(name) for name in packages},
+    }
+    words = {True: "yes", False: "no: NumPy is used; install a C compiler and reinstall", None: "not here"}
+    return Answer(
+        table,
+        "\n".join(
+            f"{k:<14}{words.get(v, v) if not isinstance(v, int) or isinstance(v, bool) else v}"
+            for k, v in table.items()
+        ),
+    )
+
+
+def _quiet(*_):
+    pass
+
+
+test, test_tokens, calibration = quick.test, quick.test_tokens, quick.calibration

@@ -1,0 +1,215 @@
+"""The whole way on a CPU: two models from real text, their costs, an image, its verification and a report."""
+
+import dataclasses
+import json
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rheobase import __version__
+from rheobase.backends import count, export, price, simulate, verify
+from rheobase.backends.artifact import open_artifact
+from rheobase.backends.counting import target_names
+from rheobase.backends.exporters.spinnaker2 import run_machine
+from rheobase.models.training import loop
+from rheobase.models.training.data import BUILT_IN, read_text
+from rheobase.models.training.evaluate import Evaluation, bits_per_byte, evaluate
+from rheobase.models.training.run import Run, RunConfig, config_path
+from rheobase.models.training.sample import sample
+from rheobase.spiking.config import read_toml
+from rheobase.spiking.errors import FormatError
+
+SMALL = {"steps": 60, "batch": 16, "context": 32, "evaluate_every": 60, "checkpoint_every": 60, "warmup": 5}
+SMALL_WIDTH = 48
+INTEGER_TOKENS = 10_000
+COUNT_TOKENS = 1000
+RASTER_TOKENS = 96
+PROMPT = b"The "
+
+
+def test(run: Run) -> Evaluation:
+    """The run's model on the test part of its text."""
+    t = run.config.train
+    return evaluate(run.model(), run.config.splits().test, batch=t.evaluate_batch, context=t.context, restart=t.restart)
+
+
+def test_tokens(run: Run, n: int) -> np.ndarray:
+    """The first n tokens of the test part, [1, n]."""
+    part = run.config.splits().test
+    if len(part) < n:
+        raise FormatError("the test part of the text", f"{n} tokens", f"{len(part)}", f"lower --tokens to {len(part)}")
+    return part[:n].astype(np.int64)[None]
+
+
+def calibration(run: Run) -> np.ndarray:
+    """Up to 8 stretches of 256 tokens of the validation part, [8, 256]."""
+    part = run.config.splits().valid
+    length = min(256, len(part) // 8)
+    return part[: 8 * length].astype(np.int64).reshape(8, length)
+
+
+def integer_bits(image: str | Path, tokens: np.ndarray) -> float:
+    """Bits a byte of an exported image over one stream of tokens [n], by the interpreter that reads its bytes."""
+    artifact = open_artifact(image)
+    logits = run_machine(artifact, tokens[:-1])[f"{artifact.manifest['head']}.out"][0]
+    return bits_per_byte(logits / 2.0 ** artifact.manifest["arithmetic"]["logit_frac"], tokens[1:])
+
+
+def quickstart(out: Path, *, small: bool = False, text: str | None = None, say=print) -> dict:
+    """Train the EGRU and the LSTM, test them, count, export, verify and report into the folder `out`.
+
+    small    a few seconds of training: the way, not the quality
+    text     a text file instead of the built-in text
+    say      called with each line for a person
+    returns  a table of all figures
+    raises   FormatError: `out` exists;  errors of the text as in `training.data`
+    """
+    began = time.monotonic()
+    if out.exists():
+        raise FormatError(
+            out, "a folder that does not exist yet", "an existing one", "choose another --out or remove it"
+        )
+    configs = {name: _config(name, small, text) for name in ("egru", "lstm")}
+    n_bytes = len(read_text(configs["egru"].data))
+    source = text or "Python's language reference (pydoc_data.topics)"
+    say(f"rheobase {__version__}: an EGRU language model, from text to a verified SpiNNaker 2 image")
+    say(f"text      {source}, {n_bytes:,} bytes: 80 % training, 10 % validation, 10 % test")
+    for config in configs.values():
+        config.splits()
+
+    runs, tested = {}, {}
+    for name, config in configs.items():
+        t = config.train
+        say(f"train     {name.upper()}: {t.steps} steps of {t.batch} x {t.context} bytes ...")
+        runs[name] = loop.start(out / name, config)
+        tested[name] = test(runs[name])
+        runs[name].add_metrics(test=tested[name])
+        m = runs[name].metrics()
+        say(f"          {m['parameters']:,} parameters, {m['train_seconds']:.0f} s")
+    egru, lstm = tested["egru"], tested["lstm"]
+    gap = egru.bits_per_byte / lstm.bits_per_byte
+    say(f"test      EGRU {egru.bits_per_byte:.3f} bits a byte, LSTM {lstm.bits_per_byte:.3f}: {gap:.3f} x the LSTM,")
+    say(f"          on {egru.tokens:,} bytes used for nothing else")
+    for i, rate in enumerate(egru.rates):
+        say(f"events    layer {i}: {100 * rate:.1f} % active, {egru.dead[i]} units dead, {egru.saturated[i]} saturated")
+
+    model = runs["egru"].model()
+    tokens = test_tokens(runs["egru"], min(COUNT_TOKENS, len(configs["egru"].splits().test)))
+    tallies = {name: count(run.model(), torch.from_numpy(tokens)) for name, run in runs.items()}
+    per = tokens.size
+    for name, tally in tallies.items():
+        ratio = tally.macs / tally.dense_macs
+        say(
+            f"count     {name.upper()}: {tally.macs / per:,.0f} effective of {tally.dense_macs / per:,.0f} dense MACs a token ({100 * ratio:.1f} %)"
+        )
+    bills = {target: price(tallies["egru"], target) for target in target_names()}
+    for target, bill in bills.items():
+        say(f"bill      {str(bill).replace(chr(10), chr(10) + '          ')}")
+        beside = price(tallies["lstm"], target)
+        say(f"            {'the LSTM, what is priced':<34} {beside.priced_joules / per * 1e9:12.3f} nJ")
+
+    image = out / "spinnaker2"
+    artifact = export(model, "spinnaker2", image, calibration=calibration(runs["egru"]))
+    size = sum(f["bytes"] for name, f in artifact.manifest["files"].items() if name.endswith(".bin"))
+    n_pes = sum(name.startswith("pe/") for name in artifact.manifest["files"])
+    say(f"export    {image}: {size:,} bytes on {n_pes} processing elements and in DRAM")
+    stretch = configs["egru"].splits().test[: (INTEGER_TOKENS if not small else COUNT_TOKENS) + 1].astype(np.int64)
+    floats = simulate(model.lower(), stretch[None, :-1], on="torch").outputs["logits"][0]
+    float_bits, int_bits = bits_per_byte(floats, stretch[1:]), integer_bits(image, stretch)
+    loss = 100 * (int_bits / float_bits - 1)
+    say(
+        f"          {int_bits:.4f} bits a byte in integers, {float_bits:.4f} in float32, {loss:+.2f} % ({len(stretch) - 1:,} bytes)"
+    )
+    verified = verify(image)
+    say(
+        f"verified  {verified.compared:,} integers compared, {verified.mismatches:,} mismatches"
+        if verified.ok
+        else f"NOT VERIFIED: {verified.problem}"
+    )
+    command = "rheobase quickstart" + (" --small" if small else "") + (f" --text {text}" if text else "")
+    runs["egru"].add_metrics(integer={"float_bits": float_bits, "integer_bits": int_bits, "tokens": len(stretch) - 1})
+    page = out / "report.html"
+    make_report(page, list(runs.values()), image, command=command)
+    seconds = time.monotonic() - began
+    say(f"report    {page}")
+    say(f"done in {seconds:.0f} s")
+    return {
+        "seconds": seconds,
+        "test": {name: dataclasses.asdict(e) for name, e in tested.items()},
+        "gap": gap,
+        "tallies": {name: tally.to_table() for name, tally in tallies.items()},
+        "bills": {name: bill.to_table() for name, bill in bills.items()},
+        "image": {"path": str(image), "bytes": size, "pes": n_pes},
+        "integer": {"bits_per_byte": int_bits, "float_bits_per_byte": float_bits, "tokens": len(stretch) - 1},
+        "verified": dataclasses.asdict(verified),
+        "report": str(page),
+    }
+
+
+def _config(name: str, small: bool, text: str | None) -> RunConfig:
+    table = read_toml(config_path(f"quickstart_{name}"))
+    if text:
+        table.setdefault("data", {})["text"] = text
+    if small:
+        table["train"] |= SMALL
+        table["model"] |= {"embedding": SMALL_WIDTH, "layers": [SMALL_WIDTH]}
+    return RunConfig.from_table(table, f"quickstart_{name}.toml")
+
+
+def make_report(path: Path, runs: list[Run], image: str | Path | None, *, command: str) -> None:
+    """Write the HTML report of the first run, beside the others; all figures are measured or read off the runs here."""
+    from rheobase.backends.report import ReportData, ReportImage, ReportModel, write_report
+
+    models = []
+    for run in runs:
+        metrics = run.metrics()
+        evaluation = metrics.get("test") or dataclasses.asdict(test(run))
+        tokens = test_tokens(run, min(COUNT_TOKENS, len(run.config.splits().test)))
+        tally = count(run.model(), torch.from_numpy(tokens))
+        models.append(
+            ReportModel(
+                name=run.config.model.removesuffix("_lm").upper(),
+                parameters=run.model().n_parameters,
+                log=run.log(),
+                evaluation=evaluation,
+                tally=tally,
+                bills=tuple(price(tally, target) for target in target_names()),
+            )
+        )
+    first = runs[0]
+    model = first.model()
+    stretch = test_tokens(first, min(RASTER_TOKENS, len(first.config.splits().test)))
+    trace = simulate(model.lower(), stretch)
+    shown = None
+    if image:
+        artifact = open_artifact(image)
+        integer = first.metrics().get("integer", {})
+        shown = ReportImage(
+            manifest=artifact.manifest,
+            partition=json.loads(artifact.read("partition.json")),
+            verified=verify(image),
+            float_bits=integer.get("float_bits"),
+            integer_bits=integer.get("integer_bits"),
+            integer_tokens=integer.get("tokens"),
+        )
+    text = "the Python language reference" if first.config.data.text == BUILT_IN else first.config.data.text
+    write_report(
+        path,
+        ReportData(
+            title=f"An event-based language model of {text}",
+            command=command,
+            machine=f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+            f"Python {platform.python_version()}, torch {torch.__version__}",
+            date=date.today().isoformat(),
+            models=tuple(models),
+            events=trace.events,
+            text=bytes(stretch[0].astype(np.uint8)),
+            image=shown,
+            sample=sample(model, PROMPT, 500).decode(errors="replace"),
+            prompt=PROMPT.decode(),
+        ),
+    )

@@ -1,0 +1,203 @@
+"""Bad input gets one line that says what is wrong and what to do, status 1, and nothing half-written."""
+
+import shutil
+
+import pytest
+import torch
+
+from rheobase import load
+from rheobase.cli import run
+from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
+from rheobase.spiking.errors import FormatError, ShapeError
+
+CONFIG = """
+[model]
+name = "egru_lm"
+embedding = 8
+layers = [8]
+[train]
+steps = 2
+batch = 2
+context = 8
+warmup = 1
+"""
+
+
+@pytest.fixture
+def say(capsys):
+    """Run a command line that must fail; its one line."""
+
+    def failing(*argv):
+        assert run([str(a) for a in argv]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("rheobase: ")
+        return shown.err
+
+    return failing
+
+
+def train_on(tmp_path, text: bytes, config=CONFIG, *more):
+    (tmp_path / "text.txt").write_bytes(text)
+    (tmp_path / "config.toml").write_text(config)
+    return ["train", tmp_path / "config.toml", "--out", tmp_path / "run", "--set", f"data.text={tmp_path / 'text.txt'}", *more]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"", "text.txt: expected at least 2 bytes of text, got 0; give a longer text"),
+        (b"x", "text.txt: expected at least 2 bytes of text, got 1; give a longer text"),
+        (b"x" * 60, "expected more than the context of 8 bytes, got 6; give a longer text or lower train.context"),
+        ("caf\xe9 ".encode("latin-1") * 99, "expected utf-8 text, got the byte 0xe9 near byte 3; give a text in that"),
+        (b"\xff\xfe" + "hello".encode("utf-16-le") * 99, "expected utf-8 text, got the byte 0xff near byte 0"),
+    ],
+)
+def test_texts(tmp_path, say, text, line):
+    assert line in say(*train_on(tmp_path, text))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_that_ends_inside_a_character(tmp_path, say):
+    assert "expected utf-8 text, got the byte 0xc3 near byte 200" in say(*train_on(tmp_path, b"a" * 200 + b"\xc3"))
+
+
+def test_a_text_too_short_for_its_streams(tmp_path, say):
+    config = CONFIG.replace("batch = 2", "batch = 32")
+    assert "32 streams of 8 bytes, 257 in all, got 240 bytes" in say(*train_on(tmp_path, b"word " * 60, config))
+
+
+def test_a_text_that_is_not_there(tmp_path, say):
+    line = say("quickstart", "--small", "--text", tmp_path / "none.txt", "--out", tmp_path / "q")
+    assert "none.txt: expected a text file, got no file; check data.text or --text" in line
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("train.stepz=3", "train: expected a known key, got 'stepz'; did you mean 'steps'?"),
+        ("model.layer=[3]", "model: expected a known key, got 'layer'; did you mean 'layers'?"),
+        ("trian.steps=3", "expected a known section, got 'trian'; did you mean 'train'?"),
+        ("model.name=egru", "models: expected a known name, got 'egru'; did you mean 'egru_lm'?"),
+        ("train.steps=many", "train.steps: expected int, got 'many'"),
+        ("train.steps=1.5", "train.steps: expected int, got 1.5"),
+        ("train.steps=0", "train.steps: expected at least 1, got 0"),
+        ("train", "--set: expected key=value, got 'train'"),
+        ("data.order=random", "data.order: expected 'streams' or 'crops', got 'random'"),
+        ("data.encoding=utf8", "data.encoding: expected one of utf-8, ascii, bytes, got 'utf8'"),
+        ("model.layers=[9]", "expected a last layer of 8 units, as wide as the embedding that the decoder shares, got 9"),
+        ("model.zoneout=1.0", "EGRU zoneout: expected a probability below 1, got 1.0"),
+        ("data.test=1.5", "expected fractions with a sum below 1"),
+        ("train.device=cuda:9", "train.device: expected a device of this machine, got 'cuda:9'"),
+    ],
+)
+def test_configurations(tmp_path, say, change, line):
+    assert line in say(*train_on(tmp_path, b"some words " * 99, CONFIG, "--set", change))
+
+
+def test_a_configuration_that_is_not_toml(tmp_path, say):
+    assert "config.toml: expected TOML, got" in say(*train_on(tmp_path, b"word " * 99, "= 3"))
+    assert "expected a TOML file or a built-in configuration, got 'quickstart_egr'" in say("train", "quickstart_egr")
+
+
+def test_usage_is_status_2(capsys):
+    for argv in (["trian"], ["export", "x"], ["count", "x", "--tokens", "0"], []):
+        with pytest.raises(SystemExit) as stop:
+            run(argv)
+        assert stop.value.code == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("model", [EGRULM(EGRULMConfig(embedding=8, layers=(8,))), LSTMLM(LSTMLMConfig(embedding=8, layers=(8,)))])
+def test_tokens_and_states(model):
+    tokens = torch.tensor([[1, 2, 3]])
+    with pytest.raises(ShapeError, match="tokens: expected ids from 0 to 255, got 256; check the tokenizer"):
+        model(torch.tensor([[0, 256]]))
+    with pytest.raises(ShapeError, match="tokens: expected ids from 0 to 255, got -1"):
+        model(torch.tensor([[0, -1]]))
+    with pytest.raises(ShapeError, match=r"tokens: expected integers \[B, T\]"):
+        model(torch.tensor([1, 2]))
+    _, two = model(tokens.repeat(2, 1))
+    with pytest.raises(ShapeError, match="state: expected .* use a state of this model and batch size"):
+        model(tokens, two)
+    _, other = EGRULM(EGRULMConfig(embedding=8, layers=(5, 8)))(tokens)
+    with pytest.raises(ShapeError, match="state: expected .* use a state of this model and batch size"):
+        model(tokens, other)
+
+
+def test_damaged_models(small_run, tmp_path, say):
+    folder = tmp_path / "run"
+    shutil.copytree(small_run.folder, folder)
+    weights = folder / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    assert "model.safetensors: expected sha256" in say("eval", folder)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    weights.write_bytes(flipped)
+    assert "model.safetensors: expected sha256" in say("sample", folder)
+    weights.unlink()
+    assert "model.safetensors: expected a model's weights, got No such file or directory" in say("count", folder)
+    (folder / "model" / "config.json").write_text("{}")
+    assert "config.json: expected JSON that names a model" in say("eval", folder)
+    assert "expected a run folder with config.toml, got none" in say("eval", tmp_path)
+    with pytest.raises(FormatError, match="expected a lstm_lm model, got 'egru_lm'"):
+        LSTMLM.from_pretrained(small_run.model_path)
+    with pytest.raises(FormatError, match="expected a model's configuration"):
+        load(tmp_path / "nothing")
+
+
+def test_damaged_checkpoints(small_run, tmp_path, say):
+    folder = tmp_path / "run"
+    shutil.copytree(small_run.folder, folder)
+    path = newest_checkpoint(folder / "checkpoints")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:]):
+        path.write_bytes(damaged)
+        line = say("train", "--resume", "--out", folder)
+        assert f"{path.name}: expected the sha256 it was written with, got another; delete it" in line
+    path.write_bytes(b"PK\x03\x04 something else")
+    assert f"{path.name}: expected a rheobase checkpoint, got another file" in say("train", "--resume", "--out", folder)
+
+
+def test_a_foreign_torch_file_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(FormatError, match="evil.pt: expected a torch checkpoint of plain tensors"):
+        EGRULM.from_reference(tmp_path / "evil.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_checkpoint_cut_off_in_writing_leaves_the_last_good_one(small_run, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(small_run.checkpoints, folder)
+    good = newest_checkpoint(folder)
+    (folder / ".step-00000099.ckpt.12345678.partial").write_bytes(good.read_bytes()[:1000])
+    assert newest_checkpoint(folder) == good and load_checkpoint(good)["step"] == 60
+    assert not list(folder.glob("*.partial"))
+
+
+def test_folders_that_exist_are_not_overwritten(small_run, tmp_path, say):
+    (tmp_path / "q").mkdir()
+    assert "q: expected a folder that does not exist yet" in say("quickstart", "--small", "--out", tmp_path / "q")
+    line = say("train", "quickstart_egru", "--out", small_run.folder)
+    assert "expected a folder without a run, got a run; resume it with --resume" in line
+    assert "train --resume: expected --out RUN alone" in say("train", "quickstart_egru", "--resume", "--out", "x")
+
+
+def test_names_are_suggested(small_run, tmp_path, say):
+    assert "exporters: expected a known name, got 'spinnaker'; did you mean 'spinnaker2'?" in say(
+        "export", small_run.folder, "--to", "spinnaker", "--out", tmp_path / "x"
+    )
+    assert "target: expected a known target, got 'horowitz'; did you mean 'horowitz-45nm'?" in say(
+        "count", small_run.folder, "--target", "horowitz"
+    )
+    assert "record: expected a node's output, got 'layers.0.z'" in say(
+        "simulate", small_run.folder, "--record", "layers.0.z", "--out", tmp_path / "t.h5"
+    )
+    assert "--tokens to" in say("count", small_run.folder, "--tokens", "99999999")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,106 @@
+"""Counts checked by hand, and bills that cite their constants."""
+
+import pytest
+import torch
+from torch import nn
+
+from rheobase.backends import count, price
+from rheobase.backends.counting import load_target, target_names
+from rheobase.spiking import LIF, Counts, Tally
+from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.tally import BINARY, GRADED, TERNARY, mark
+
+
+class Marked(nn.Module):
+    """Marks its input, and multiplies it by a matrix."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.linear = kind, nn.Linear(4, 3, bias=False)
+
+    def forward(self, x):
+        return self.linear(mark(x, self.kind))
+
+
+X = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "macs", "acs"), [(BINARY, 0, 6 * 3), (TERNARY, 0, 6 * 3), (GRADED, 6 * 3, 0), ("DENSE", 12 * 3, 0)]
+)
+def test_a_product_is_counted_by_what_its_operand_was_declared_to_be(kind, macs, acs):
+    """The same values, all 0 or 1, in each case: values never decide what counts as a spike."""
+    total = count(Marked(kind), X).total
+    assert (total.dense_macs, total.macs, total.acs) == (36, macs, acs)
+
+
+def test_lif_then_linear_by_hand():
+    """Two units, three steps, drive 3 and 0: unit 0 fires at every step (h = 1.5), unit 1 never."""
+    net = nn.Sequential(LIF(2), nn.Identity())
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif, self.out = LIF(2), nn.Linear(2, 5)
+
+        def forward(self, x):
+            return self.out(self.lif(x)[0])
+
+    x = torch.tensor([[[3.0, 0.0]] * 3])
+    tally = count(Net(), x)
+    lif, out = tally.operators["lif"], tally.operators["out"]
+    assert (lif.events, lif.comparisons, lif.state_updates) == (3, 6, 6)
+    assert (out.dense_macs, out.acs, out.macs, out.rows) == (3 * 2 * 5, 3 * 5, 0, 3)
+    assert tally.tokens == 3 and tally.uncounted == ()
+    assert count(net, x).acs == 0
+
+
+def test_an_operator_without_a_rule_is_named_and_not_a_silent_zero():
+    tally = count(nn.LayerNorm(4), X)
+    assert tally.uncounted == ("aten.native_layer_norm",)
+    assert "not counted: aten.native_layer_norm" in str(price(tally, "horowitz-45nm"))
+
+
+def test_fused_and_decomposed_recurrences_count_the_same():
+    x = torch.randn(2, 7, 5)
+    for cell, gates in ((nn.LSTM, 4), (nn.GRU, 3)):
+        net = cell(5, 6, batch_first=True)
+        fused, decomposed = count(net, x).total, count(net.double(), x.double()).total
+        assert fused.dense_macs == fused.macs == 2 * 7 * gates * 6 * (5 + 6)
+        assert (fused.macs, fused.transcendentals) == (decomposed.macs, decomposed.transcendentals)
+
+
+def test_tallies_add():
+    a = Tally(2, {"x": Counts(macs=3, transcendentals={"exp": 1})}, ("b",))
+    b = Tally(5, {"x": Counts(macs=4, transcendentals={"tanh": 2}), "y": Counts(acs=1)}, ("a",))
+    both = a + b
+    assert (both.tokens, both.macs, both.acs, both.uncounted) == (7, 7, 1, ("a", "b"))
+    assert both.transcendentals == {"exp": 1, "tanh": 2}
+
+
+def test_a_bill_by_hand():
+    tally = Tally(10, {"x": Counts(macs=1000, dense_macs=4000, acs=100, products=10, events=5, weight_bytes=8)})
+    bill = price(tally, "horowitz-45nm")
+    joules = {line.term: line.joules for line in bill.lines}
+    assert joules["macs"] == pytest.approx(1000 * 4.6e-12) and joules["acs"] == pytest.approx(100 * 0.9e-12)
+    assert joules["events"] is None and bill.unpriced == ("events",)
+    assert bill.priced_joules == pytest.approx(4600e-12 + 90e-12 + 37e-12 + 100e-12)
+    assert bill.formula_joules == pytest.approx(4690e-12) and bill.dense_joules == pytest.approx(18400e-12)
+    assert bill.traffic_bytes == 8
+    assert "unknown" in str(bill) and "Horowitz" in str(bill)
+
+
+def test_every_target_loads_and_cites():
+    assert {"spinnaker2", "horowitz-45nm"} <= set(target_names())
+    for name in target_names():
+        for quantity in load_target(name).terms.values():
+            assert quantity.source and quantity.confidence and quantity.joules > 0
+
+
+def test_a_target_without_a_source_does_not_load(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[terms.macs]\nvalue = 1.0\nunit = "pJ"\nconfidence = "guess"\n')
+    with pytest.raises(FormatError, match="a source.*cite where the constant comes from"):
+        load_target(path)
+    with pytest.raises(ConfigError, match="did you mean 'spinnaker2'"):
+        load_target("spinaker2")

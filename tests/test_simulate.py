@@ -1,0 +1,194 @@
+"""The simulators give the model's own events and outputs, and count what a brute force counts."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from pydoc_data.topics import topics
+
+from rheobase.backends import count, simulate
+from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
+from rheobase.spiking.graph import Edge, EventGraph
+from rheobase.spiking.tally import DENSE, GRADED
+
+TEXT = "\n\n".join(topics[k] for k in sorted(topics)).encode()
+
+
+def tokens(n, streams=1):
+    return np.frombuffer(TEXT[5000 : 5000 + streams * n], np.uint8).astype(np.int64).reshape(streams, n)
+
+
+def egru(**options):
+    torch.manual_seed(1)
+    settings = {"embedding": 40, "layers": (56, 40), "thr_mean": 0.2, **options}
+    return EGRULM(EGRULMConfig(**settings)).double().eval()
+
+
+def lstm(**options):
+    torch.manual_seed(1)
+    return LSTMLM(LSTMLMConfig(**{"embedding": 40, "layers": (56, 40), **options})).double().eval()
+
+
+MODELS = {
+    "egru": egru,
+    "egru zoneout": lambda: egru(zoneout=0.2),
+    "egru projection": lambda: egru(layers=(56, 48), projection=True),
+    "lstm": lstm,
+    "lstm projection": lambda: lstm(layers=(32, 48), projection=True),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]()
+
+
+@torch.no_grad()
+def run(model, x):
+    return model.run(torch.from_numpy(x))
+
+
+@pytest.mark.parametrize("on", ["event", "torch"])
+def test_events_and_logits_are_the_models_over_a_thousand_tokens(model, on):
+    x = tokens(1000)
+    logits, state, layers = run(model, x)
+    trace = simulate(model.lower(), x, on=on)
+    assert np.abs(trace.outputs["logits"] - logits.numpy()).max() < 1e-9
+    for i, layer in enumerate(layers):
+        if layer is None:
+            continue
+        events = trace.events[f"layers.{i}.y"].to_dense()
+        assert np.array_equal(events != 0, layer.o.numpy() != 0)
+        assert np.abs(events - layer.y.numpy()).max() < 1e-9
+        assert np.abs(trace.state[f"layers.{i}.c"] - state[i].c.numpy()).max() < 1e-9
+
+
+def test_rows_gathered_are_events_delivered(model):
+    graph = model.lower()
+    trace = simulate(graph, tokens(300, 2))
+    for edge in graph.edges:
+        if edge.kind != GRADED:
+            continue
+        events = trace.events[edge.source]
+        late = (events.step == events.n_steps - 1).sum() if edge.delay else 0
+        assert trace.tally.operators[edge.target_node].rows == len(events) - late
+
+
+def test_a_cut_and_a_carried_state_change_nothing(model):
+    graph, x = model.lower(), tokens(120, 2)
+    whole = simulate(graph, x, record=["*.out"])
+    first = simulate(graph, x[:, :50])
+    second = simulate(graph, x[:, 50:], first.state)
+    assert np.array_equal(second.outputs["logits"], whole.outputs["logits"][:, 50:])
+    assert first.tally + second.tally == whole.tally
+    assert simulate(graph, x[:, :0], first.state).state.keys() == first.state.keys()
+
+
+def test_both_counters_agree_in_all_but_bytes(model):
+    x = tokens(100, 2)
+    for precise in (model, model.float()):
+        by_dispatch = count(precise, torch.from_numpy(x))
+        assert by_dispatch.uncounted == ()
+        assert by_dispatch.without_bytes() == simulate(precise.lower(), x).tally.without_bytes()
+
+
+def test_the_tally_is_a_brute_force_count_of_the_models_tensors():
+    model, x = egru(), tokens(64, 2)
+    _, _, layers = run(model, x)
+    tally = simulate(model.lower(), x).tally
+    n = x.size
+    for i, (width, units) in enumerate(((40, 56), (56, 40))):
+        y = layers[i].y
+        before = torch.cat([torch.zeros_like(y[:, :1]), y[:, :-1]], 1)
+        operand = n * 40 if i == 0 else int((layers[i - 1].y != 0).sum())
+        kernel, recurrent = (tally.operators[f"layers.{i}.{k}"] for k in ("kernel", "recurrent_kernel"))
+        assert (kernel.dense_macs, kernel.macs) == (n * width * 3 * units, operand * 3 * units)
+        assert recurrent.dense_macs == n * units * 3 * units
+        assert recurrent.macs == int((before != 0).sum()) * 3 * units
+        assert recurrent.weight_bytes == (int((before != 0).sum()) + n) * 3 * units * 8
+        cell = tally.operators[f"layers.{i}"]
+        assert cell.events == int((y != 0).sum())
+        assert (cell.comparisons, cell.state_updates, cell.products) == (n * units, 2 * n * units, 7 * n * units)
+        assert cell.transcendentals == {"sigmoid": 2 * n * units, "tanh": n * units}
+    head = tally.operators["decoder"]
+    assert (head.dense_macs, head.macs) == (n * 40 * 256, int((layers[1].y != 0).sum()) * 256)
+    assert tally.operators["embedding"].rows == n and tally.operators["embedding"].dense_macs == 0
+    assert tally.tokens == n
+
+
+def test_five_percent_activity_takes_less_than_a_third_of_the_time():
+    """The work is proportional to events; a ratio of medians in one process, with a margin of several times."""
+    units = 768
+    model = egru(embedding=units, layers=(units, units))
+    x = tokens(60)
+
+    def seconds(active):
+        graph = model.lower()
+        thr = np.full(units, 3.0)
+        thr[: int(active * units)] = -3.0
+        arrays = {**graph.arrays, "layers.0.thr": thr, "layers.1.thr": thr}
+        graph = EventGraph(graph.nodes, graph.edges, arrays, graph.outputs)
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            trace = simulate(graph, x)
+            times.append(time.perf_counter() - began)
+        assert abs(trace.events["layers.1.y"].rate - active) < 0.01
+        return sorted(times)[1]
+
+    assert seconds(0.05) < 0.3 * seconds(1.0)
+
+
+def test_probes_keep_what_is_asked_for():
+    graph, x = egru().lower(), tokens(30)
+    recorded = simulate(graph, x, record=["layers.*.{c,y}"]).recorded
+    assert sorted(recorded) == ["layers.0.c", "layers.0.y", "layers.1.c", "layers.1.y"]
+    dense = simulate(graph, x, on="torch", record=["layers.1.c"]).recorded["layers.1.c"]
+    assert np.abs(recorded["layers.1.c"] - dense).max() < 1e-9
+    with pytest.raises(ConfigError, match="did you mean"):
+        simulate(graph, x, record=["layers.0.cc"])
+
+
+def test_a_graph_refuses_what_is_wrong_with_it():
+    graph = egru().lower()
+    wrong_kind = tuple(Edge(e.source, e.target, DENSE, e.shape, e.delay) for e in graph.edges)
+    cases = {
+        "same kind": (graph.nodes, wrong_kind, graph.arrays, graph.outputs),
+        "one edge into each": (graph.nodes, graph.edges[:-1], graph.arrays, graph.outputs),
+        "a delay in every cycle": (
+            graph.nodes,
+            tuple(Edge(e.source, e.target, e.kind, e.shape) for e in graph.edges),
+            graph.arrays,
+            graph.outputs,
+        ),
+        "in the table": (graph.nodes, graph.edges, {}, graph.outputs),
+        "one node a name": (graph.nodes + graph.nodes[:1], graph.edges, graph.arrays, graph.outputs),
+        "a node's output": (graph.nodes, graph.edges, graph.arrays, {"logits": "decoder.in"}),
+        "shape": (graph.nodes, graph.edges, {**graph.arrays, "layers.0.thr": np.zeros(3)}, graph.outputs),
+    }
+    for message, parts in cases.items():
+        with pytest.raises(GraphError, match=message):
+            EventGraph(*parts)
+
+
+def test_the_hash_names_the_content():
+    graph = egru().lower()
+    changed = {**graph.arrays, "layers.0.thr": graph.arrays["layers.0.thr"] + 1e-12}
+    assert graph.hash() == egru().lower().hash()
+    assert graph.hash() != EventGraph(graph.nodes, graph.edges, changed, graph.outputs).hash()
+
+
+def test_a_state_of_another_size_is_refused():
+    graph = egru().lower()
+    state = simulate(graph, tokens(5, 2)).state
+    with pytest.raises(ShapeError, match="number of streams"):
+        simulate(graph, tokens(5, 1), state)
+    with pytest.raises(ShapeError, match="ids from 0 to 255"):
+        simulate(graph, np.array([[256]]))
+
+
+def test_tied_weights_are_in_the_table_once():
+    graph = egru().lower()
+    assert graph.node("embedding").arrays["table"] == graph.node("decoder").arrays["weight"] == "embedding.weight"

@@ -1,0 +1,200 @@
+"""The SpiNNaker 2 image: integers that agree everywhere, and damage that is always named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rheobase.backends import export, simulate, verify
+from rheobase.backends.artifact import open_artifact, reseal
+from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
+from rheobase.backends.exporters.spinnaker2 import run_machine
+from rheobase.backends.exporters.spinnaker2.image import FIELDS, PE, unpack
+from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, build, slices_of
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.models.training.evaluate import bits_per_byte
+from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, UnsupportedError
+from rheobase.spiking.graph import EventGraph
+
+TEXT = np.arange(600).reshape(2, 300) * 7 % 256
+
+
+def edited(graph, **arrays):
+    return EventGraph(graph.nodes, graph.edges, {**graph.arrays, **arrays}, graph.outputs)
+
+
+def test_the_rounding_rule_by_hand():
+    x = np.array([-6, -5, -3, -2, -1, 0, 1, 2, 3, 5, 6])
+    assert ints.shift_right(x, 2).tolist() == [-1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 2]
+    assert ints.shift_right(x, 0).tolist() == x.tolist()
+    assert ints.shift_right(2**31 - 1 - 2**9, 10) == 2**21 - 1
+
+
+def test_the_tables_are_close_for_every_argument():
+    x = np.arange(-32768, 32768)
+    for table, exact in (
+        (ints.sigmoid_table(), 1 / (1 + np.exp(-x / 2048))),
+        (ints.tanh_table(), np.tanh(x / 2048)),
+    ):
+        assert np.abs(ints.look_up(table, x) / ints.ONE - exact).max() < 1.5e-4
+        assert (np.diff(ints.look_up(table, x)) >= 0).all()
+    assert ints.look_up(ints.tanh_table(), 10**6) == ints.look_up(ints.tanh_table(), 32767)
+
+
+def test_an_egru_tick_by_hand():
+    """Gates at 0 give z = r = 1/2, g = 0; c = 0.5 becomes p = 0.25, which fires over 0.2 and resets to 0.05."""
+    zero = np.zeros(3, np.int64)
+    c = np.array([ints.ONE // 2])
+    tables = ints.sigmoid_table(), ints.tanh_table()
+    y, after = ints.egru_tick(zero, zero, c, np.array([3277]), 0, *tables)
+    assert (y.item(), after.item()) == (4096, 4096 - 3277)
+    y, after = ints.egru_tick(zero, zero, c, np.array([4096]), 0, *tables)
+    assert (y.item(), after.item()) == (0, 4096)
+    _, kept = ints.egru_tick(zero, zero, c, np.array([ints.ONE]), ints.ONE // 2, *tables)
+    assert kept.item() == 4096 + 2048
+
+
+def test_the_packed_image_replays_its_trace(small_image):
+    report = verify(small_image)
+    manifest = open_artifact(small_image).manifest
+    widths = 48 + 2 * 3 * 64 + 2 * 3 * 48 + 2 * 64 + 2 * 48 + 256
+    assert report.ok and report.mismatches == 0
+    assert report.compared == 128 * widths
+    assert manifest["coverage"]["layers.0.kernel"] == "PEs of layers.0"
+    assert all(d["bound"] >= 0 for d in manifest["deviations"])
+    assert "not a run on silicon" in manifest["not_claimed"]
+
+
+def test_partitioning_changes_no_integer(small_run, monkeypatch, tmp_path):
+    """The same model on one PE a layer and on many."""
+    from rheobase.backends.exporters.spinnaker2 import partition
+
+    part = small_run.config.splits().valid[: 4 * 64].reshape(4, 64)
+    monkeypatch.setattr(partition, "PE_BYTES", 9000)
+    many = export(small_run.model(), "spinnaker2", tmp_path / "many", calibration=part)
+    assert sum(name.startswith("pe/") for name in many.manifest["files"]) > 6
+    assert verify(tmp_path / "many").ok
+    monkeypatch.undo()
+    few = export(small_run.model(), "spinnaker2", tmp_path / "few", calibration=part)
+    got = (run_machine(a, part[0])["decoder.out"] for a in (many, few))
+    assert np.array_equal(*got)
+
+
+def test_the_image_loses_less_than_one_percent(small_run, small_image):
+    tokens = small_run.config.splits().test[:3001].astype(np.int64)
+    logits = simulate(small_run.model().lower(), tokens[None, :-1]).outputs["logits"][0]
+    artifact = open_artifact(small_image)
+    integer = run_machine(artifact, tokens[:-1])["decoder.out"][0] / 2.0**ints.LOGIT_FRAC
+    assert bits_per_byte(integer, tokens[1:]) < 1.01 * bits_per_byte(logits, tokens[1:])
+
+
+def test_any_changed_byte_is_named(small_image):
+    files = sorted(p for p in small_image.rglob("*") if p.is_file())
+    generator = np.random.default_rng(0)
+    assert len(files) == 7
+    places = [(f, int(generator.integers(f.stat().st_size))) for f in files for _ in range(143)]
+    for path, at in places:
+        whole = path.read_bytes()
+        changed = bytearray(whole)
+        changed[at] ^= int(generator.integers(1, 256))
+        path.write_bytes(changed)
+        report = verify(small_image)
+        path.write_bytes(whole)
+        assert not report.ok and path.name in report.problem, (path, at, report)
+    assert verify(small_image).ok
+
+
+def test_a_flipped_weight_under_fresh_hashes_is_found_by_the_replay(small_image):
+    artifact = open_artifact(small_image)
+    path = small_image / "pe" / "000.bin"
+    image = unpack(path.read_bytes(), "pe/000.bin")
+    x = np.flatnonzero(run_machine(artifact, [ord("e")])["embedding.out"][0, 0])[0]
+    offset = sum(list(image.sizes().values())[: 1 + list(image.regions).index("weight_a")])
+    data = bytearray(path.read_bytes())
+    data[offset + x * 3 * 64 + 5] ^= 0x40
+    path.write_bytes(data)
+    reseal(small_image)
+    report = verify(small_image)
+    assert not report.ok and report.mismatches > 0
+    assert "step 0, node layers.0.kernel.out, unit 5: expected" in report.problem
+
+
+def test_manifests_that_lie(small_image, tmp_path):
+    manifest = json.loads((small_image / "manifest.json").read_text())
+
+    def with_files(files):
+        (small_image / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+        from rheobase.backends.artifact import SEAL, _seal
+
+        (small_image / SEAL).write_bytes(_seal((small_image / "manifest.json").read_bytes()))
+        return verify(small_image).problem
+
+    (tmp_path / "secret").write_bytes(b"x")
+    assert "paths inside the directory" in with_files(manifest["files"] | {"../secret": {"bytes": 1, "sha256": ""}})
+    assert "paths inside the directory" in with_files(manifest["files"] | {"/etc/passwd": {"bytes": 1, "sha256": ""}})
+    files = dict(manifest["files"])
+    del files["dram.bin"]
+    assert "dram.bin: expected only files that the manifest lists" in with_files(files)
+    with_files(manifest["files"])
+    (small_image / "dram.bin").unlink()
+    assert "dram.bin: expected a listed file, got none" in verify(small_image).problem
+    (small_image / "dram.bin").symlink_to(tmp_path / "secret")
+    assert "expected a plain file, got a link" in verify(small_image).problem
+    with pytest.raises(FormatError, match="expected an exported directory"):
+        verify(tmp_path / "nowhere")
+
+
+def test_what_has_no_integer_form_is_refused_and_leaves_nothing(tmp_path):
+    model = EGRULM(EGRULMConfig(embedding=16, layers=(16,)))
+    graph = model.lower()
+    out = tmp_path / "image"
+    huge = np.full_like(graph.arrays["layers.0.bias"], 1e6)
+    heavy = np.full_like(graph.arrays["layers.0.recurrent_kernel"], 100.0)
+    with pytest.raises(UnsupportedError, match="layers.0: expected Embedding, Linear or EGRUCell, got LSTMCell"):
+        export(LSTMLM(LSTMLMConfig(embedding=16, layers=(16,))), "spinnaker2", out, calibration=TEXT)
+    with pytest.raises(UnsupportedError, match="an accumulator below 2\\^31"):
+        export(edited(graph, **{"layers.0.bias": huge}), "spinnaker2", out, calibration=TEXT)
+    with pytest.raises(UnsupportedError, match="thresholds in \\[0, 1\\]"):
+        export(edited(graph, **{"layers.0.thr": np.full(16, 1.5)}), "spinnaker2", out, calibration=TEXT)
+    low = np.full(16, 0.01, np.float32)
+    lossy = edited(graph, **{"layers.0.recurrent_kernel": heavy, "layers.0.thr": low})
+    with pytest.raises(LossyExportError, match="recurrent candidates below 16"):
+        export(lossy, "spinnaker2", out, calibration=TEXT)
+    assert not list(tmp_path.iterdir())
+    made = export(lossy, "spinnaker2", out, calibration=TEXT, allow_lossy=True)
+    assert any(d["field"] == "q_g" for d in made.manifest["deviations"]) and verify(out).ok
+    with pytest.raises(ConfigError, match="calibration tokens"):
+        export(model, "spinnaker2", tmp_path / "other")
+    with pytest.raises(FormatError, match="choose another --out"):
+        export(model, "spinnaker2", out, calibration=TEXT)
+
+
+def test_a_layer_that_does_not_fit_says_what_would():
+    graph = EGRULM(EGRULMConfig(embedding=2400, layers=(2400,), thr_mean=0.9)).lower()
+    integer, _ = quantise(graph, TEXT[:1, :2])
+    with pytest.raises(UnsupportedError, match="layers.0: expected at most 148 processing elements.*units would fit"):
+        build(integer)
+
+
+def test_one_unit_that_does_not_fit_is_named():
+    from rheobase.backends.exporters.spinnaker2.partition import Layer
+
+    with pytest.raises(UnsupportedError, match="layers.0: expected at most 94208 bytes.*fewer than"):
+        slices_of(Layer("layers.0", "a", "q", 0, 40_000, 4, 0), 1)
+
+
+def test_regions_fit_and_headers_read_back(small_run):
+    part = small_run.config.splits().valid[:64].reshape(1, 64)
+    integer, _ = quantise(small_run.model().lower(), part)
+    pes, dram = build(integer)
+    for _, _, image in pes:
+        data = image.pack()
+        again = unpack(data, "pe")
+        assert len(data) == sum(image.sizes().values()) <= PE_BYTES
+        assert all(again.fields[f] == image.fields[f] for f in FIELDS[PE] if f != "regions")
+        assert all(np.array_equal(again.regions[r], a.reshape(-1)) for r, a in image.regions.items())
+    assert unpack(dram.pack(), "dram").pack() == dram.pack()
+    for damaged in (data[:-20], b"XXXX" + data[4:], data[:30]):
+        with pytest.raises(FormatError):
+            unpack(damaged, "pe")
