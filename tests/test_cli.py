@@ -1,0 +1,78 @@
+"""Every command on a real run: what people read and what programs read."""
+
+import json
+import re
+
+import h5py
+import pytest
+
+from rheobase import __version__
+from rheobase.cli import run
+
+
+@pytest.fixture
+def ask(capsys):
+    """Run a command line; what it printed, as text or as JSON."""
+
+    def asking(*argv, status=0):
+        assert run([str(a) for a in argv]) == status
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        return json.loads(shown.out) if "--json" in argv else shown.out
+
+    return asking
+
+
+def test_eval_sample_and_cite(small_run, ask):
+    text = ask("eval", small_run.folder)
+    assert re.search(r"^\d\.\d{4} bits a byte, perplexity", text) and "layer 1:" in text
+    table = ask("eval", small_run.folder, "--json")
+    assert table["ok"] and table["tokens"] == len(small_run.config.splits().test) - 1
+    assert ask("sample", small_run.folder, "--length", "20", "--prompt", "if ").startswith("if ")
+    assert "@inproceedings{subramoney2023egru" in ask("cite", small_run.folder)
+
+
+def test_count_gives_operators_and_bills(small_run, ask):
+    text = ask("count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--target", "horowitz-45nm", "--strict")
+    assert "layers.1.recurrent_kernel" in text and "unknown" in text and "memory traffic" in text
+    table = ask("count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--json")
+    assert table["tally"]["tokens"] == 50 and table["bills"][0]["unpriced"]
+    assert 0 < table["tally"]["total"]["macs"] < table["tally"]["total"]["dense_macs"]
+
+
+def test_simulators_record_one_format_and_diff_compares_it(small_run, tmp_path, ask):
+    for on in ("event", "torch", "integer"):
+        arguments = ("--tokens", 40, "--on", on, "--record", "layers.*.{c,y}", "--out", tmp_path / f"{on}.h5")
+        assert f"40 tokens on {on}" in ask("simulate", small_run.folder, *arguments)
+        with h5py.File(tmp_path / f"{on}.h5") as file:
+            assert file["signals/layers.1.y"].shape == (1, 40, 48)
+            assert file["signals/layers.1.y"].attrs["kind"] == "GRADED" and file.attrs["simulator"] == on
+    assert "trace of 40 tokens on integer" in ask("inspect", tmp_path / "integer.h5")
+    assert "0 differ" in ask("diff", tmp_path / "event.h5", tmp_path / "event.h5")
+    text = ask("diff", tmp_path / "event.h5", tmp_path / "integer.h5", status=1)
+    assert re.search(r"first: step 0, node layers\.0\.[cy], unit \d+: expected [-\d.e]+, got -?\d+", text)
+    ask("diff", small_run.folder, small_run.folder)
+
+
+def test_export_verify_inspect(small_run, tmp_path, ask):
+    assert "at most" in ask("export", small_run.folder, "--to", "spinnaker2", "--out", tmp_path / "image")
+    assert re.fullmatch(r"verified: [\d,]+ integers compared, 0 mismatches\n", ask("verify", tmp_path / "image"))
+    text = ask("inspect", tmp_path / "image")
+    assert text.startswith("s2lm/1") and "pe/000.bin" in text and "not claimed" in text
+    assert "differ" in ask("diff", tmp_path / "image", tmp_path / "image")
+    assert "egru_lm" in ask("inspect", small_run.folder)
+
+
+def test_report_is_one_self_contained_page(small_run, tmp_path, ask):
+    ask("export", small_run.folder, "--to", "spinnaker2", "--out", tmp_path / "image")
+    ask("report", small_run.folder, "--image", tmp_path / "image", "--out", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "<svg" in page and "bits a byte" in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page) and "<script" not in page
+
+
+def test_targets_and_doctor(ask):
+    assert "spinnaker2" in ask("targets") and "ISSCC" in ask("targets", "horowitz-45nm")
+    table = ask("doctor", "--json")
+    assert table["rheobase"] == __version__ and isinstance(table["c_library"], bool) and "cuda" in table
+    assert "torch" in ask("doctor")

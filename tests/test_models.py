@@ -1,0 +1,128 @@
+"""What both language models promise: streaming, dropout, regularisers, saving and loading."""
+
+import json
+
+import pytest
+import torch
+
+import rheobase
+from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.models._recurrent import variational_dropout
+from rheobase.spiking import restart_cell
+from rheobase.spiking.errors import ConfigError, FormatError
+
+TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def models(**options):
+    torch.manual_seed(0)
+    egru = EGRULM(EGRULMConfig(embedding=12, layers=(10, 12), thr_mean=0.1, **options)).double()
+    return [egru, LSTMLM(LSTMLMConfig(embedding=12, layers=(10, 12), **options)).double()]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@torch.no_grad()
+def test_cutting_and_carrying_the_state_changes_nothing(kind):
+    model = models()[kind].eval()
+    whole, end = model(TOKENS)
+    for cut in (0, 1, 7, 20):
+        first, state = model(TOKENS[:, :cut])
+        second, last = model(TOKENS[:, cut:], state)
+        assert torch.allclose(torch.cat([first, second], 1), whole, atol=1e-12, rtol=0)
+        for a, b in zip(last, end, strict=True):
+            assert all(torch.allclose(x, y, atol=1e-12, rtol=0) for x, y in zip(a, b, strict=True))
+
+
+@torch.no_grad()
+def test_restart_zeroes_c_and_nothing_else():
+    egru, lstm = models()
+    _, state = egru(TOKENS)
+    restarted = egru.restart(state)
+    for before, after in zip(state, restarted, strict=True):
+        assert after.c.abs().max() == 0 and before.c.abs().max() > 0
+        assert torch.equal(after.y, before.y) and torch.equal(after.trace, before.trace)
+        assert restart_cell(before)._fields == before._fields
+    _, state = lstm(TOKENS)
+    assert lstm.restart(state) is state
+
+
+def test_a_dropout_mask_is_shared_over_time_and_not_over_the_batch():
+    x = torch.ones(64, 9, 50)
+    y = variational_dropout(x, 0.25, True)
+    assert (y == y[:, :1]).all() and not (y[0] == y[1]).all()
+    assert y.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert (y == 0).double().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert variational_dropout(x, 0.25, False) is x
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_dropconnect_and_dropout_act_in_training_only(kind):
+    model = models(dropconnect=0.5, dropout_embedding=0.1, dropout_forward=0.1, dropout_output=0.1)[kind]
+    plain = models()[kind].eval()
+    assert torch.equal(model.eval()(TOKENS)[0], plain(TOKENS)[0])
+    model.train()
+    assert not torch.equal(model(TOKENS)[0], model(TOKENS)[0])
+    model(TOKENS)[0].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_dropconnect_drops_single_weights_and_rescales():
+    torch.manual_seed(0)
+    model = models(dropconnect=0.5)[0].train()
+    seen = {}
+    model.layers[0]._run = lambda x, kernel, state: seen.update(kernel=kernel) or (None, None)
+    model.layers[0](torch.zeros(1, 1, 12), whole=True)
+    ratio = seen["kernel"] / model.layers[0].recurrent_kernel
+    assert set(ratio.detach().round(decimals=6).unique().tolist()) == {0.0, 2.0}
+    with pytest.raises(ConfigError, match="use forward or eval"):
+        model.layers[0].step(torch.zeros(1, 12), model.layers[0].initial_state(1))
+
+
+def test_the_rate_regulariser_pulls_towards_its_target():
+    torch.manual_seed(0)
+    rates = {}
+    for target in (0.05, 0.6):
+        config = EGRULMConfig(embedding=16, layers=(16,), thr_mean=0.1, rate_target=target, rate_weight=10.0)
+        model = EGRULM(config)
+        optimiser = torch.optim.Adam(model.parameters(), 0.02)
+        for _ in range(60):
+            _, _, runs = model.run(TOKENS)
+            optimiser.zero_grad()
+            model.penalty(runs).backward()
+            optimiser.step()
+            model.project_()
+        rates[target] = runs[0].o.mean().item()
+        by_hand = 10.0 * (runs[0].o.mean() - target) ** 2
+        assert model.penalty(runs).item() == pytest.approx(by_hand.item())
+    assert rates[0.05] < 0.15 and rates[0.6] > 0.4
+
+
+def test_projection_keeps_thresholds_in_range():
+    egru, _ = models()
+    with torch.no_grad():
+        egru.layers[0].thr += torch.linspace(-2, 2, 10)
+    egru.project_()
+    assert egru.layers[0].thr.min() == 0 and egru.layers[0].thr.max() == 1
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saving_and_loading(kind, dtype, tmp_path):
+    model = models()[kind].to(dtype).eval()
+    model.save_pretrained(tmp_path / "m")
+    again = rheobase.load(tmp_path / "m")
+    assert type(again) is type(model) and again.config == model.config and not again.training
+    assert torch.equal(again(TOKENS)[0], model(TOKENS)[0]) and again(TOKENS)[0].dtype == dtype
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+    header = json.loads((tmp_path / "m" / "config.json").read_text())
+    header["config"]["layers"] = [11, 12]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(header))
+    with pytest.raises(FormatError, match="expected shape"):
+        rheobase.load(tmp_path / "m")
+
+
+def test_parameter_counts_by_hand():
+    egru, lstm = models()
+    table = 256 * 12 + 256
+    assert egru.n_parameters == table + sum(3 * h * (i + h) + 6 * h + h for i, h in ((12, 10), (10, 12)))
+    assert lstm.n_parameters == table + sum(4 * h * (i + h) + 8 * h for i, h in ((12, 10), (10, 12)))

@@ -1,0 +1,30 @@
+"""Every notebook runs from its first cell to its last, in its small mode."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.filterwarnings("default")
+def test_notebook(path, monkeypatch, tmp_path):
+    """The kernel's own libraries warn about their internals, so that here warnings are not errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nbformat
+        from nbclient import NotebookClient
+
+        monkeypatch.setenv("RHEOBASE_SMALL", "1")
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+        client.execute()
+    errors = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    assert not errors and any("image/png" in o.get("data", {}) for c in notebook.cells for o in c.get("outputs", []))
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS

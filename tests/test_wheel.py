@@ -1,0 +1,65 @@
+"""The wheel, installed elsewhere and run beside a user's own `models.py` and `backends/`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*argv, **options):
+    done = subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_runs_quickstart_in_a_folder_of_anothers(tmp_path):
+    tree, site, work = tmp_path / "tree", tmp_path / "site", tmp_path / "work"
+    skip = shutil.ignore_patterns(".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache", "runs", "quickstart")
+    shutil.copytree(ROOT, tree, ignore=skip)
+    run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree)
+    (wheel,) = tmp_path.glob("rheobase-*.whl")
+    run("-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel)
+    (work / "backends").mkdir(parents=True)
+    (work / "models.py").write_text("raise RuntimeError('not yours')\n")
+    (work / "backends" / "__init__.py").write_text("raise RuntimeError('not yours')\n")
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "error::ImportWarning"}
+    where = run("-c", "import rheobase; print(rheobase.__file__)", cwd=work, env=environment)
+    assert Path(where.strip()).is_relative_to(site)
+    shown = run("-m", "rheobase", "quickstart", "--small", cwd=work, env=environment)
+    assert "integers compared, 0 mismatches" in shown
+    table = json.loads(run("-m", "rheobase", "verify", "quickstart/spinnaker2", "--json", cwd=work, env=environment))
+    assert table["ok"] and table["mismatches"] == 0 and table["compared"] > 10_000
+    assert (work / "quickstart" / "report.html").stat().st_size > 10_000
+    library = run("-c", "from rheobase.spiking.ops.native import library; print(library() is not None)", cwd=work, env=environment)
+    assert shutil.which("cc") is None or library.strip() == "True"
+
+
+def test_without_a_compiler_the_build_goes_on_and_says_so_in_one_line(tmp_path):
+    environment = {**os.environ, "CC": "/nonexistent/cc"}
+    argv = ["setup.py", "build_ext", "--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp"]
+    done = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    notices = [line for line in (done.stdout + done.stderr).splitlines() if "rheobase: no C library" in line]
+    assert done.returncode == 0 and len(notices) == 1 and "rheobase doctor" in notices[0]
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_numpy_and_c_gather_the_same_rows():
+    import numpy as np
+
+    from rheobase.spiking.ops import native
+
+    generator = np.random.default_rng(0)
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-4)):
+        x = (generator.standard_normal((5, 40)) * (generator.random((5, 40)) < 0.3)).astype(dtype)
+        weight, bias = generator.standard_normal((40, 33)).astype(dtype), generator.standard_normal(33).astype(dtype)
+        for b in (bias, None):
+            out, rows = native.gather(x, weight, b)
+            again, _ = native.gather(x, weight.T.copy().T, b)
+            exact = x @ weight + (0 if b is None else b)
+            assert rows == np.count_nonzero(x)
+            assert np.abs(out - exact).max() < tolerance and np.abs(again - exact).max() < tolerance
+    assert native.gather(np.zeros((0, 4)), np.ones((4, 2)), None)[0].shape == (0, 2)
