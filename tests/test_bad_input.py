@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 import torch
-
-from rheobase import load
-from rheobase.cli import run
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
 from rheobase.spiking.errors import FormatError, ShapeError
+
+from rheobase import load
+from rheobase.cli import run
 
 CONFIG = """
 [model]
@@ -40,7 +40,15 @@ def say(capsys):
 def train_on(tmp_path, text: bytes, config=CONFIG, *more):
     (tmp_path / "text.txt").write_bytes(text)
     (tmp_path / "config.toml").write_text(config)
-    return ["train", tmp_path / "config.toml", "--out", tmp_path / "run", "--set", f"data.text={tmp_path / 'text.txt'}", *more]
+    return [
+        "train",
+        tmp_path / "config.toml",
+        "--out",
+        tmp_path / "run",
+        "--set",
+        f"data.text={tmp_path / 'text.txt'}",
+        *more,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,10 @@ def test_a_text_that_is_not_there(tmp_path, say):
         ("train", "--set: expected key=value, got 'train'"),
         ("data.order=random", "data.order: expected 'streams' or 'crops', got 'random'"),
         ("data.encoding=utf8", "data.encoding: expected one of utf-8, ascii, bytes, got 'utf8'"),
-        ("model.layers=[9]", "expected a last layer of 8 units, as wide as the embedding that the decoder shares, got 9"),
+        (
+            "model.layers=[9]",
+            "expected a last layer of 8 units, as wide as the embedding that the decoder shares, got 9",
+        ),
         ("model.zoneout=1.0", "EGRU zoneout: expected a probability below 1, got 1.0"),
         ("data.test=1.5", "expected fractions with a sum below 1"),
         ("train.device=cuda:9", "train.device: expected a device of this machine, got 'cuda:9'"),
@@ -109,7 +120,9 @@ def test_usage_is_status_2(capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("model", [EGRULM(EGRULMConfig(embedding=8, layers=(8,))), LSTMLM(LSTMLMConfig(embedding=8, layers=(8,)))])
+@pytest.mark.parametrize(
+    "model", [EGRULM(EGRULMConfig(embedding=8, layers=(8,))), LSTMLM(LSTMLMConfig(embedding=8, layers=(8,)))]
+)
 def test_tokens_and_states(model):
     tokens = torch.tensor([[1, 2, 3]])
     with pytest.raises(ShapeError, match="tokens: expected ids from 0 to 255, got 256; check the tokenizer"):

@@ -33,7 +33,9 @@ def test_eval_sample_and_cite(small_run, ask):
 
 
 def test_count_gives_operators_and_bills(small_run, ask):
-    text = ask("count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--target", "horowitz-45nm", "--strict")
+    text = ask(
+        "count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--target", "horowitz-45nm", "--strict"
+    )
     assert "layers.1.recurrent_kernel" in text and "unknown" in text and "memory traffic" in text
     table = ask("count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--json")
     assert table["tally"]["tokens"] == 50 and table["bills"][0]["unpriced"]

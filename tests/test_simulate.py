@@ -1,12 +1,11 @@
 """The simulators give the model's own events and outputs, and count what a brute force counts."""
 
 import time
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
 import torch
-from pydoc_data.topics import topics
-
 from rheobase.backends import count, simulate
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError

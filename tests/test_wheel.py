@@ -18,7 +18,9 @@ def run(*argv, **options):
 
 def test_the_wheel_runs_quickstart_in_a_folder_of_anothers(tmp_path):
     tree, site, work = tmp_path / "tree", tmp_path / "site", tmp_path / "work"
-    skip = shutil.ignore_patterns(".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache", "runs", "quickstart")
+    skip = shutil.ignore_patterns(
+        ".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache", "runs", "quickstart"
+    )
     shutil.copytree(ROOT, tree, ignore=skip)
     run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree)
     (wheel,) = tmp_path.glob("rheobase-*.whl")
@@ -34,7 +36,9 @@ def test_the_wheel_runs_quickstart_in_a_folder_of_anothers(tmp_path):
     table = json.loads(run("-m", "rheobase", "verify", "quickstart/spinnaker2", "--json", cwd=work, env=environment))
     assert table["ok"] and table["mismatches"] == 0 and table["compared"] > 10_000
     assert (work / "quickstart" / "report.html").stat().st_size > 10_000
-    library = run("-c", "from rheobase.spiking.ops.native import library; print(library() is not None)", cwd=work, env=environment)
+    library = run(
+        "-c", "from rheobase.spiking.ops.native import library; print(library() is not None)", cwd=work, env=environment
+    )
     assert shutil.which("cc") is None or library.strip() == "True"
 
 
@@ -49,7 +53,6 @@ def test_without_a_compiler_the_build_goes_on_and_says_so_in_one_line(tmp_path):
 
 def test_numpy_and_c_gather_the_same_rows():
     import numpy as np
-
     from rheobase.spiking.ops import native
 
     generator = np.random.default_rng(0)

@@ -51,9 +51,10 @@ def lif(
 
     Source: SpikeGPT's LIF is tau=2, theta=1, v_reset=0, decay_input=True, fire=">=", ATan(2); SNN texts write
     beta = 1 - 1/tau. Peers: snnTorch's `Leaky` is decay_input=False, fire=">", tau = 1/(1 - beta), and equals this
-    only with reset_delay=False: by default it applies the reset one step later. Norse's `lif_feed_forward_step`
-    is decay_input=True, fire=">", tau = 1/(dt tau_mem_inv), and reads its input through a synaptic current: with
-    tau_syn_inv = 1/dt that current is the input of the step before.
+    only with reset_delay=False (by default it resets one step later) and, resetting by subtraction, only while v
+    stays below 2 theta (beyond, it subtracts before it fires). Norse's `lif_feed_forward_step` is decay_input=True,
+    fire=">", tau = 1/(dt tau_mem_inv), with the input through a synaptic current: with tau_syn_inv = 1/dt that
+    current is the input itself.
     """
     if x_BTD.dim() != 3:
         raise ShapeError("lif", "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add the missing axis")

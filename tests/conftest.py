@@ -1,9 +1,14 @@
 import shutil
 
 import pytest
-
+import torch
+from hypothesis import settings
 from rheobase.models.training import loop
 from rheobase.models.training.run import RunConfig
+
+torch.set_num_threads(1)
+settings.register_profile("laws", max_examples=200, deadline=None, derandomize=True, database=None)
+settings.load_profile("laws")
 
 SMALL = {
     "model": {"name": "egru_lm", "embedding": 48, "layers": [64, 48], "thr_mean": 0.1, "embedding_range": 0.5},

@@ -1,0 +1,101 @@
+"""A law that cannot fail proves nothing: one planted bug a law, and the law catches it."""
+
+from dataclasses import dataclass
+
+import laws
+import pytest
+import torch
+from rheobase.spiking import LIF, ATan, LIFState, Surrogate
+
+X = torch.tensor([[[0.9, 2.5], [1.9, 0.1], [0.2, 1.7], [1.5, 1.1]]], dtype=torch.float64)
+STATE = LIFState(torch.tensor([[0.4, -0.2]], dtype=torch.float64))
+
+
+class ForwardForgetsAReset(LIF):
+    def forward(self, x, state=None):
+        return torch.stack([self.step(x[:, t], LIFState(state.v + 0.3 * t))[0] for t in range(x.shape[1])], 1), state
+
+
+class StateIsDroppedAtTheCut(LIF):
+    def forward(self, x, state=None):
+        y, end = super().forward(x, state)
+        return y, LIFState(end.v * 0)
+
+
+class EmptySequenceResetsTheState(LIF):
+    def forward(self, x, state=None):
+        y, end = super().forward(x, state)
+        return y, end if x.shape[1] else LIFState(end.v * 0)
+
+
+class InitialStateIsDetached(LIF):
+    def forward(self, x, state=None):
+        return super().forward(x, LIFState(state.v.detach()))
+
+
+@dataclass(frozen=True)
+class WrongSlope(ATan):
+    def slope(self, u):
+        return 1.01 * super().slope(u)
+
+
+class _Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u):
+        return torch.sigmoid(u)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 0.3 * gradient
+
+
+@dataclass(frozen=True)
+class WrongBackward(Surrogate):
+    def relaxed(self, u):
+        return _Wrong.apply(u)
+
+
+def double(kind, **options):
+    return kind(2, **options).double()
+
+
+def test_the_laws_hold_for_the_sound_neuron():
+    weights = [torch.ones_like(X), torch.ones_like(STATE.v)]
+    laws.sequence_is_the_fold_of_step(double(LIF), X, STATE)
+    laws.any_cut_changes_nothing(double(LIF), X, STATE, 2)
+    laws.no_steps_change_nothing(double(LIF), X, STATE)
+    laws.gradients_reach_the_initial_state(double(LIF), X, STATE, weights)
+    laws.the_relaxed_form_has_the_gradients_it_claims(double(LIF), X, STATE)
+    laws.the_slope_is_the_derivative_of_the_relaxed_form(ATan(), X)
+
+
+def test_fold():
+    with pytest.raises(AssertionError):
+        laws.sequence_is_the_fold_of_step(double(ForwardForgetsAReset), X, STATE)
+
+
+def test_cut():
+    with pytest.raises(AssertionError):
+        laws.any_cut_changes_nothing(double(StateIsDroppedAtTheCut), X, STATE, 1)
+
+
+def test_no_steps():
+    with pytest.raises(AssertionError):
+        laws.no_steps_change_nothing(double(EmptySequenceResetsTheState), X, STATE)
+
+
+def test_initial_state():
+    with pytest.raises(AssertionError):
+        weights = [torch.ones_like(X), torch.ones_like(STATE.v)]
+        laws.gradients_reach_the_initial_state(double(InitialStateIsDetached), X, STATE, weights)
+
+
+def test_relaxed_form():
+    with pytest.raises(AssertionError):
+        cell = double(LIF, surrogate=WrongBackward())
+        laws.the_relaxed_form_has_the_gradients_it_claims(cell, X, STATE)
+
+
+def test_slope():
+    with pytest.raises(AssertionError):
+        laws.the_slope_is_the_derivative_of_the_relaxed_form(WrongSlope(), X)
