@@ -1,4 +1,4 @@
-"""Artefacts: directories that are written whole, list every file with its hash, and are checked before they are read."""
+"""Artefacts: directories written whole, that list every file with its hash and are checked before they are read."""
 
 import json
 import re

@@ -1,7 +1,7 @@
-"""One self-contained HTML page about a trained model: what it learnt, what it did, what that costs, where it runs.
+"""One self-contained HTML page about a trained model: what it learnt, did and costs, and where it runs.
 
-The charts are inline SVG in percentages, so that text keeps its size on a phone; the page loads nothing and runs
-nothing. T steps, D units.
+The charts are inline SVG in percentages, so that text keeps its size on a phone; the page loads nothing and
+runs nothing. T steps, D units.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
 from rheobase.backends.artifact import Report
 from rheobase.backends.counting.bill import TERMS, Bill
 from rheobase.spiking.errors import ConfigError
@@ -26,6 +27,8 @@ RASTER_STEPS = 96
 SATURATED = 0.99
 SHADES = 4
 LABEL_PX = 17
+LOG_TICKS = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8, 10)
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ROWS_UNFOLDED = 16
 UNITS_NAMED = 48
 REGIONS = {
@@ -46,7 +49,7 @@ class ReportModel:
     name        what to call it, such as "EGRU"
     parameters  how many it has
     log         records of training: {"step", "bits_per_byte", "rates", ...} and {"step", "valid", ...}
-    evaluation  on the test part: bits_per_byte, perplexity, tokens, rates, dead, saturated (the last three a layer)
+    evaluation  on the test part: bits_per_byte, perplexity, tokens; and, a layer, rates, dead, saturated
     tally       what some tokens of the test part took
     bills       that tally on each target
     """
@@ -125,39 +128,36 @@ def render(data: ReportData) -> str:
     )
     environment.filters |= {"n": number, "pct": percent, "plain": plain}
     first = data.models[0]
-    names = [name.rpartition(".")[0] or name for name in data.events]
-    rates = tuple(first.evaluation.get("rates") or ())
-    layers = names if len(names) == len(rates) else [f"layer {i}" for i in range(len(rates))]
+    stretches = [(name.rpartition(".")[0] or name, e) for name, e in data.events.items() if e.n_steps]
+    layers = _layers(first.evaluation, stretches)
+    rates = [layer["rate"] for layer in layers]
     return environment.get_template(TEMPLATE).render(
         data=data,
         first=first,
-        others=data.models[1:],
         rate=sum(rates) / len(rates) if rates else None,
-        layers=_layers(first.evaluation, layers, data.events),
-        curves=_learning(data.models),
+        layers=layers,
+        learning=_learning(data.models),
         firing=_firing(first, layers),
-        rasters=[_raster(n, e, data.text) for n, e in zip(names, data.events.values(), strict=True) if e.n_steps],
-        spreads=[_spread(n, e) for n, e in zip(names, data.events.values(), strict=True) if e.n_steps],
-        operations=_operations(data.models),
+        rasters=[_raster(name, events, data.text) for name, events in stretches],
+        spreads=[_spread(name, events) for name, events in stretches],
         counted=_counted(data.models),
-        energy=[_energy(bill, data.models) for bill in first.bills],
+        energy=[(bill, _beside(bill, data.models)) for bill in first.bills],
+        terms=TERMS,
         image=_image(data.image) if data.image else None,
         version=_version(),
-        rows_unfolded=ROWS_UNFOLDED,
     )
 
 
-def number(x: float | None, digits: int = 3) -> str:
-    """A count or a measure: thousands separated, small ones to `digits` significant digits, none as "unknown"."""
+def number(x: float | None) -> str:
+    """A count or a measure: thousands separated, small ones to three significant digits, none as "unknown"."""
     if x is None or not math.isfinite(x):
         return "unknown"
-    if isinstance(x, int | np.integer) or abs(x) >= 10 ** (digits - 1):
-        return f"{x:,.0f}".replace("-", "−")
-    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
-    if x and int(exponent) < -3:
-        small = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return f"{mantissa} × 10{small}".replace("-", "−")
-    return f"{x:.{digits}g}".replace("-", "−")
+    if x == int(x) or abs(x) >= 100:
+        return f"{x:,.0f}"
+    mantissa, exponent = f"{x:.2e}".split("e")
+    if int(exponent) < -3:
+        return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return f"{float(mantissa + 'e' + exponent):.{2 - int(exponent)}f}"
 
 
 def percent(x: float) -> str:
@@ -167,7 +167,8 @@ def percent(x: float) -> str:
 
 def plain(text: str) -> str:
     """Text with every control character but tab and newline replaced, so that any bytes can be shown."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
+    shown = (c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") for c in text)
+    return "".join(c if ok else "\ufffd" for c, ok in zip(text, shown, strict=True))
 
 
 def _version() -> str | None:
@@ -177,212 +178,193 @@ def _version() -> str | None:
         return None
 
 
-def _ticks(low: float, high: float, log: bool) -> list[float]:
-    if log:
-        fine = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8, 10)
-        return [t for t in fine if low <= t <= high]
+def _ticks(low: float, high: float) -> list[float]:
     size = 10 ** math.floor(math.log10((high - low) / 4))
     step = next(s * size for s in (1, 2, 2.5, 5, 10) if (high - low) / (s * size) <= 5)
     return [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)]
 
 
-def _plot(series: list[dict], height: int, show, *, log=False) -> dict | None:
-    """Geometry of a line chart: each series has cls, points [(x, y)], dots and, to be written at its end, a label."""
+def _plot(series: list[dict], height: int, show, end, log: bool = False) -> dict | None:
+    """Geometry of a line chart, or None without a point; `show` writes a tick, `end` the last value of a line.
+
+    series  dicts of cls, points [(x, y)], dots (bool), label (None: nothing at the line's end)
+    """
     points = [p for s in series for p in s["points"] if math.isfinite(p[1])]
     if not points:
         return None
-    right = max(x for x, _ in points)
-    low, high = (min(y for _, y in points) * 0.95 if log else 0.0), max(y for _, y in points) * 1.02
-    scale = math.log if log else float
-    span = scale(high) - scale(low) if high > low else 1.0
+    right, high = max(max(x for x, _ in points), 1), max(y for _, y in points) * 1.02 or 1.0
+    low, scale = (min(y for _, y in points) * 0.95, math.log) if log else (0.0, float)
 
-    def place(x, y):
-        return 100 * x / max(right, 1), 100 * (1 - (scale(y) - scale(low)) / span)
+    def down(y):
+        return 100 * (scale(high) - scale(y)) / (scale(high) - scale(low))
 
     lines = []
     for s in series:
-        placed = [place(x, y) for x, y in s["points"] if math.isfinite(y)]
+        placed = [(100 * x / right, down(y)) for x, y in s["points"] if math.isfinite(y)]
         if placed:
-            value = f"{s['label']} {show(s['points'][-1][1])}" if s.get("label") else None
             line = " ".join(f"{10 * x:.1f},{10 * y:.1f}" for x, y in placed)
-            lines.append({"cls": s["cls"], "line": line, "dots": placed if s.get("dots") else [], "label": value})
-            lines[-1] |= {"x": placed[-1][0], "y": placed[-1][1]}
-    gap, above = 100 * LABEL_PX / height, -math.inf
-    for line in sorted((x for x in lines if x["label"]), key=lambda x: x["y"]):
-        line["label_y"] = above = max(line["y"], above + gap)
-    y_ticks = [(place(0, t)[1], show(t)) for t in _ticks(low, high, log)]
-    x_ticks = [(place(t, high)[0], number(t)) for t in _ticks(0, right, False)] if right else []
-    return {"height": height, "lines": lines, "x": x_ticks, "y": y_ticks}
+            label = s["label"] and f"{s['label']} {end(s['points'][-1][1])}"
+            dots = placed if s["dots"] or len(placed) == 1 else []
+            lines.append({"cls": s["cls"], "line": line, "dots": dots, "label": label, "y": placed[-1][1]})
+    above = -math.inf
+    for line in sorted((line for line in lines if line["label"]), key=lambda line: line["y"]):
+        line["y"] = above = max(line["y"], above + 100 * LABEL_PX / height)
+    y_ticks = [t for t in LOG_TICKS if low <= t <= high] if log else _ticks(low, high)
+    return {
+        "height": height,
+        "lines": lines,
+        "x": [(100 * t / right, number(t)) for t in _ticks(0, right)],
+        "y": [(down(t), show(t)) for t in y_ticks],
+    }
 
 
 def _learning(models) -> dict | None:
-    series = []
+    light, strong = [], []
     for i, m in enumerate(models):
         train = [(r["step"], r["bits_per_byte"]) for r in m.log if "bits_per_byte" in r]
-        series.append({"cls": f"m{min(i, 2)} light", "points": train})
-    for i, m in enumerate(models):
         valid = [(r["step"], r["valid"]) for r in m.log if "valid" in r]
-        series.append({"cls": f"m{min(i, 2)}", "points": valid, "dots": True, "label": m.name})
-    return _plot(series, 320, lambda y: f"{y:.2f}".removesuffix("0"), log=True)
+        light.append({"cls": f"m{min(i, 2)} light", "points": train, "dots": False, "label": None})
+        strong.append({"cls": f"m{min(i, 2)}", "points": valid, "dots": True, "label": m.name})
+    return _plot(light + strong, 320, lambda y: f"{y:g}", lambda y: f"{y:.2f}", log=True)
 
 
 def _firing(model, layers) -> dict | None:
     series = []
-    for i, name in enumerate(layers):
-        points = [(r["step"], r["rates"][i]) for r in model.log if "bits_per_byte" in r and len(r["rates"]) > i]
-        series.append({"cls": f"m0 l{min(i, 3)}", "points": points, "label": name})
-    return _plot(series, 230, lambda y: f"{100 * y:.0f} %")
+    for i, layer in enumerate(layers):
+        train = [r for r in model.log if "bits_per_byte" in r and len(r.get("rates", ())) > i]
+        points = [(r["step"], r["rates"][i]) for r in train]
+        series.append({"cls": f"m0 l{min(i, 3)}", "points": points, "dots": False, "label": layer["name"]})
+    return _plot(series, 230, lambda y: f"{100 * y:.3g} %", percent)
 
 
-def _layers(evaluation, names, events) -> list[dict]:
-    """A row a layer of what the test part showed."""
-    sizes = [e.n_units for e in events.values()]
-    columns = (evaluation.get(k) or [None] * len(names) for k in ("rates", "dead", "saturated"))
-    sizes = sizes if len(sizes) == len(names) else [None] * len(names)
-    rows = zip(names, sizes, *columns, strict=True)
-    return [dict(zip(("name", "units", "rate", "dead", "saturated"), row, strict=True)) for row in rows]
+def _layers(evaluation, stretches) -> list[dict]:
+    """A row a layer of what the test part showed; names and sizes are those of the events where they fit."""
+    rates = evaluation.get("rates") or ()
+    rows = []
+    for i, rate in enumerate(rates):
+        name, events = stretches[i] if len(stretches) == len(rates) else (f"layer {i}", None)
+        rows.append({"name": name, "units": events and events.n_units, "rate": rate})
+        rows[-1] |= {key: evaluation[key][i] if evaluation.get(key) else None for key in ("dead", "saturated")}
+    return rows
 
 
 def _raster(name: str, events: Events, text: bytes) -> dict:
-    """Stream 0 as one path a shade, units from the most to the least active; the share that fires; the characters."""
+    """Stream 0: one path a shade, units from the most to the least active; the share active; the characters."""
     steps, units = min(events.n_steps, RASTER_STEPS), events.n_units
     shown = (events.stream == 0) & (events.step < steps)
-    step, unit, size = events.step[shown], events.unit[shown], np.abs(events.value[shown].astype(float))
+    size = np.abs(events.value[shown].astype(float))
     shade_TD = np.zeros((steps, units), int)
-    shade_TD[step, unit] = np.ceil(size * (SHADES / size.max())).clip(1, SHADES) if size.size else 0
-    order = np.argsort(-(shade_TD > 0).sum(0), kind="stable")
+    if size.size:
+        shades = np.ceil(size * (SHADES / size.max())).clip(1, SHADES)
+        shade_TD[events.step[shown], events.unit[shown]] = shades if size.min() < size.max() else SHADES
+    fired_TD = shade_TD > 0
     paths = defaultdict(list)
-    for row, column in enumerate(shade_TD.T[order].tolist()):
+    for row, unit in enumerate(np.argsort(-fired_TD.sum(0), kind="stable")):
         at = 0
-        for shade, run in itertools.groupby(column):
+        for shade, run in itertools.groupby(shade_TD[:, unit].tolist()):
             length = len(list(run))
             if shade:
                 paths[shade].append(f"M{at} {row}.5h{length}")
             at += length
-    active = (shade_TD > 0).mean(1)
-    top = max(float(active.max(initial=0)), 1e-9)
-    area = "".join(f"V{100 - 100 * a / top:.1f}H{t + 1}" for t, a in enumerate(active))
-    silent = int((shade_TD == 0).all(0).sum())
+    active = fired_TD.mean(1)
+    top = max(float(active.max()), 1e-9)
     return {
-        "name": name, "steps": steps, "units": units, "silent": silent, "top": top, "mean": float(active.mean()),
-        "height": units * max(1, min(8, 480 // units)) if units <= 640 else 640,
-        "graded": bool(size.size and size.min() < size.max()),
+        "name": name,
+        "steps": steps,
+        "units": units,
+        "silent": int((~fired_TD.any(0)).sum()),
+        "mean": float(active.mean()),
+        "top": top,
+        "height": min(units * max(1, min(8, 480 // units)), 640),
         "paths": [(shade / SHADES, "".join(paths[shade])) for shade in sorted(paths)],
-        "area": f"M0 100{area}V100Z",
+        "area": "".join(f"V{100 - 100 * a / top:.1f}H{t + 1}" for t, a in enumerate(active)),
         "characters": [(100 * (t + 0.5) / steps, *_character(b)) for t, b in enumerate(text[:steps])],
-    }  # fmt: skip
+    }
 
 
 def _character(byte: int) -> tuple[str, bool]:
-    """How a byte is written on an axis, and whether that stands for something else."""
-    special = {10: "↵", 32: "␣", 9: "⇥"}
-    return (chr(byte), False) if 33 <= byte <= 126 else (special.get(byte, "·"), True)
+    """How a byte is written on an axis, and whether that only stands for it."""
+    return (chr(byte), False) if 33 <= byte <= 126 else ({10: "↵", 32: "·", 9: "⇥"}.get(byte, "▫"), True)
 
 
 def _spread(name: str, events: Events) -> dict:
-    """How many units of stream 0 fire how often: never, in steps of 5 %, and at more than 99 % of the steps."""
+    """How many units of stream 0 never fire, fire in steps of 5 %, and fire at more than 99 % of the steps."""
     rates = np.bincount(events.unit[events.stream == 0], minlength=events.n_units) / events.n_steps
     silent, full = rates == 0, rates > SATURATED
-    slots = np.where(silent, 0, np.where(full, 21, 1 + np.minimum(rates * 20, 19).astype(int)))
-    counts = np.bincount(slots, minlength=22).tolist()
-    bars = [(100 * (i + 0.06) / 22, 100 * 0.88 / 22, 100 * c / max(counts), c, i in (0, 21))
-            for i, c in enumerate(counts)]  # fmt: skip
+    inner = 1 + np.minimum(rates * 20, 19).astype(int)
+    counts = np.bincount(np.where(silent, 0, np.where(full, 21, inner)), minlength=22).tolist()
     return {
-        "name": name, "units": events.n_units, "steps": events.n_steps, "bars": bars, "largest": max(counts),
-        "marks": [(100 * (1 + k * 5) / 22, f"{25 * k} %") for k in range(5)],
-        "ends": [("Silent", _units(silent)), (f"Above {100 * SATURATED:.0f} %", _units(full))],
+        "name": name,
+        "units": events.n_units,
+        "steps": events.n_steps,
+        "counts": counts,
         "median": float(np.median(rates)),
-    }  # fmt: skip
+        "ends": [("Silent", *_units(silent)), ("Above 99 %", *_units(full))],
+    }
 
 
 def _units(mask: np.ndarray) -> tuple[int, str]:
     """How many units, and their numbers with runs drawn together."""
-    numbers, runs = np.flatnonzero(mask), []
-    for _, group in itertools.groupby(enumerate(numbers[:UNITS_NAMED].tolist()), lambda p: p[1] - p[0]):
+    numbers, runs = np.flatnonzero(mask).tolist(), []
+    for _, group in itertools.groupby(enumerate(numbers[:UNITS_NAMED]), lambda pair: pair[1] - pair[0]):
         run = [unit for _, unit in group]
         runs.append(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
     more = f" and {len(numbers) - UNITS_NAMED:,} more" if len(numbers) > UNITS_NAMED else ""
     return len(numbers), ", ".join(runs) + more
 
 
-def _operations(models) -> dict:
-    """Bars a token: of whole models, the first with its dense twin; and of each operator with products."""
-
-    def bar(label, macs, acs, dense, per, cls):
-        return {"label": label, "macs": macs / per, "acs": acs / per, "dense": dense / per, "cls": cls}
-
-    groups, totals = [], []
-    for i, m in enumerate(models):
-        per, all_, cls = max(m.tally.tokens, 1), m.tally.total, f"m{min(i, 2)}"
-        totals.append(bar(m.name, all_.macs, all_.acs, all_.dense_macs, per, cls))
-        if i == 0 and all_.macs + all_.acs < all_.dense_macs:
-            twin = bar(f"{m.name}, every operand dense", all_.dense_macs, 0, all_.dense_macs, per, "twin")
-            totals.append(twin)
-        rows = [bar(name, c.macs, c.acs, c.dense_macs, per, cls)
-                for name, c in m.tally.operators.items() if c.dense_macs]  # fmt: skip
-        groups.append({"name": m.name, "rows": rows, "uncounted": m.tally.uncounted, "tokens": m.tally.tokens})
-    every = [row["dense"] for g in groups for row in g["rows"]]
-    return {"totals": totals, "most": max((r["dense"] for r in totals), default=0) or 1,
-            "groups": groups, "most_each": max(every, default=0) or 1}  # fmt: skip
-
-
 def _counted(models) -> list[tuple[str, list[float]]]:
     """A row a kind of work, a column a model, a token; kinds that no model has are left out."""
     totals = [(m.tally.total, max(m.tally.tokens, 1)) for m in models]
-    kinds = list(dict.fromkeys(k for total, _ in totals for k in total.transcendentals))
-    rows = [(title, [getattr(t, term) / per for t, per in totals]) for term, title in TERMS.items()]
-    rows += [(kind, [t.transcendentals.get(kind, 0) / per for t, per in totals]) for kind in kinds]
+    kinds = dict.fromkeys(kind for total, _ in totals for kind in total.transcendentals)
+    rows = [(title, [getattr(total, term) / per for total, per in totals]) for term, title in TERMS.items()]
+    rows += [(kind, [total.transcendentals.get(kind, 0) / per for total, per in totals]) for kind in kinds]
     return [row for row in rows if any(row[1])]
 
 
-def _energy(bill: Bill, models) -> dict:
-    """The lines of a bill a token, and the figures that must stand beside their sum."""
-    nano = 1e9 / max(bill.tokens, 1)
-    lines = [{"term": TERMS.get(x.term, x.term), "count": x.count / max(bill.tokens, 1), "quantity": x.quantity,
-              "nj": None if x.joules is None else x.joules * nano} for x in bill.lines]  # fmt: skip
-    unknown = [TERMS.get(t, t) for t in bill.unpriced]
-    columns = [models[0].name, f"{models[0].name}, every operand dense"]
-    rows = {
-        "formula": [bill.formula_joules * nano, bill.dense_joules * nano],
-        "priced": [bill.priced_joules * nano, None],
-        "traffic": [bill.traffic_bytes / max(bill.tokens, 1), None],
-    }
-    unpriced = [len(unknown), None]
-    for other in models[1:]:
-        beside = next((b for b in other.bills if b.target.name == bill.target.name), None)
-        if beside:
-            per = max(beside.tokens, 1)
-            columns.append(other.name)
-            rows["formula"].append(beside.formula_joules * 1e9 / per)
-            rows["priced"].append(beside.priced_joules * 1e9 / per)
-            rows["traffic"].append(beside.traffic_bytes / per)
-            unpriced.append(len(beside.unpriced))
-    tops = {name: max((x for x in row if x is not None and math.isfinite(x)), default=0) or 1
-            for name, row in rows.items()}  # fmt: skip
-    return {"bill": bill, "lines": lines, "unknown": unknown, "columns": columns, "rows": rows, "tops": tops,
-            "unpriced": unpriced, "priced_nj": bill.priced_joules * nano}  # fmt: skip
+def _beside(bill: Bill, models) -> dict:
+    """What must stand beside a bill: columns of models, rows of (value a token or None, terms unknown)."""
+    others = [(m.name, b) for m in models[1:] for b in m.bills if b.target.name == bill.target.name]
+    bills = [bill, *(b for _, b in others)]
+    formula, priced, traffic = (
+        [(getattr(b, field) * scale / max(b.tokens, 1), len(b.unpriced)) for b in bills]
+        for field, scale in (("formula_joules", 1e9), ("priced_joules", 1e9), ("traffic_bytes", 1))
+    )
+    formula.insert(1, (bill.dense_joules * 1e9 / max(bill.tokens, 1), 0))
+    rows = {"formula": formula, "priced": priced, "traffic": traffic}
+    for row in (priced, traffic):
+        row.insert(1, (None, 0))
+    names = [models[0].name, f"{models[0].name}, all dense", *(name for name, _ in others)]
+    tops = {key: max((x for x, _ in row if x is not None and x == x), default=0) for key, row in rows.items()}
+    return {"names": names, "rows": rows, "tops": tops}
 
 
 def _image(image: ReportImage) -> dict:
-    """What the page says of an image: totals, one stacked bar a PE, placement, and the regions' legend."""
-    limit, pes, sums = image.partition["pe_bytes"], [], defaultdict(int)
+    """Totals, one stacked bar a PE in per cent of its limit, what lies elsewhere, and the regions' sums."""
+    limit, groups = image.partition["pe_bytes"], [*REGIONS, "other"]
     group_of = {region: group for group, regions in REGIONS.items() for region in regions}
+    pes, sums = [], defaultdict(int)
     for entry in image.partition["pes"]:
-        sizes = defaultdict(int)
+        sizes, at, parts = defaultdict(int), 0, []
         for region, size in entry["regions"].items():
             sizes[group_of.get(region, "other")] += size
-        at, parts = 0.0, []
-        for i, group in enumerate((*REGIONS, "other")):
+        for i, group in enumerate(groups):
             if sizes[group]:
                 parts.append((f"r{i}", 100 * at / limit, 100 * sizes[group] / limit, group, sizes[group]))
-                at, sums[group] = at + sizes[group], sums[group] + sizes[group]
+                at += sizes[group]
+                sums[group] += sizes[group]
         pes.append({**entry, "parts": parts, "free": limit - entry["bytes"]})
     files = {name: f["bytes"] for name, f in image.manifest["files"].items() if name.endswith(".bin")}
     places = defaultdict(list)
-    for node, place in image.manifest.get("coverage", {}).items():
+    for node, place in image.manifest["coverage"].items():
         places[place].append(node)
+    measured = image.integer_bits is not None and image.float_bits and image.integer_tokens
     return {
-        "limit": limit, "pes": pes, "bytes": sum(files.values()), "files": files, "places": places,
-        "legend": [(f"r{i}", g, sums[g]) for i, g in enumerate((*REGIONS, "other")) if sums[g]],
-        "loss": image.integer_bits / image.float_bits - 1 if image.integer_bits and image.float_bits else None,
-    }  # fmt: skip
+        "limit": limit,
+        "pes": pes,
+        "many": len(pes) > ROWS_UNFOLDED,
+        "bytes": sum(files.values()),
+        "elsewhere": [(p, nodes, files.get(f"{p}.bin")) for p, nodes in places.items() if p in ("host", "dram")],
+        "legend": [(f"r{i}", group, sums[group]) for i, group in enumerate(groups) if sums[group]],
+        "loss": image.integer_bits / image.float_bits - 1 if measured else None,
+    }

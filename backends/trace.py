@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.events import Events
 from rheobase.spiking.files import read_bytes, write_atomic

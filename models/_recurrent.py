@@ -1,24 +1,72 @@
-"""What the recurrent language models share: embedding, tied decoder, dropout, checks, saving and loading.
+"""What the recurrent language models share: settings, embedding, tied decoder, lowering, checks, saving and loading.
 
 B batch, T steps, V vocabulary, E embedding width, H units of a layer.
 """
 
 import io
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from rheobase.spiking.config import from_table, to_table
-from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
-from rheobase.spiking.files import read_bytes, sha256, write_atomic
-from rheobase.spiking.tally import GRADED, mark
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+
+from rheobase.spiking.config import from_table, to_table
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
+from rheobase.spiking.files import read_bytes, sha256, write_atomic
+from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Op, Relu, Tokens
+from rheobase.spiking.tally import BINARY, DENSE, GRADED, mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentConfig:
+    """Sizes and regularisers of a recurrent language model."""
+
+    vocabulary: int = 256
+    """number of token ids; 256 for bytes"""
+    embedding: int = 192
+    """width of the embedding, shared with the decoder"""
+    layers: tuple[int, ...] = (192,)
+    """units of each layer; the last is as wide as the embedding unless there is a projection"""
+    projection: bool = False
+    """a rectified linear layer from the last layer's width to the embedding's"""
+    embedding_range: float = 0.1
+    """the embedding starts uniform in plus or minus this"""
+    dropconnect: float = 0.0
+    """probability with which an element of a recurrent kernel is dropped in training"""
+    dropout_embedding: float = 0.0
+    """variational dropout after the embedding"""
+    dropout_forward: float = 0.0
+    """variational dropout between layers"""
+    dropout_output: float = 0.0
+    """variational dropout before the decoder"""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How a layer becomes two products and a cell.
+
+    cell        the cell's op, with the inputs a and q
+    arrays      its own arrays: role -> parameter name within the layer
+    kernels     (weight, bias) of the product from below, and of the one from the layer's own output
+    transposed  whether the weights are stored [out, in]
+    gates       width of a pre-activation over the number of units
+    port        the output that is sent on; its kind is the op's own word
+    """
+
+    cell: Op
+    arrays: Mapping[str, str]
+    kernels: tuple[tuple[str, str], tuple[str, str]]
+    transposed: bool
+    gates: int
+    port: str
 
 
 def variational_dropout(x_BTH: Tensor, p: float, training: bool) -> Tensor:
@@ -51,7 +99,7 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
 
         logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
 
-    A subclass is one file with `Config`, `Model = itself`, `make_layers`, `check_layer_state` and `lower`.
+    A subclass is one file with `Config`, `Model`, `make_layers`, `run_layer`, `lowering` and `state_type`.
 
     raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
@@ -88,6 +136,10 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
     def run_layer(self, index: int, x_BTH: Tensor, state) -> tuple[Tensor, Any, Any]:
         """One layer over a sequence: (output, state, whatever `penalty` and `rates` need of the run)."""
         raise NotImplementedError(f"{type(self).__name__} runs no layers")
+
+    def lowering(self) -> Lowering:
+        """How each layer lowers."""
+        raise NotImplementedError(f"{type(self).__name__} does not lower")
 
     def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple]:
         logits, state, _ = self.run(tokens, state)
@@ -143,6 +195,41 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
 
     def project_(self) -> None:
         """Bring parameters back into their legal range, after each step of the optimiser."""
+
+    def lower(self) -> EventGraph:
+        """The whole model as an EventGraph in evaluation semantics; array names are those of `state_dict()`."""
+        c, how = self.config, self.lowering()
+        nodes = [Node("tokens", Tokens(c.vocabulary)), Node("embedding", Embedding(), {"table": "embedding.weight"})]
+        edges = [Edge("tokens.out", "embedding.token", BINARY, (c.vocabulary,))]
+        below, kind, width = "embedding.out", DENSE, c.embedding
+        sent = how.cell.outputs[how.port]
+        for i, units in enumerate(c.layers):
+            cell = f"layers.{i}"
+            (kernel, _), (recurrent, _) = how.kernels
+            for weight, bias in how.kernels:
+                arrays_of = {"weight": f"{cell}.{weight}", "bias": f"{cell}.{bias}"}
+                nodes.append(Node(f"{cell}.{weight}", Linear(how.transposed), arrays_of))
+            nodes.append(Node(cell, how.cell, {role: f"{cell}.{name}" for role, name in how.arrays.items()}))
+            edges += [
+                Edge(below, f"{cell}.{kernel}.x", kind, (width,)),
+                Edge(f"{cell}.{how.port}", f"{cell}.{recurrent}.x", sent, (units,), delay=1),
+                Edge(f"{cell}.{kernel}.out", f"{cell}.a", DENSE, (how.gates * units,)),
+                Edge(f"{cell}.{recurrent}.out", f"{cell}.q", DENSE, (how.gates * units,)),
+            ]
+            below, kind, width = f"{cell}.{how.port}", sent, units
+        if c.projection:
+            arrays_of = {"weight": "projection.weight", "bias": "projection.bias"}
+            nodes += [Node("projection", Linear(transposed=True), arrays_of), Node("relu", Relu())]
+            edges += [
+                Edge(below, "projection.x", kind, (width,)),
+                Edge("projection.out", "relu.x", DENSE, (c.embedding,)),
+            ]
+            below, kind = "relu.out", GRADED
+        tied = {"weight": "embedding.weight", "bias": "decoder.bias"}
+        nodes.append(Node("decoder", Linear(transposed=True), tied))
+        edges.append(Edge(below, "decoder.x", kind, (c.embedding,)))
+        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+        return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "decoder.out"})
 
     @property
     def n_parameters(self) -> int:
@@ -215,7 +302,10 @@ def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> 
 
 
 def read_torch_file(path: str | Path | io.BytesIO) -> Any:
-    """Read a torch file, or its bytes, without running code from it; raises FormatError where it is damaged or holds more than data."""
+    """Read a torch file, or its bytes, without running code from it.
+
+    raises  FormatError: it is damaged, or holds more than plain data
+    """
     data = path if isinstance(path, io.BytesIO) else io.BytesIO(read_bytes(path, "a torch checkpoint"))
     try:
         return torch.load(data, map_location="cpu", weights_only=True)

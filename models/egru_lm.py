@@ -5,30 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rheobase.models._recurrent import RecurrentLM, fit_tensors, read_torch_file
+from torch import Tensor
+
+from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM, fit_tensors, read_torch_file
 from rheobase.spiking.errors import FormatError
-from rheobase.spiking.graph import Edge, EGRUCell, Embedding, EventGraph, Linear, Node, Relu, Tokens
+from rheobase.spiking.graph import EGRUCell
 from rheobase.spiking.neurons.egru import EGRU, restart_cell
 from rheobase.spiking.ops.egru.reference import EGRUState
 from rheobase.spiking.surrogates import Triangle
-from rheobase.spiking.tally import BINARY, DENSE, GRADED
-from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class EGRULMConfig:
+class EGRULMConfig(RecurrentConfig):
     """Sizes and regularisers of an EGRU language model."""
 
-    vocabulary: int = 256
-    """number of token ids; 256 for bytes"""
-    embedding: int = 224
-    """width of the embedding, shared with the decoder"""
-    layers: tuple[int, ...] = (224,)
-    """units of each layer; the last is as wide as the embedding unless there is a projection"""
-    projection: bool = False
-    """a rectified linear layer from the last layer's width to the embedding's"""
-    embedding_range: float = 0.1
-    """the embedding starts uniform in plus or minus this"""
     thr_mean: float = 0.3
     """mean of the thresholds at the start"""
     gamma: float = 0.7
@@ -37,14 +27,6 @@ class EGRULMConfig:
     """inverse half-width of the triangle surrogate"""
     zoneout: float = 0.0
     """probability that a unit keeps its cell for a step"""
-    dropconnect: float = 0.0
-    """probability with which an element of a recurrent kernel is dropped in training"""
-    dropout_embedding: float = 0.0
-    """variational dropout after the embedding"""
-    dropout_forward: float = 0.0
-    """variational dropout between layers"""
-    dropout_output: float = 0.0
-    """variational dropout before the decoder"""
     rate_target: float = 0.1
     """mean firing of a layer above which `rate_weight` pulls it down, or below which, up"""
     rate_weight: float = 0.0
@@ -102,46 +84,15 @@ class EGRULM(RecurrentLM):
         for layer in self.layers:
             layer.project_()
 
-    def lower(self) -> EventGraph:
-        """The whole model as an EventGraph in evaluation semantics; array names are those of `state_dict()`."""
-        c = self.config
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
-        nodes = [
-            Node("tokens", Tokens(c.vocabulary)),
-            Node("embedding", Embedding(), {"table": "embedding.weight"}),
-        ]
-        edges = [Edge("tokens.out", "embedding.token", BINARY, (c.vocabulary,))]
-        below, kind, width = "embedding.out", DENSE, c.embedding
-        for i, units in enumerate(c.layers):
-            cell = f"layers.{i}"
-            nodes += [
-                Node(f"{cell}.kernel", Linear(), {"weight": f"{cell}.kernel", "bias": f"{cell}.bias"}),
-                Node(
-                    f"{cell}.recurrent_kernel",
-                    Linear(),
-                    {"weight": f"{cell}.recurrent_kernel", "bias": f"{cell}.recurrent_bias"},
-                ),
-                Node(cell, EGRUCell(c.zoneout), {"thr": f"{cell}.thr"}),
-            ]
-            edges += [
-                Edge(below, f"{cell}.kernel.x", kind, (width,)),
-                Edge(f"{cell}.y", f"{cell}.recurrent_kernel.x", GRADED, (units,), delay=1),
-                Edge(f"{cell}.kernel.out", f"{cell}.a", DENSE, (3 * units,)),
-                Edge(f"{cell}.recurrent_kernel.out", f"{cell}.q", DENSE, (3 * units,)),
-            ]
-            below, kind, width = f"{cell}.y", GRADED, units
-        if c.projection:
-            arrays_of = {"weight": "projection.weight", "bias": "projection.bias"}
-            nodes += [Node("projection", Linear(transposed=True), arrays_of), Node("relu", Relu())]
-            edges += [
-                Edge(below, "projection.x", kind, (width,)),
-                Edge("projection.out", "relu.x", DENSE, (c.embedding,)),
-            ]
-            below, kind, width = "relu.out", GRADED, c.embedding
-        tied = {"weight": "embedding.weight", "bias": "decoder.bias"}
-        nodes.append(Node("decoder", Linear(transposed=True), tied))
-        edges.append(Edge(below, "decoder.x", kind, (width,)))
-        return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "decoder.out"})
+    def lowering(self):
+        return Lowering(
+            cell=EGRUCell(self.config.zoneout),
+            arrays={"thr": "thr"},
+            kernels=(("kernel", "bias"), ("recurrent_kernel", "recurrent_bias")),
+            transposed=False,
+            gates=3,
+            port="y",
+        )
 
     @classmethod
     def from_reference(

@@ -4,34 +4,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from rheobase.models._recurrent import RecurrentLM
-from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, LSTMCell, Node, Relu, Tokens
-from rheobase.spiking.tally import BINARY, DENSE, GRADED, announce
 from torch import Tensor, nn
+
+from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM
+from rheobase.spiking.graph import LSTMCell
+from rheobase.spiking.tally import announce
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMLMConfig:
+class LSTMLMConfig(RecurrentConfig):
     """Sizes and regularisers of an LSTM language model."""
-
-    vocabulary: int = 256
-    """number of token ids; 256 for bytes"""
-    embedding: int = 192
-    """width of the embedding, shared with the decoder"""
-    layers: tuple[int, ...] = (192,)
-    """units of each layer; the last is as wide as the embedding unless there is a projection"""
-    projection: bool = False
-    """a rectified linear layer from the last layer's width to the embedding's"""
-    embedding_range: float = 0.1
-    """the embedding starts uniform in plus or minus this"""
-    dropconnect: float = 0.0
-    """probability with which an element of a recurrent kernel is dropped in training"""
-    dropout_embedding: float = 0.0
-    """variational dropout after the embedding"""
-    dropout_forward: float = 0.0
-    """variational dropout between layers"""
-    dropout_output: float = 0.0
-    """variational dropout before the decoder"""
 
 
 class LSTMState(NamedTuple):
@@ -87,42 +69,15 @@ class LSTMLM(RecurrentLM):
         y, state = self.layers[index](x_BTH, state)
         return y, state, None
 
-    def lower(self) -> EventGraph:
-        """The whole model as an EventGraph in evaluation semantics; array names are those of `state_dict()`."""
-        c = self.config
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
-        nodes = [
-            Node("tokens", Tokens(c.vocabulary)),
-            Node("embedding", Embedding(), {"table": "embedding.weight"}),
-        ]
-        edges = [Edge("tokens.out", "embedding.token", BINARY, (c.vocabulary,))]
-        below, width = "embedding.out", c.embedding
-        for i, units in enumerate(c.layers):
-            cell = f"layers.{i}"
-            for weight, bias in (("weight_ih_l0", "bias_ih_l0"), ("weight_hh_l0", "bias_hh_l0")):
-                names = {"weight": f"{cell}.{weight}", "bias": f"{cell}.{bias}"}
-                nodes.append(Node(f"{cell}.{weight}", Linear(transposed=True), names))
-            nodes.append(Node(cell, LSTMCell()))
-            edges += [
-                Edge(below, f"{cell}.weight_ih_l0.x", DENSE, (width,)),
-                Edge(f"{cell}.h", f"{cell}.weight_hh_l0.x", DENSE, (units,), delay=1),
-                Edge(f"{cell}.weight_ih_l0.out", f"{cell}.a", DENSE, (4 * units,)),
-                Edge(f"{cell}.weight_hh_l0.out", f"{cell}.q", DENSE, (4 * units,)),
-            ]
-            below, width = f"{cell}.h", units
-        kind = DENSE
-        if c.projection:
-            arrays_of = {"weight": "projection.weight", "bias": "projection.bias"}
-            nodes += [Node("projection", Linear(transposed=True), arrays_of), Node("relu", Relu())]
-            edges += [
-                Edge(below, "projection.x", DENSE, (width,)),
-                Edge("projection.out", "relu.x", DENSE, (c.embedding,)),
-            ]
-            below, kind, width = "relu.out", GRADED, c.embedding
-        tied = {"weight": "embedding.weight", "bias": "decoder.bias"}
-        nodes.append(Node("decoder", Linear(transposed=True), tied))
-        edges.append(Edge(below, "decoder.x", kind, (width,)))
-        return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "decoder.out"})
+    def lowering(self):
+        return Lowering(
+            cell=LSTMCell(),
+            arrays={},
+            kernels=(("weight_ih_l0", "bias_ih_l0"), ("weight_hh_l0", "bias_hh_l0")),
+            transposed=True,
+            gates=4,
+            port="h",
+        )
 
 
 Config, Model = LSTMLMConfig, LSTMLM

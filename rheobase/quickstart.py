@@ -79,7 +79,7 @@ def quickstart(out: Path, *, small: bool = False, text: str | None = None, say=p
     say(f"rheobase {__version__}: an EGRU language model, from text to a verified SpiNNaker 2 image")
     say(f"text      {source}, {n_bytes:,} bytes: 80 % training, 10 % validation, 10 % test")
     for config in configs.values():
-        config.splits()
+        loop.prepare(config)
 
     runs, tested = {}, {}
     for name, config in configs.items():
@@ -102,27 +102,26 @@ def quickstart(out: Path, *, small: bool = False, text: str | None = None, say=p
     tallies = {name: count(run.model(), torch.from_numpy(tokens)) for name, run in runs.items()}
     per = tokens.size
     for name, tally in tallies.items():
-        ratio = tally.macs / tally.dense_macs
-        say(
-            f"count     {name.upper()}: {tally.macs / per:,.0f} effective of {tally.dense_macs / per:,.0f} dense MACs a token ({100 * ratio:.1f} %)"
-        )
+        macs, dense = tally.macs / per, tally.dense_macs / per
+        say(f"count     {name.upper()}: {macs:,.0f} of {dense:,.0f} dense MACs a token, {100 * macs / dense:.1f} %")
     bills = {target: price(tallies["egru"], target) for target in target_names()}
     for target, bill in bills.items():
-        say(f"bill      {str(bill).replace(chr(10), chr(10) + '          ')}")
-        beside = price(tallies["lstm"], target)
-        say(f"            {'the LSTM, what is priced':<34} {beside.priced_joules / per * 1e9:12.3f} nJ")
+        say(f"bill      {bill}".replace("\n", "\n        "))
+        beside = price(tallies["lstm"], target).priced_joules / per * 1e9
+        say(f"          {'the LSTM, sum of what is priced':<52}{beside:14,.2f} nJ")
 
     image = out / "spinnaker2"
     artifact = export(model, "spinnaker2", image, calibration=calibration(runs["egru"]))
     size = sum(f["bytes"] for name, f in artifact.manifest["files"].items() if name.endswith(".bin"))
     n_pes = sum(name.startswith("pe/") for name in artifact.manifest["files"])
-    say(f"export    {image}: {size:,} bytes on {n_pes} processing elements and in DRAM")
+    say(f"export    {image}: {size:,} bytes on {n_pes} processing element{'s' * (n_pes != 1)} and in DRAM")
     stretch = configs["egru"].splits().test[: (INTEGER_TOKENS if not small else COUNT_TOKENS) + 1].astype(np.int64)
     floats = simulate(model.lower(), stretch[None, :-1], on="torch").outputs["logits"][0]
     float_bits, int_bits = bits_per_byte(floats, stretch[1:]), integer_bits(image, stretch)
     loss = 100 * (int_bits / float_bits - 1)
     say(
-        f"          {int_bits:.4f} bits a byte in integers, {float_bits:.4f} in float32, {loss:+.2f} % ({len(stretch) - 1:,} bytes)"
+        f"          {int_bits:.4f} bits a byte in integers, {float_bits:.4f} in float32, "
+        f"{loss:+.2f} % ({len(stretch) - 1:,} bytes)"
     )
     verified = verify(image)
     say(

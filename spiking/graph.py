@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+
 from rheobase.spiking.errors import GraphError
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, KINDS
 

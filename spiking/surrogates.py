@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from rheobase.spiking.errors import ConfigError
 from torch import Tensor
+
+from rheobase.spiking.errors import ConfigError
 
 FIRE_RULES = (">", ">=")
 

@@ -3,6 +3,7 @@ import shutil
 import pytest
 import torch
 from hypothesis import settings
+
 from rheobase.models.training import loop
 from rheobase.models.training.run import RunConfig
 

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 import torch
-from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
-from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
-from rheobase.spiking.errors import FormatError, ShapeError
 
 from rheobase import load
 from rheobase.cli import run
+from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
+from rheobase.spiking.errors import FormatError, ShapeError
 
 CONFIG = """
 [model]
@@ -73,6 +73,7 @@ def test_a_text_that_ends_inside_a_character(tmp_path, say):
 def test_a_text_too_short_for_its_streams(tmp_path, say):
     config = CONFIG.replace("batch = 2", "batch = 32")
     assert "32 streams of 8 bytes, 257 in all, got 240 bytes" in say(*train_on(tmp_path, b"word " * 60, config))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_that_is_not_there(tmp_path, say):
@@ -105,6 +106,7 @@ def test_a_text_that_is_not_there(tmp_path, say):
 )
 def test_configurations(tmp_path, say, change, line):
     assert line in say(*train_on(tmp_path, b"some words " * 99, CONFIG, "--set", change))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_configuration_that_is_not_toml(tmp_path, say):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
+
 from rheobase.backends import count, price
 from rheobase.backends.counting import load_target, target_names
 from rheobase.spiking import LIF, Counts, Tally
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.tally import BINARY, GRADED, TERNARY, mark
-from torch import nn
 
 
 class Marked(nn.Module):

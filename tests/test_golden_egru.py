@@ -139,7 +139,10 @@ def test_reference_checkpoints_are_read_with_either_threshold(logit, tmp_path):
 
 def test_a_reference_checkpoint_with_a_projection():
     state = evnn_state_dict()
-    state["decoder.projection.weight"], state["decoder.projection.bias"] = torch.eye(5).double(), torch.zeros(5).double()
+    state["decoder.projection.weight"], state["decoder.projection.bias"] = (
+        torch.eye(5).double(),
+        torch.zeros(5).double(),
+    )
     model, g, _ = language_model()
     logits, _ = EGRULM.from_reference(state)(g["tokens"].T[:, :-1])
     assert (logits.transpose(0, 1) - g["logits"]).abs().max() <= 1e-12  # events are never negative: relu(I y) = y

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+
+import rheobase
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.models._recurrent import variational_dropout
 from rheobase.spiking import restart_cell
 from rheobase.spiking.errors import ConfigError, FormatError
-
-import rheobase
 
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
 

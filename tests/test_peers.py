@@ -31,7 +31,9 @@ def test_snntorch_leaky_with_an_immediate_reset(reset, v_reset, beta):
 
 
 def test_snntorch_subtracts_before_it_fires_beyond_twice_the_threshold():
-    leaky = snntorch.Leaky(beta=torch.tensor(0.9).double(), threshold=0.8, reset_mechanism="subtract", reset_delay=False)
+    leaky = snntorch.Leaky(
+        beta=torch.tensor(0.9).double(), threshold=0.8, reset_mechanism="subtract", reset_delay=False
+    )
     mem, spikes = torch.zeros(1, 1, dtype=torch.float64), []
     drive = torch.tensor([[[2.5], [0.0], [0.0]]], dtype=torch.float64)
     for x in drive.unbind(1):

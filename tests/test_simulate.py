@@ -6,6 +6,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 import torch
+
 from rheobase.backends import count, simulate
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError

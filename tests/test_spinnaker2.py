@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact, reseal
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints

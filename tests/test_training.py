@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+
 from rheobase.models import EGRULM, EGRULMConfig, load_model
 from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint

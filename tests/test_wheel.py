@@ -53,6 +53,7 @@ def test_without_a_compiler_the_build_goes_on_and_says_so_in_one_line(tmp_path):
 
 def test_numpy_and_c_gather_the_same_rows():
     import numpy as np
+
     from rheobase.spiking.ops import native
 
     generator = np.random.default_rng(0)

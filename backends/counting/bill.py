@@ -112,19 +112,28 @@ class Bill:
 
     def __str__(self) -> str:
         per = max(self.tokens, 1)
-        rows = [f"{self.target.title}, a token:"]
+
+        def row(name, count, each, joules, mark=""):
+            cost = f"{joules / per * 1e9:14,.2f} nJ" if joules is not None else f"{'unknown':>17}"
+            return f"  {name:<30}{count:>12}{each:>10}{cost} {mark}".rstrip()
+
+        sources: dict[str, int] = {}
+        rows = [f"{self.target.title}; a token"]
         for line in self.lines:
-            cost = f"{line.joules / per * 1e9:12.3f} nJ" if line.joules is not None else "     unknown   "
-            each = f"{line.quantity.value:g} {line.quantity.unit}: {line.quantity.source}" if line.quantity else ""
-            rows.append(f"  {TERMS.get(line.term, line.term):<22}{line.count / per:>12,.1f} {cost}  {each}")
-        rows.append(f"  {'sum of what is priced':<34} {self.priced_joules / per * 1e9:12.3f} nJ")
+            each = mark = ""
+            if line.quantity:
+                each = f"{line.quantity.value:g} {line.quantity.unit}"
+                mark = f"[{sources.setdefault(line.quantity.source, len(sources) + 1)}]"
+            rows.append(row(TERMS.get(line.term, line.term), f"{line.count / per:,.1f}", each, line.joules, mark))
+        rows.append(row("sum of what is priced", "", "", self.priced_joules))
+        rows.append(row("products alone, as papers do", "", "", self.formula_joules))
+        rows.append(row("the same, all operands dense", "", "", self.dense_joules))
+        rows.append(f"  {'memory traffic':<30}{self.traffic_bytes / per:>12,.0f} bytes")
         if self.unpriced:
-            rows.append(f"  not priced: {', '.join(TERMS.get(t, t) for t in self.unpriced)}")
+            rows.append(f"  unknown here: {', '.join(TERMS.get(t, t) for t in self.unpriced)}")
         if self.uncounted:
             rows.append(f"  not counted: {', '.join(self.uncounted)}")
-        rows.append(f"  {'products alone (the papers)':<34} {self.formula_joules / per * 1e9:12.3f} nJ")
-        rows.append(f"  {'the same, every operand dense':<34} {self.dense_joules / per * 1e9:12.3f} nJ")
-        rows.append(f"  {'memory traffic':<34} {self.traffic_bytes / per:12,.0f} bytes")
+        rows += [f"  [{number}] {source}" for source, number in sources.items()]
         return "\n".join(rows)
 
 

@@ -7,10 +7,11 @@ It never looks at the model's graph. What an operand is (events or dense) is wha
 import math
 
 import torch
-from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, TERNARY, Counts, Tally, listening
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, TERNARY, Counts, Tally, listening
 
 aten = torch.ops.aten
 
@@ -173,7 +174,7 @@ class CountingMode(TorchDispatchMode):
             operator,
             dense_macs=n_items * n_in * n_out,
             rows=rows,
-            weight_bytes=weight.numel() * weight.element_size(),
+            weight_bytes=rows * n_out * weight.element_size(),
             activation_bytes=(x.numel() + n_items * n_out) * x.element_size(),
             **{"acs" if kind in (BINARY, TERNARY) else "macs": rows * n_out},
         )

@@ -1,6 +1,7 @@
 """Simulators of an EventGraph. Each lives in a file of its own with `KERNELS`, found by the file's name."""
 
 import torch
+
 from rheobase.backends.simulators._executor import execute
 from rheobase.backends.trace import Trace
 from rheobase.spiking import registry

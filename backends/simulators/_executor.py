@@ -5,6 +5,7 @@ on all steps at hand. B streams, T steps; values are kept time-major, [T, B, n].
 """
 
 import numpy as np
+
 from rheobase.backends.trace import Trace, expand
 from rheobase.spiking.errors import ShapeError, UnsupportedError
 from rheobase.spiking.events import Events

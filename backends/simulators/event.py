@@ -4,6 +4,7 @@ Products whose operand is DENSE are dense, and are counted so. N items (streams,
 """
 
 import numpy as np
+
 from rheobase.backends.simulators._executor import Kernels
 from rheobase.spiking.graph import Linear
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY

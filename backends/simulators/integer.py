@@ -1,6 +1,7 @@
 """The integer simulator: a graph quantised for SpiNNaker 2, unpartitioned, in the arithmetic of its specification."""
 
 import numpy as np
+
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise import embed
 from rheobase.backends.simulators._executor import Kernels

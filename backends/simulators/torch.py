@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+
 from rheobase.backends.simulators._executor import Kernels
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import Linear

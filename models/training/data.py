@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 from torch import Tensor
+
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 BUILT_IN = "pydoc"
 ENCODINGS = ("utf-8", "ascii", "bytes")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from rheobase.models.training.data import each_once
 
 DEAD, SATURATED = 0.0, 0.99

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from rheobase.models.training.data import Batches
 from rheobase.models.training.evaluate import evaluate
@@ -42,7 +43,7 @@ def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
 
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
     """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
-    config.splits()
+    prepare(config)
     return _train(Run.create(folder, config), quiet)
 
 
@@ -51,14 +52,20 @@ def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     return _train(Run.open(folder), quiet)
 
 
-def _train(run: Run, quiet: bool | None) -> Run:
-    config, t = run.config, run.config.train
+def prepare(config: RunConfig):
+    """The splits, batches and new model of a configuration; raises what a training would, and writes nothing."""
+    t = config.train
     if t.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
     splits = config.splits()
     batches = Batches(splits.train, t.batch, t.context, config.data.order, t.seed)
     torch.manual_seed(t.seed)
-    model = config.build().to(t.device).train()
+    return splits, batches, config.build().to(t.device).train()
+
+
+def _train(run: Run, quiet: bool | None) -> Run:
+    config, t = run.config, run.config.train
+    splits, batches, model = prepare(config)
     optimiser = make_optimiser(model, t)
     step, state, best, elapsed, log_bytes = 0, None, None, 0.0, 0
     newest = newest_checkpoint(run.checkpoints)

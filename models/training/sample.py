@@ -1,6 +1,7 @@
 """Text out of a trained model."""
 
 import torch
+
 from rheobase.spiking.errors import ConfigError
 
 

@@ -1,8 +1,9 @@
 """The contract of every neuron."""
 
 import torch
-from rheobase.spiking.errors import ShapeError
 from torch import Tensor, nn
+
+from rheobase.spiking.errors import ShapeError
 
 
 class Cell(nn.Module):

@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.neurons._cell import Cell
 from rheobase.spiking.ops.egru.reference import EGRUState, EGRUTrajectory, egru
 from rheobase.spiking.surrogates import Surrogate, Triangle
-from torch import Tensor, nn
 
 
 def restart_cell(state: EGRUState) -> EGRUState:

@@ -3,11 +3,12 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+
 from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.neurons._cell import Cell
 from rheobase.spiking.ops.lif.reference import lif, lif_step
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
-from torch import Tensor, nn
 
 TAU_MIN, THETA_MIN = 1.0, 1e-3
 

@@ -1,8 +1,9 @@
 """What every neuron promises, as functions that fail with an AssertionError where a neuron breaks its word."""
 
 import torch
-from rheobase.spiking.surrogates import Relaxed
 from torch.func import functional_call
+
+from rheobase.spiking.surrogates import Relaxed
 
 
 def same(cell, a, b):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import laws
 import pytest
 import torch
+
 from rheobase.spiking import LIF, ATan, LIFState, Surrogate
 
 X = torch.tensor([[[0.9, 2.5], [1.9, 0.1], [0.2, 1.7], [1.5, 1.1]]], dtype=torch.float64)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rheobase.spiking import surrogates
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.surrogates import Relaxed, Surrogate, Triangle

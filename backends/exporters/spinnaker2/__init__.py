@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.image import unpack
@@ -25,7 +26,7 @@ TRACE_STEPS = 256
 def export(
     graph: EventGraph, out: str | Path, *, calibration=None, allow_lossy: bool = False, version: str = ""
 ) -> Artifact:
-    """Write the artefact directory `out`: manifest.json, manifest.sha256, partition.json, pe/NNN.bin, dram.bin, trace.h5.
+    """Write the artefact directory `out`: manifest, its hash, partition.json, pe/NNN.bin, dram.bin, trace.h5.
 
     calibration  tokens [B, T] of real text; the first 256 of its first stream make the reference trace
     raises       as `quantise` and `partition.build`; ConfigError: no calibration

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from rheobase.spiking.errors import FormatError
 
 MAGIC, VERSION = b"S2LM", 1

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import numpy as np
+
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.image import DRAM, KEY_MASK, PE, Image, key
 from rheobase.backends.exporters.spinnaker2.quantise import embed

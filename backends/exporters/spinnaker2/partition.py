@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.image import DRAM, PE, Image, key
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.simulators import simulate
 from rheobase.spiking.errors import ConfigError, GraphError, LossyExportError, UnsupportedError

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from rheobase.spiking.errors import ShapeError
 from rheobase.spiking.surrogates import Surrogate
 from rheobase.spiking.tally import GRADED, announce, mark
-from torch import Tensor
 
 TRACE_DECAY = 0.9
 

@@ -4,10 +4,11 @@ B batch, T steps, D units.
 """
 
 import torch
+from torch import Tensor
+
 from rheobase.spiking.errors import ShapeError
 from rheobase.spiking.surrogates import ATan, Surrogate
 from rheobase.spiking.tally import BINARY, announce, mark
-from torch import Tensor
 
 
 def lif_step(x, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate):
