@@ -149,7 +149,7 @@ def render(data: ReportData) -> str:
 
 
 def number(x: float | None) -> str:
-    """A count or a measure: thousands separated, small ones to three significant digits, none as "unknown"."""
+    """A count or a measure: with thousands separators or three significant digits, or "unknown"."""
     if x is None or not math.isfinite(x):
         return "unknown"
     if x == int(x) or abs(x) >= 100:
@@ -185,7 +185,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _plot(series: list[dict], height: int, show, end, log: bool = False) -> dict | None:
-    """Geometry of a line chart, or None without a point; `show` writes a tick, `end` the last value of a line.
+    """Geometry of a line chart, None without a point; `show` writes a tick, `end` the last value of a line.
 
     series  dicts of cls, points [(x, y)], dots (bool), label (None: nothing at the line's end)
     """
@@ -242,14 +242,15 @@ def _layers(evaluation, stretches) -> list[dict]:
     rates = evaluation.get("rates") or ()
     rows = []
     for i, rate in enumerate(rates):
-        name, events = stretches[i] if len(stretches) == len(rates) else (f"layer {i}", None)
-        rows.append({"name": name, "units": events and events.n_units, "rate": rate})
-        rows[-1] |= {key: evaluation[key][i] if evaluation.get(key) else None for key in ("dead", "saturated")}
+        fits = len(stretches) == len(rates)
+        name, units = (stretches[i][0], stretches[i][1].n_units) if fits else (f"layer {i}", None)
+        ends = {key: evaluation[key][i] if evaluation.get(key) else None for key in ("dead", "saturated")}
+        rows.append({"name": name, "units": units, "rate": rate, **ends})
     return rows
 
 
 def _raster(name: str, events: Events, text: bytes) -> dict:
-    """Stream 0: one path a shade, units from the most to the least active; the share active; the characters."""
+    """Stream 0: one path a shade, units from most to least active; the share active; the characters."""
     steps, units = min(events.n_steps, RASTER_STEPS), events.n_units
     shown = (events.stream == 0) & (events.step < steps)
     size = np.abs(events.value[shown].astype(float))
@@ -288,7 +289,7 @@ def _character(byte: int) -> tuple[str, bool]:
 
 
 def _spread(name: str, events: Events) -> dict:
-    """How many units of stream 0 never fire, fire in steps of 5 %, and fire at more than 99 % of the steps."""
+    """How many units of stream 0 never fire, fire in steps of 5 %, fire at more than 99 % of the steps."""
     rates = np.bincount(events.unit[events.stream == 0], minlength=events.n_units) / events.n_steps
     silent, full = rates == 0, rates > SATURATED
     inner = 1 + np.minimum(rates * 20, 19).astype(int)
@@ -364,7 +365,7 @@ def _image(image: ReportImage) -> dict:
         "pes": pes,
         "many": len(pes) > ROWS_UNFOLDED,
         "bytes": sum(files.values()),
-        "elsewhere": [(p, nodes, files.get(f"{p}.bin")) for p, nodes in places.items() if p in ("host", "dram")],
+        "elsewhere": [(p, places[p], files.get(f"{p}.bin")) for p in ("host", "dram") if p in places],
         "legend": [(f"r{i}", group, sums[group]) for i, group in enumerate(groups) if sums[group]],
         "loss": image.integer_bits / image.float_bits - 1 if measured else None,
     }

@@ -102,15 +102,21 @@ def load_trace(path: str | Path) -> StoredTrace:
         with h5py.File(io.BytesIO(data), "r") as file:
             if file.attrs["format"] != FORMAT:
                 raise FormatError(path, FORMAT, repr(file.attrs["format"]), "record it with this version")
+
+            def read(dataset):
+                if dataset.nbytes > len(data):
+                    raise FormatError(path, "no more numbers than bytes", f"{dataset.nbytes} bytes", "record it anew")
+                return dataset[()]
+
             return StoredTrace(
-                tokens=file["tokens"][()],
-                signals={name: d[()] for name, d in file["signals"].items()},
-                state={name: d[()] for name, d in file["state"].items()},
+                tokens=read(file["tokens"]),
+                signals={name: read(d) for name, d in file["signals"].items()},
+                state={name: read(d) for name, d in file["state"].items()},
                 kinds={name: d.attrs["kind"] for name, d in file["signals"].items() if "kind" in d.attrs},
                 graph=str(file.attrs["graph"]),
                 simulator=str(file.attrs["simulator"]),
             )
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, AttributeError) as error:
         raise FormatError(path, "a trace in HDF5", str(error), "record it anew") from None
 
 
@@ -138,8 +144,8 @@ def compare(
     returns  (numbers compared, numbers that differ, the first difference in time)
     raises   FormatError: other names or other shapes
     """
-    names = list(order or expected)
-    if set(expected) != set(got):
+    names = [*(order or ()), *(name for name in expected if name not in (order or ()))]
+    if set(expected) != set(got) or set(names) != set(expected):
         raise FormatError("traces", f"the signals {sorted(expected)}", f"{sorted(got)}", "record the same ones")
     compared = different = 0
     first: tuple | None = None

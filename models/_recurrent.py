@@ -278,7 +278,12 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
             tensors = load_tensors(weights)
         except SafetensorError as error:
             raise FormatError(weights_path, "safetensors", str(error), "save the model anew") from None
-        model = cls(from_table(cls.Config, table, str(where)))
+        config = from_table(cls.Config, table, str(where))
+        least = config.vocabulary * config.embedding + sum(n * n for n in config.layers)
+        held = sum(t.numel() for t in tensors.values())
+        if least > held:
+            raise FormatError(where, f"sizes that fit {held:,} numbers", f"at least {least:,}", "fetch the model anew")
+        model = cls(config)
         fit_tensors(model, tensors, weights_path)
         return model.eval()
 

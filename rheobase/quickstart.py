@@ -54,8 +54,13 @@ def calibration(run: Run) -> np.ndarray:
 
 def integer_bits(image: str | Path, tokens: np.ndarray) -> float:
     """Bits a byte of an exported image over one stream of tokens [n], by the interpreter that reads its bytes."""
+    from tqdm import tqdm
+
+    def progress(stream):
+        return tqdm(stream, desc="integers", unit="byte", disable=None, leave=False)
+
     artifact = open_artifact(image)
-    logits = run_machine(artifact, tokens[:-1])[f"{artifact.manifest['head']}.out"][0]
+    logits = run_machine(artifact, tokens[:-1], progress)[f"{artifact.manifest['head']}.out"][0]
     return bits_per_byte(logits / 2.0 ** artifact.manifest["arithmetic"]["logit_frac"], tokens[1:])
 
 

@@ -216,3 +216,26 @@ def test_names_are_suggested(small_run, tmp_path, say):
     )
     assert "--tokens to" in say("count", small_run.folder, "--tokens", "99999999")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_strangers_sizes_are_checked_before_anything_is_allocated(small_run, tmp_path):
+    import json
+
+    import h5py
+
+    from rheobase.backends.trace import load_trace
+
+    shutil.copytree(small_run.model_path, tmp_path / "m")
+    header = json.loads((tmp_path / "m" / "config.json").read_text())
+    header["config"] |= {"vocabulary": 10**9, "embedding": 10**6, "layers": [10**6]}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(header))
+    with pytest.raises(FormatError, match="expected sizes that fit"):
+        load(tmp_path / "m")
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.attrs.update({"format": "rheobase-trace/1", "graph": "", "simulator": ""})
+        file.create_dataset("tokens", (10**6, 10**6), "i8", chunks=(1000, 1000))
+    with pytest.raises(FormatError, match="no more numbers than bytes"):
+        load_trace(tmp_path / "bomb.h5")
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(FormatError, match="a trace in HDF5"):
+        load_trace(tmp_path / "text.h5")

@@ -198,3 +198,20 @@ def test_regions_fit_and_headers_read_back(small_run):
     for damaged in (data[:-20], b"XXXX" + data[4:], data[:30]):
         with pytest.raises(FormatError):
             unpack(damaged, "pe")
+
+
+def test_a_sealed_artefact_of_a_stranger_is_not_trusted(small_image):
+    """The hashes fit, the content does not: a report, no crash, and nothing large allocated."""
+    manifest = json.loads((small_image / "manifest.json").read_text())
+    whole = (small_image / "pe" / "000.bin").read_bytes()
+    for change in ({"layers": None}, {"order": ["x"]}, {"arithmetic": {}, "head": 3}, {"exporter": "none"}):
+        (small_image / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        reseal(small_image)
+        assert not verify(small_image).ok and verify(small_image).problem
+    (small_image / "manifest.json").write_text(json.dumps(manifest))
+    image = unpack(whole, "pe/000.bin")
+    for field, value in (("units", 2**31), ("layer", 7), ("streams_in", 0)):
+        changed = type(image)(image.kind, {**image.fields, field: value}, image.regions)
+        (small_image / "pe" / "000.bin").write_bytes(changed.pack())
+        reseal(small_image)
+        assert not verify(small_image).ok and "expected" in verify(small_image).problem

@@ -38,6 +38,9 @@ def verify(path: str | Path) -> Report:
         return registry.get("rheobase.backends.exporters", name).verify(artifact)
     except (FormatError, ConfigError) as error:
         return Report(False, 0, 0, str(error))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        problem = FormatError(path, "a well-formed artefact", f"{type(error).__name__}: {error}", "do not use it")
+        return Report(False, 0, 0, str(problem))
 
 
 __all__ = ["Artifact", "Report", "export", "verify"]

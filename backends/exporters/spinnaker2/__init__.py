@@ -89,8 +89,11 @@ def load_machine(artifact: Artifact) -> Machine:
     return Machine(unpack(artifact.read("dram.bin"), "dram.bin"), pes)
 
 
-def run_machine(artifact: Artifact, tokens) -> dict[str, np.ndarray]:
-    """Run one stream of tokens through the packed PEs: "node.port" -> integers [1, T, n]."""
+def run_machine(artifact: Artifact, tokens, progress=iter) -> dict[str, np.ndarray]:
+    """Run one stream of tokens through the packed PEs: "node.port" -> integers [1, T, n].
+
+    progress  wraps the iteration over the tokens, such as tqdm
+    """
     m = artifact.manifest
     names = {"embedding": f"{m['embedding']}.out"}
     for i, layer in enumerate(m["layers"]):
@@ -98,7 +101,7 @@ def run_machine(artifact: Artifact, tokens) -> dict[str, np.ndarray]:
         names |= {f"{i}.{port}": f"{layer['cell']}.{port}" for port in ("y", "c")}
     machine = load_machine(artifact)
     rows: dict[str, list] = {name: [] for name in [*names.values(), f"{m['head']}.out"]}
-    for token in np.asarray(tokens).reshape(-1):
+    for token in progress(np.asarray(tokens).reshape(-1)):
         logits, seen = machine.step(int(token))
         for probe, name in names.items():
             rows[name].append(seen[probe])
