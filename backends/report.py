@@ -162,7 +162,7 @@ def number(x: float | None) -> str:
 
 def percent(x: float) -> str:
     """A share, in per cent."""
-    return f"{100 * x:.1f} %"
+    return f"{100 * x:.1f}\u00a0%"
 
 
 def plain(text: str) -> str:
@@ -189,9 +189,11 @@ def _plot(series: list[dict], height: int, show, end, log: bool = False) -> dict
 
     series  dicts of cls, points [(x, y)], dots (bool), label (None: nothing at the line's end)
     """
-    points = [p for s in series for p in s["points"] if math.isfinite(p[1])]
-    if not points:
+    series = [s | {"points": [p for p in s["points"] if math.isfinite(p[1])]} for s in series]
+    series = [s for s in series if s["points"]]
+    if not series:
         return None
+    points = [p for s in series for p in s["points"]]
     right, high = max(max(x for x, _ in points), 1), max(y for _, y in points) * 1.02 or 1.0
     low, scale = (min(y for _, y in points) * 0.95, math.log) if log else (0.0, float)
 
@@ -200,18 +202,18 @@ def _plot(series: list[dict], height: int, show, end, log: bool = False) -> dict
 
     lines = []
     for s in series:
-        placed = [(100 * x / right, down(y)) for x, y in s["points"] if math.isfinite(y)]
-        if placed:
-            line = " ".join(f"{10 * x:.1f},{10 * y:.1f}" for x, y in placed)
-            label = s["label"] and f"{s['label']} {end(s['points'][-1][1])}"
-            dots = placed if s["dots"] or len(placed) == 1 else []
-            lines.append({"cls": s["cls"], "line": line, "dots": dots, "label": label, "y": placed[-1][1]})
+        placed = [(100 * x / right, down(y)) for x, y in s["points"]]
+        line = " ".join(f"{10 * x:.1f},{10 * y:.1f}" for x, y in placed)
+        label = s["label"] and f"{s['label']} {end(s['points'][-1][1])}"
+        dots = placed if s["dots"] or len(placed) == 1 else []
+        lines.append({"cls": s["cls"], "line": line, "dots": dots, "label": label, "y": placed[-1][1]})
     above = -math.inf
     for line in sorted((line for line in lines if line["label"]), key=lambda line: line["y"]):
         line["y"] = above = max(line["y"], above + 100 * LABEL_PX / height)
     y_ticks = [t for t in LOG_TICKS if low <= t <= high] if log else _ticks(low, high)
     return {
         "height": height,
+        "margin": 14 + 8 * max((len(line["label"]) for line in lines if line["label"]), default=0),
         "lines": lines,
         "x": [(100 * t / right, number(t)) for t in _ticks(0, right)],
         "y": [(down(t), show(t)) for t in y_ticks],
@@ -276,7 +278,7 @@ def _raster(name: str, events: Events, text: bytes) -> dict:
         "silent": int((~fired_TD.any(0)).sum()),
         "mean": float(active.mean()),
         "top": top,
-        "height": min(units * max(1, min(8, 480 // units)), 640),
+        "height": min(units * max(1, min(8, 480 // units)), 640) if size.size else 48,
         "paths": [(shade / SHADES, "".join(paths[shade])) for shade in sorted(paths)],
         "area": "".join(f"V{100 - 100 * a / top:.1f}H{t + 1}" for t, a in enumerate(active)),
         "characters": [(100 * (t + 0.5) / steps, *_character(b)) for t, b in enumerate(text[:steps])],
@@ -331,11 +333,13 @@ def _beside(bill: Bill, models) -> dict:
         [(getattr(b, field) * scale / max(b.tokens, 1), len(b.unpriced)) for b in bills]
         for field, scale in (("formula_joules", 1e9), ("priced_joules", 1e9), ("traffic_bytes", 1))
     )
-    formula.insert(1, (bill.dense_joules * 1e9 / max(bill.tokens, 1), 0))
     rows = {"formula": formula, "priced": priced, "traffic": traffic}
-    for row in (priced, traffic):
-        row.insert(1, (None, 0))
-    names = [models[0].name, f"{models[0].name}, all dense", *(name for name, _ in others)]
+    names = [models[0].name, *(name for name, _ in others)]
+    if bill.dense_joules != bill.formula_joules:
+        names.insert(1, f"{models[0].name}, all dense")
+        formula.insert(1, (bill.dense_joules * 1e9 / max(bill.tokens, 1), 0))
+        priced.insert(1, (None, 0))
+        traffic.insert(1, (None, 0))
     tops = {key: max((x for x, _ in row if x is not None and x == x), default=0) for key, row in rows.items()}
     return {"names": names, "rows": rows, "tops": tops}
 

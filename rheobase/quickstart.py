@@ -27,7 +27,7 @@ SMALL = {"steps": 60, "batch": 16, "context": 32, "evaluate_every": 60, "checkpo
 SMALL_WIDTH = 48
 INTEGER_TOKENS = 10_000
 COUNT_TOKENS = 1000
-RASTER_TOKENS = 96
+RASTER_TOKENS = 1000
 PROMPT = b"The "
 
 

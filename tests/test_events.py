@@ -54,6 +54,16 @@ def test_wrong_events_are_refused(stream, step, unit, value, message):
         Events(*(np.array(a) for a in (stream, step, unit, value)), 2, 5, 3)
 
 
+def test_two_events_of_a_unit_at_a_step_are_refused_in_any_order():
+    with pytest.raises(ShapeError, match="rising"):
+        Events.from_unsorted([0, 0, 0], [1, 0, 1], [2, 0, 2], [1.0, 1.0, -0.5], 1, 2, 3)
+
+
+def test_the_duration_of_a_step_is_kept():
+    assert Events.from_dense(np.ones((1, 2, 1)), dt_s=1e-3).dt_s == 1e-3
+    assert Events.from_unsorted([0], [0], [0], [1.0], 1, 1, 1, dt_s=2e-3).dt_s == 2e-3
+
+
 def test_dense_of_another_rank_is_refused():
     with pytest.raises(ShapeError, match="add the missing axis"):
         Events.from_dense(np.zeros((3, 2)))

@@ -49,6 +49,10 @@ def test_all_six_cases_are_there():
     assert [case[0] for case in CASES] == list("ABCDEF")
 
 
+def test_every_case_but_the_evaluation_has_gradients():
+    assert [case[0] for case in LAYERS if "loss" in case_of(case)] == list("ABCE")
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_in_float64(name):
     g = case_of(name)
@@ -135,6 +139,14 @@ def test_reference_checkpoints_are_read_with_either_threshold(logit, tmp_path):
     assert read.config == model.config
     logits, _ = read(g["tokens"].T[:, :-1])
     assert (logits.transpose(0, 1) - g["logits"]).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("thresholds", ["logit", "projected"])
+def test_the_threshold_can_be_named(thresholds):
+    _, g, _ = language_model()
+    read = EGRULM.from_reference(evnn_state_dict(thresholds == "logit"), thresholds=thresholds)
+    assert (read.layers[0].thr - g["l0_thr"]).abs().max() <= 1e-12
+    assert (read.layers[1].thr - g["l1_thr"]).abs().max() <= 1e-12
 
 
 def test_a_reference_checkpoint_with_a_projection():

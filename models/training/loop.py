@@ -44,12 +44,12 @@ def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
     """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
     prepare(config)
-    return _train(Run.create(folder, config), quiet)
+    return _with_threads(Run.create(folder, config), quiet)
 
 
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     """Go on from the newest checkpoint of a run, or from its first step if it has none; its own config decides."""
-    return _train(Run.open(folder), quiet)
+    return _with_threads(Run.open(folder), quiet)
 
 
 def prepare(config: RunConfig):
@@ -61,6 +61,15 @@ def prepare(config: RunConfig):
     batches = Batches(splits.train, t.batch, t.context, config.data.order, t.seed)
     torch.manual_seed(t.seed)
     return splits, batches, config.build().to(t.device).train()
+
+
+def _with_threads(run: Run, quiet: bool | None) -> Run:
+    before = torch.get_num_threads()
+    torch.set_num_threads(run.config.train.threads or before)
+    try:
+        return _train(run, quiet)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(run: Run, quiet: bool | None) -> Run:

@@ -57,6 +57,8 @@ class TrainConfig:
     """updates between two checkpoints"""
     evaluate_batch: int = 32
     """streams in evaluation"""
+    threads: int | None = None
+    """CPU threads of this run, all there are if not given; a small EGRU is faster on one"""
     device: str = "cpu"
     """"cpu" or "cuda\""""
 
@@ -91,6 +93,8 @@ class RunConfig:
             data=from_table(DataConfig, table.get("data", {}), "data"),
             train=from_table(TrainConfig, table.get("train", {}), "train"),
         )
+        if config.train.threads is not None and config.train.threads < 1:
+            raise ConfigError("train.threads", "at least 1", str(config.train.threads), "raise it or leave it out")
         for key in ("steps", "batch", "context", "evaluate_every", "checkpoint_every", "evaluate_batch"):
             if getattr(config.train, key) < 1:
                 raise ConfigError(f"train.{key}", "at least 1", str(getattr(config.train, key)), "raise it")

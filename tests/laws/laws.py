@@ -52,6 +52,12 @@ def no_steps_change_nothing(cell, x, state):
     assert all(torch.equal(a, b) for a, b in zip(state, end, strict=True))
 
 
+def from_rest_is_from_the_initial_state(cell, x):
+    y, end = cell(x)
+    z, last = cell(x, cell.initial_state(x.shape[0], dtype=x.dtype))
+    assert torch.equal(y, z) and all(torch.equal(a, b) for a, b in zip(end, last, strict=True))
+
+
 def gradients_reach_the_initial_state(cell, x, state, weights):
     """The same through `forward` as through the fold, for a random functional of outputs and last state."""
 
@@ -87,3 +93,16 @@ def the_slope_is_the_derivative_of_the_relaxed_form(surrogate, u):
     u = u.clone().requires_grad_()
     (slope,) = torch.autograd.grad(surrogate.relaxed(u).sum(), u)
     assert torch.allclose(slope, surrogate.slope(u.detach()), atol=1e-12, rtol=1e-10)
+
+
+def the_relaxed_form_never_falls(surrogate, u):
+    assert (surrogate.relaxed(u.sort().values).diff() >= -1e-12).all()
+
+
+def the_spike_is_the_step_and_its_gradient_the_slope(surrogate, u):
+    u = u.clone().requires_grad_()
+    for fire, step in ((">", u > 0), (">=", u >= 0)):
+        s = surrogate.spike(u, fire)
+        assert torch.equal(s, step.to(u.dtype))
+        (gradient,) = torch.autograd.grad(s.sum(), u)
+        assert torch.equal(gradient, surrogate.slope(u.detach()))

@@ -8,13 +8,15 @@ import torch
 
 from rheobase.spiking import LIF, ATan, LIFState, Surrogate
 
-X = torch.tensor([[[0.9, 2.5], [1.9, 0.1], [0.2, 1.7], [1.5, 1.1]]], dtype=torch.float64)
+X = torch.tensor([[[0.9, 2.5], [1.9, 0.1], [0.2, 1.7], [2.1, 1.3]]], dtype=torch.float64)
 STATE = LIFState(torch.tensor([[0.4, -0.2]], dtype=torch.float64))
 
 
-class ForwardForgetsAReset(LIF):
+class ForwardForgetsTheLastReset(LIF):
     def forward(self, x, state=None):
-        return torch.stack([self.step(x[:, t], LIFState(state.v + 0.3 * t))[0] for t in range(x.shape[1])], 1), state
+        s, _ = super().forward(x, state)
+        _, before = super().forward(x[:, :-1], state)
+        return s, LIFState(before.v + (x[:, -1] - before.v) / self.tau)
 
 
 class StateIsDroppedAtTheCut(LIF):
@@ -29,6 +31,16 @@ class EmptySequenceResetsTheState(LIF):
         return y, end if x.shape[1] else LIFState(end.v * 0)
 
 
+class EmptySequenceRaises(LIF):
+    def forward(self, x, state=None):
+        return super().forward(torch.stack(list(x.unbind(1)), 1), state)
+
+
+class StartsElsewhere(LIF):
+    def forward(self, x, state=None):
+        return super().forward(x, LIFState(x[:, 0] * 0 + 0.1) if state is None else state)
+
+
 class InitialStateIsDetached(LIF):
     def forward(self, x, state=None):
         return super().forward(x, LIFState(state.v.detach()))
@@ -38,6 +50,24 @@ class InitialStateIsDetached(LIF):
 class WrongSlope(ATan):
     def slope(self, u):
         return 1.01 * super().slope(u)
+
+
+@dataclass(frozen=True)
+class Falling(ATan):
+    def relaxed(self, u):
+        return -super().relaxed(u)
+
+
+@dataclass(frozen=True)
+class AlwaysStrict(ATan):
+    def spike(self, u, fire=">"):
+        return super().spike(u, ">")
+
+
+@dataclass(frozen=True)
+class SpikeWithoutGradient(ATan):
+    def spike(self, u, fire=">"):
+        return super().spike(u, fire) + 0 * u - super().spike(u, fire) + super().spike(u, fire).detach()
 
 
 class _Wrong(torch.autograd.Function):
@@ -65,14 +95,17 @@ def test_the_laws_hold_for_the_sound_neuron():
     laws.sequence_is_the_fold_of_step(double(LIF), X, STATE)
     laws.any_cut_changes_nothing(double(LIF), X, STATE, 2)
     laws.no_steps_change_nothing(double(LIF), X, STATE)
+    laws.from_rest_is_from_the_initial_state(double(LIF), X)
     laws.gradients_reach_the_initial_state(double(LIF), X, STATE, weights)
     laws.the_relaxed_form_has_the_gradients_it_claims(double(LIF), X, STATE)
     laws.the_slope_is_the_derivative_of_the_relaxed_form(ATan(), X)
+    laws.the_relaxed_form_never_falls(ATan(), X.flatten())
+    laws.the_spike_is_the_step_and_its_gradient_the_slope(ATan(), X * 0)
 
 
 def test_fold():
     with pytest.raises(AssertionError):
-        laws.sequence_is_the_fold_of_step(double(ForwardForgetsAReset), X, STATE)
+        laws.sequence_is_the_fold_of_step(double(ForwardForgetsTheLastReset), X, STATE)
 
 
 def test_cut():
@@ -83,6 +116,13 @@ def test_cut():
 def test_no_steps():
     with pytest.raises(AssertionError):
         laws.no_steps_change_nothing(double(EmptySequenceResetsTheState), X, STATE)
+    with pytest.raises(RuntimeError, match="non-empty TensorList"):
+        laws.no_steps_change_nothing(double(EmptySequenceRaises), X, STATE)
+
+
+def test_from_rest():
+    with pytest.raises(AssertionError):
+        laws.from_rest_is_from_the_initial_state(double(StartsElsewhere), X)
 
 
 def test_initial_state():
@@ -100,3 +140,14 @@ def test_relaxed_form():
 def test_slope():
     with pytest.raises(AssertionError):
         laws.the_slope_is_the_derivative_of_the_relaxed_form(WrongSlope(), X)
+
+
+def test_monotone():
+    with pytest.raises(AssertionError):
+        laws.the_relaxed_form_never_falls(Falling(), X.flatten())
+
+
+@pytest.mark.parametrize("surrogate", [AlwaysStrict(), SpikeWithoutGradient()])
+def test_spike(surrogate):
+    with pytest.raises(AssertionError):
+        laws.the_spike_is_the_step_and_its_gradient_the_slope(surrogate, X * 0)

@@ -39,10 +39,9 @@ class EGRUTrajectory(NamedTuple):
 
 def egru_cell(a, q, thr, state, *, surrogate, zoneout=0.0, training=False, zoneout_mask=None):
     """One step from the two pre-activations a, q [B, 3H]; returns (o, EGRUState). Equations: see `egru`."""
-    a_z, a_r, a_g = a.chunk(3, -1)
-    q_z, q_r, q_g = q.chunk(3, -1)
-    z = torch.sigmoid(a_z + q_z)
-    r = torch.sigmoid(a_r + q_r)
+    units = thr.shape[0]
+    (a_zr, a_g), (q_zr, q_g) = (x.split((2 * units, units), -1) for x in (a, q))
+    z, r = torch.sigmoid(a_zr + q_zr).chunk(2, -1)
     g = torch.tanh(a_g + r * q_g)
     p = z * state.c + (1 - z) * g
     if zoneout and training:
