@@ -67,12 +67,19 @@ def integer_bits(image: str | Path, tokens: np.ndarray) -> float:
 def quickstart(out: Path, *, small: bool = False, text: str | None = None, say=print) -> dict:
     """Train the EGRU and the LSTM, test them, count, export, verify and report into the folder `out`.
 
+    One thread: at this size a second gains little, and costs much where the machine is busy.
+
     small    a few seconds of training: the way, not the quality
     text     a text file instead of the built-in text
     say      called with each line for a person
     returns  a table of all figures
     raises   FormatError: `out` exists;  errors of the text as in `training.data`
     """
+    with loop.threads(1):
+        return _quickstart(out, small, text, say)
+
+
+def _quickstart(out: Path, small: bool, text: str | None, say) -> dict:
     began = time.monotonic()
     if out.exists():
         raise FormatError(

@@ -8,8 +8,8 @@ import torch
 from rheobase.spiking.ops import lif
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message=r".*torch\.jit\.script.* is deprecated", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=r".*torch\.jit\.script.* is deprecated", category=DeprecationWarning)
+    for kind in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script.* is deprecated", category=kind)
     norse = pytest.importorskip("norse.torch.functional.lif")
     snntorch = pytest.importorskip("snntorch")
 

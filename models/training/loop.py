@@ -4,6 +4,7 @@ Everything random is a function of the seed and the step, or lies in the checkpo
 any moment and resumed ends with the same bits as one that was not (same machine, same number of threads, CPU).
 """
 
+import contextlib
 import json
 import math
 import os
@@ -44,12 +45,15 @@ def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
     """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
     prepare(config)
-    return _with_threads(Run.create(folder, config), quiet)
+    with threads(config.train.threads):
+        return _train(Run.create(folder, config), quiet)
 
 
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     """Go on from the newest checkpoint of a run, or from its first step if it has none; its own config decides."""
-    return _with_threads(Run.open(folder), quiet)
+    run = Run.open(folder)
+    with threads(run.config.train.threads):
+        return _train(run, quiet)
 
 
 def prepare(config: RunConfig):
@@ -63,11 +67,13 @@ def prepare(config: RunConfig):
     return splits, batches, config.build().to(t.device).train()
 
 
-def _with_threads(run: Run, quiet: bool | None) -> Run:
+@contextlib.contextmanager
+def threads(n: int | None):
+    """Use n CPU threads inside the block, or as many as before if None."""
     before = torch.get_num_threads()
-    torch.set_num_threads(run.config.train.threads or before)
+    torch.set_num_threads(n or before)
     try:
-        return _train(run, quiet)
+        yield
     finally:
         torch.set_num_threads(before)
 

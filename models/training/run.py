@@ -58,7 +58,7 @@ class TrainConfig:
     evaluate_batch: int = 32
     """streams in evaluation"""
     threads: int | None = None
-    """CPU threads of this run, all there are if not given; a small EGRU is faster on one"""
+    """CPU threads of this run, all there are if not given; small models are fastest on one"""
     device: str = "cpu"
     """"cpu" or "cuda\""""
 

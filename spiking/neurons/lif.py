@@ -52,9 +52,9 @@ class LIF(Cell):
         super().__init__()
         if fire not in FIRE_RULES:
             raise ConfigError("LIF fire", "'>' or '>='", repr(fire), "name the firing rule")
-        if tau < TAU_MIN:
+        if not tau >= TAU_MIN:
             raise ConfigError("LIF tau", "at least 1 step", str(tau), "raise it")
-        if theta < THETA_MIN:
+        if not theta >= THETA_MIN:
             raise ConfigError("LIF theta", f"at least {THETA_MIN}", str(theta), "raise it")
         if set(learn) - {"tau", "theta"}:
             raise ConfigError("LIF learn", "'tau' or 'theta'", repr(learn), "drop the others")
@@ -62,7 +62,7 @@ class LIF(Cell):
             raise ConfigError("LIF units", "a number, since parameters are learnt", "None", "give units=")
         self.units = self.input_size = units
         for name, value in (("tau", tau), ("theta", theta)):
-            setattr(self, name, nn.Parameter(torch.full((units,), value)) if name in learn else value)
+            setattr(self, name, nn.Parameter(torch.full((units,), float(value))) if name in learn else value)
         self.v_reset, self.decay_input, self.fire = v_reset, decay_input, fire
         self.detach_reset, self.surrogate = detach_reset, surrogate
 

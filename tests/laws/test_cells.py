@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rheobase.spiking import registry
+from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.neurons import EGRU, LIF, Cell, EGRUState, LIFState
 from rheobase.spiking.ops import egru, lif
 
@@ -132,7 +133,7 @@ def lif_by_hand(x, v, tau, theta, v_reset, decay_input, fire):
     st.sampled_from([">", ">="]),
 )
 def test_lif_computes_its_equations(quarters, start, tau, theta, v_reset, decay_input, fire):
-    """Every setting, on multiples of a quarter: exact in binary, so the membrane often lies on the threshold."""
+    """On multiples of a quarter: exact in binary, so the membrane often lies right on the threshold."""
     x, v = [q / 4 for q in quarters], None if start is None else start / 4
     options = {"tau": tau, "theta": theta, "v_reset": v_reset, "decay_input": decay_input, "fire": fire}
     x_BTD = torch.tensor(x, dtype=torch.float64).view(1, -1, 1)
@@ -151,17 +152,17 @@ def test_lif_fires_at_its_threshold_unless_told_otherwise():
 
 
 def test_egru_is_silent_at_its_threshold():
-    weights = [torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(3), torch.zeros(3)]
+    x, weights = torch.zeros(1, 1, 1), [torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(3), torch.zeros(3)]
     state = EGRUState(torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(1, 1))  # p = 1/2 at rest of all gates
     for thr, fires in ((0.5, 0), (0.4375, 1)):
-        out, _ = egru(torch.zeros(1, 1, 1), *weights, torch.tensor([thr]), state, surrogate=EGRU(1, 1).surrogate)
+        out, _ = egru(x, *weights, torch.tensor([thr]), state, surrogate=EGRU(1, 1).surrogate)
         assert out.o.item() == fires and out.y.item() == fires * 0.5
 
 
 @pytest.mark.parametrize("v_reset", [0.25, None])
 @pytest.mark.parametrize("detach_reset", [False, True])
 def test_a_detached_reset_has_no_gradient(detach_reset, v_reset):
-    """dv/dx of one step that fires: v = h - s (h - v_reset) or h - s theta, with h = x / 2 + v_reset / 2 at rest."""
+    """dv/dx of one step that fires: v = h - s (h - v_reset) or h - s theta, with h = (x + v_reset) / 2."""
     cell = LIF(1, v_reset=v_reset, detach_reset=detach_reset).double()
     x = torch.full((1, 1, 1), 3.0, dtype=torch.float64, requires_grad=True)
     s, end = cell(x, LIFState(torch.zeros(1, 1, dtype=torch.float64)))
@@ -185,7 +186,7 @@ def test_the_egru_layer_is_the_op_with_its_own_settings(training):
     wanted, last = egru(x, *parameters, **options)
     assert torch.equal(y, wanted.y) and all(torch.equal(a, b) for a, b in zip(end, last, strict=True))
     whole = cell.eval()(x, whole=True)[0]
-    assert torch.equal(whole.y, cell(x)[0]) and torch.equal(whole.y != 0, whole.o * (whole.y != 0) > 0)
+    assert torch.equal(whole.y, cell(x)[0]) and torch.equal(whole.y != 0, whole.o > 0)
 
 
 def test_parameters_are_brought_back_into_their_range():
@@ -194,9 +195,17 @@ def test_parameters_are_brought_back_into_their_range():
         cell.thr.copy_(torch.tensor([-0.5, 0.5, 1.5]))
         unit.tau.copy_(torch.tensor([0.5, 3.0]))
         unit.theta.copy_(torch.tensor([-1.0, 2.0]))
-    cell.project_(), unit.project_()
+    cell.project_()
+    unit.project_()
     assert cell.thr.tolist() == [0, 0.5, 1]
     assert unit.tau.tolist() == [1, 3] and unit.theta.tolist() == [pytest.approx(1e-3), 2]
+
+
+def test_lif_takes_whole_numbers_and_refuses_what_is_no_number():
+    assert LIF(2, tau=2, theta=1, learn=("tau", "theta")).tau.tolist() == [2.0, 2.0]
+    for name in ("tau", "theta"):
+        with pytest.raises(ConfigError, match=f"LIF {name}: expected at least"):
+            LIF(**{name: float("nan")})
 
 
 class StepOnly(Cell):
