@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM, fit_tensors, read_torch_file
-from rheobase.spiking.errors import FormatError
+from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EGRUCell
 from rheobase.spiking.neurons.egru import EGRU, restart_cell
 from rheobase.spiking.ops.egru.reference import EGRUState
@@ -103,8 +103,11 @@ class EGRULM(RecurrentLM):
         thresholds  "projected": thr itself, in [0, 1] (EvNN 0.2.0);  "logit": the stored number is the logit of
                     thr (the code of the ICLR paper);  None: "logit" if any stored number lies outside [0, 1]
         returns     the model in evaluation mode; sizes, projection, gamma and eps are read off the tensors
-        raises      FormatError: a key is missing, unknown or of the wrong shape, or embedding and decoder differ
+        raises      FormatError: a key is missing, unknown or of the wrong shape, embedding and decoder differ, or
+                    layers have different surrogates
         """
+        if thresholds not in (None, "projected", "logit"):
+            raise ConfigError("thresholds", "'projected', 'logit' or None", repr(thresholds), "name one of them")
         if isinstance(path_or_state_dict, Mapping):
             where, tensors = "state_dict", dict(path_or_state_dict)
         else:
@@ -112,34 +115,49 @@ class EGRULM(RecurrentLM):
         if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
             raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")
 
-        def take(key: str) -> Tensor:
+        def take(key: str, dims: int) -> Tensor:
             if key not in tensors:
                 raise FormatError(where, f"the key {key!r}", "none", "give an EvNN language model's state_dict")
+            if tensors[key].dim() != dims:
+                got = f"shape {tuple(tensors[key].shape)}"
+                raise FormatError(
+                    f"{where}: {key}", f"{dims} dimensions", got, "give an EvNN language model's state_dict"
+                )
             return tensors.pop(key)
 
-        depth = len({key.split(".")[1] for key in tensors if key.startswith("rnns.")})
-        embedding = take("embeddings.weight")
-        if not torch.equal(take("decoder.decoder.weight"), embedding):
+        embedding = take("embeddings.weight", 2)
+        if not torch.equal(take("decoder.decoder.weight", 2), embedding):
             raise FormatError(where, "a decoder tied to the embedding", "two different tables", "use a tied model")
-        out = {"embedding.weight": embedding, "decoder.bias": take("decoder.decoder.bias")}
-        surrogate = {}
+        out = {"embedding.weight": embedding, "decoder.bias": take("decoder.decoder.bias", 1)}
+        depth = max(1, len({key.split(".")[1] for key in tensors if key.startswith("rnns.")}))
+        surrogates = []
         for i in range(depth):
-            for part in ("kernel", "recurrent_kernel", "bias", "recurrent_bias"):
-                out[f"layers.{i}.{part}"] = take(f"rnns.{i}.{part}")
-            thr = take(f"rnns.{i}.thr")
-            outside = bool(((thr < 0) | (thr > 1)).any())
-            if thresholds == "logit" or (thresholds is None and outside):
-                thr = torch.sigmoid(thr)
-            elif outside:
-                raise FormatError(f"{where}: rnns.{i}.thr", "values in [0, 1]", "others", 'try thresholds="logit"')
-            out[f"layers.{i}.thr"] = thr
+            for part, dims in (("kernel", 2), ("recurrent_kernel", 2), ("bias", 1), ("recurrent_bias", 1), ("thr", 1)):
+                out[f"layers.{i}.{part}"] = take(f"rnns.{i}.{part}", dims)
+            found = {}
             for key, name in (("dampening_factor", "gamma"), ("pseudo_derivative_support", "eps")):
-                if f"rnns.{i}.{key}" in tensors:
-                    surrogate[name] = float(tensors.pop(f"rnns.{i}.{key}"))
+                number = tensors.pop(f"rnns.{i}.{key}", None)
+                if number is not None and number.numel() != 1:
+                    raise FormatError(f"{where}: rnns.{i}.{key}", "one number", f"{number.numel()}", "mend the file")
+                if number is not None:
+                    found[name] = number.item()
+            surrogates.append(found)
             tensors.pop(f"rnns.{i}._max_norm", None)
+        if any(found != surrogates[0] for found in surrogates):
+            raise FormatError(
+                where, "one surrogate for all layers", f"{surrogates}", "make the layers' constants equal"
+            )
+        names = [f"layers.{i}.thr" for i in range(depth)]
+        outside = any(((out[n] < 0) | (out[n] > 1)).any() for n in names)
+        if not all(out[n].isfinite().all() for n in names):
+            raise FormatError(f"{where}: thr", "finite thresholds", "others", "use a sound checkpoint")
+        if thresholds == "projected" and outside:
+            raise FormatError(f"{where}: thr", "values in [0, 1]", "others", 'try thresholds="logit"')
+        if thresholds == "logit" or outside:
+            out |= {n: torch.sigmoid(out[n]) for n in names}
         projection = "decoder.projection.weight" in tensors
         if projection:
-            out |= {f"projection.{p}": take(f"decoder.projection.{p}") for p in ("weight", "bias")}
+            out |= {f"projection.{p}": take(f"decoder.projection.{p}", d) for p, d in (("weight", 2), ("bias", 1))}
         if tensors:
             raise FormatError(where, "no other keys", f"{sorted(tensors)}", "give an EvNN language model's state_dict")
         config = EGRULMConfig(
@@ -147,7 +165,7 @@ class EGRULM(RecurrentLM):
             embedding=embedding.shape[1],
             layers=tuple(out[f"layers.{i}.thr"].shape[0] for i in range(depth)),
             projection=projection,
-            **surrogate,
+            **surrogates[0],
         )
         model = cls(config)
         fit_tensors(model, out, where)

@@ -29,9 +29,12 @@ class Events:
     dt_s: float | None = None
 
     def __post_init__(self):
-        lengths = {len(a) for a in (self.stream, self.step, self.unit, self.value)}
-        if len(lengths) != 1:
-            raise ShapeError("Events", "arrays of one length", str(sorted(lengths)), "give each event all fields")
+        for name in ("stream", "step", "unit"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(np.int64))
+        object.__setattr__(self, "value", np.asarray(self.value))
+        shapes = {a.shape for a in (self.stream, self.step, self.unit, self.value)}
+        if len(shapes) != 1 or len(self.value.shape) != 1:
+            raise ShapeError("Events", "flat arrays of one length", str(sorted(shapes)), "give each event all fields")
         for name, size in (("stream", self.n_streams), ("step", self.n_steps), ("unit", self.n_units)):
             index = getattr(self, name)
             if index.size and (index.min() < 0 or index.max() >= size):
@@ -43,11 +46,14 @@ class Events:
                 )
         if (self.value == 0).any():
             raise ShapeError("Events.value", "non-zero values", "a zero", "leave silent units out")
-        if (np.diff(self._order()) <= 0).any():
+        rise = np.diff(self._order())
+        if (rise == 0).any():
+            raise ShapeError("Events", "one event a unit a step", "two of one unit", "add their values up")
+        if (rise < 0).any():
             raise ShapeError("Events", "rising (step, stream, unit)", "another order", "use Events.from_unsorted")
 
     def _order(self) -> np.ndarray:
-        return (self.step.astype(np.int64) * self.n_streams + self.stream) * self.n_units + self.unit
+        return (self.step * self.n_streams + self.stream) * self.n_units + self.unit
 
     def __len__(self) -> int:
         return len(self.value)
@@ -62,7 +68,10 @@ class Events:
     @classmethod
     def from_dense(cls, x_BTD, dt_s: float | None = None) -> "Events":
         """The non-zero elements of an array or tensor [B, T, D]."""
-        x = np.asarray(x_BTD.detach().cpu() if hasattr(x_BTD, "detach") else x_BTD)
+        if hasattr(x_BTD, "detach"):
+            x_BTD = x_BTD.detach().cpu()
+            x_BTD = x_BTD.float() if x_BTD.dtype.is_floating_point and x_BTD.element_size() < 4 else x_BTD
+        x = np.asarray(x_BTD)
         if x.ndim != 3:
             raise ShapeError("Events.from_dense", "[B, T, D]", str(x.shape), "add the missing axis")
         step, stream, unit = np.nonzero(x.transpose(1, 0, 2))

@@ -7,6 +7,7 @@ differentiable in the ordinary sense and `torch.autograd.gradcheck` can judge it
 Survey: Neftci, Mostafa, Zenke, "Surrogate gradient learning in spiking neural networks", IEEE SPM 36(6), 2019.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -35,7 +36,17 @@ class _Spike(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Base of all surrogates: `slope` and `relaxed` are what one defines, and slope = d relaxed / du."""
+    """Base of all surrogates: `slope` and `relaxed` are what one defines, and slope = d relaxed / du.
+
+    raises  ConfigError: a setting that is negative or not finite, or an inverse width of 0
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not (0 <= value < math.inf and (value or field.name != "eps")):
+                where = f"{type(self).__name__} {field.name}"
+                raise ConfigError(where, "a finite number, not negative", str(value), "mend it")
 
     def slope(self, u: Tensor) -> Tensor:
         """The derivative used in the backward pass, of the shape of u."""

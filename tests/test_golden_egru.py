@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from rheobase.backends import count, simulate
 from rheobase.models import EGRULM, EGRULMConfig
 from rheobase.spiking import EGRUState, Triangle
-from rheobase.spiking.errors import FormatError
+from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.ops import egru
 
 FILE = np.load(Path(__file__).parent / "golden" / "egru_reference.npz")
@@ -167,6 +167,11 @@ def test_a_reference_checkpoint_with_a_projection():
         ({"rnns.1.bias": None}, "expected the key 'rnns.1.bias', got none"),
         ({"decoder.decoder.weight": torch.zeros(11, 5)}, "a decoder tied to the embedding"),
         ({"rnns.0.bias": torch.zeros(4)}, r"layers.0.bias: expected shape \(21,\), got \(4,\)"),
+        ({"rnns.0.thr": torch.tensor(0.3)}, r"rnns.0.thr: expected 1 dimensions, got shape \(\)"),
+        ({"embeddings.weight": torch.zeros(11)}, "embeddings.weight: expected 2 dimensions"),
+        ({"rnns.0.thr": torch.full((7,), float("nan"))}, "expected finite thresholds"),
+        ({"rnns.1.dampening_factor": torch.tensor(0.5)}, "one surrogate for all layers"),
+        ({"rnns.1.dampening_factor": torch.ones(2)}, "dampening_factor: expected one number, got 2"),
     ],
 )
 def test_reference_checkpoints_that_do_not_fit(change, message):
@@ -175,3 +180,14 @@ def test_reference_checkpoints_that_do_not_fit(change, message):
         EGRULM.from_reference(state)
     with pytest.raises(FormatError, match='try thresholds="logit"'):
         EGRULM.from_reference(evnn_state_dict(logit=True), thresholds="projected")
+
+
+def test_one_layer_outside_makes_all_thresholds_logits():
+    state = evnn_state_dict(logit=True)
+    state["rnns.0.thr"] = torch.full((7,), 0.2).double()
+    assert torch.allclose(EGRULM.from_reference(state).layers[0].thr, torch.sigmoid(torch.tensor(0.2).double()))
+    with pytest.raises(ConfigError, match="thresholds: expected 'projected', 'logit' or None, got 'logits'"):
+        EGRULM.from_reference(state, thresholds="logits")
+    no_layers = {k: v for k, v in state.items() if not k.startswith("rnns")}
+    with pytest.raises(FormatError, match="expected the key 'rnns.0.kernel', got none"):
+        EGRULM.from_reference(no_layers)

@@ -15,6 +15,7 @@ class Cell(nn.Module):
     of small instances on which the laws are tried.
 
     input_size   width of x, or None where any width will do
+    hidden_size  width of the output, where it is not that of x
     elementwise  True: no matrix products, so `forward` and the fold of `step` agree to the last bit
     """
 
@@ -40,7 +41,7 @@ class Cell(nn.Module):
             y, state = self.step(x_BD, state)
             outputs.append(y)
         if not outputs:
-            return self.step(x_BTD.new_zeros(x_BTD.shape[0], x_BTD.shape[2]), state)[0][:, None][:, :0], state
+            return x_BTD.new_zeros(x_BTD.shape[0], 0, getattr(self, "hidden_size", x_BTD.shape[2])), state
         return torch.stack(outputs, 1), state
 
     def project_(self) -> None:

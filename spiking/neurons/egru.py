@@ -58,8 +58,8 @@ class EGRU(Cell):
         self.thr = nn.Parameter(beta.sample((hidden_size,)))
 
     def initial_state(self, batch, *, dtype=None, device=None):
-        zeros = torch.zeros(batch, self.hidden_size, dtype=dtype or self.thr.dtype, device=device or self.thr.device)
-        return EGRUState(zeros, zeros, zeros)
+        like = {"dtype": dtype or self.thr.dtype, "device": device or self.thr.device}
+        return EGRUState(*(torch.zeros(batch, self.hidden_size, **like) for _ in EGRUState._fields))
 
     def forward(self, x_BTI: Tensor, state: EGRUState | None = None, *, whole: bool = False):
         """(y [B, T, H], state); with `whole`, (EGRUTrajectory, state)."""

@@ -79,7 +79,9 @@ class LIF(Cell):
         units = self.units if units is None else units
         if units is None:
             raise ConfigError("LIF initial_state", "the number of units", "None", "give units=")
-        return LIFState(torch.full((batch, units), self.v_reset or 0.0, dtype=dtype, device=device))
+        own = next(self.parameters(), torch.empty(0))
+        like = {"dtype": dtype or own.dtype, "device": device or own.device}
+        return LIFState(torch.full((batch, units), self.v_reset or 0.0, **like))
 
     def step(self, x_BD, state):
         self._check(x_BD)

@@ -75,3 +75,9 @@ def test_surrogates_are_values(kind):
 
 def test_surrogates_are_told_apart_by_their_numbers():
     assert Triangle(3.6, 3.6) == Triangle(3.6, 3.6) != Triangle(3.6, 1.0)
+
+
+@pytest.mark.parametrize("settings", [{"gamma": -1.0}, {"eps": 0.0}, {"eps": float("nan")}, {"gamma": float("inf")}])
+def test_settings_without_meaning_are_refused(settings):
+    with pytest.raises(ConfigError, match="expected a finite number, not negative"):
+        Triangle(**settings)

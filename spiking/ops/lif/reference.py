@@ -6,8 +6,8 @@ B batch, T steps, D units.
 import torch
 from torch import Tensor
 
-from rheobase.spiking.errors import ShapeError
-from rheobase.spiking.surrogates import ATan, Surrogate
+from rheobase.spiking.errors import ConfigError, ShapeError
+from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
 from rheobase.spiking.tally import BINARY, announce, mark
 
 
@@ -43,12 +43,12 @@ def lif(
         v_t = h_t - s_t theta                     v_reset=None: reset by subtraction, v_rest = 0
 
     x_BTD         input current, in units of theta                                 [B, T, D]
-    v             membrane before the first step, zeros at rest if not given       [B, D]
-    tau           time constant in steps, > 1 (a number, or one a unit [D])
+    v             membrane before the first step, at rest if not given              [B, D]
+    tau           time constant in steps, at least 1 (a number, or one a unit [D])
     theta         threshold (a number, or one a unit [D])
     detach_reset  True: no gradient flows through the reset's s_t
     returns       (s_BTD in {0, 1}, v_BTD the membrane after each step's reset); the state to carry is v_BTD[:, -1]
-    raises        ShapeError: x is not [B, T, D], or v is not [B, D]
+    raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule
 
     Source: SpikeGPT's LIF is tau=2, theta=1, v_reset=0, decay_input=True, fire=">=", ATan(2); SNN texts write
     beta = 1 - 1/tau. Peers: snnTorch's `Leaky` is decay_input=False, fire=">", tau = 1/(1 - beta), and equals this
@@ -59,6 +59,8 @@ def lif(
     """
     if x_BTD.dim() != 3:
         raise ShapeError("lif", "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add the missing axis")
+    if fire not in FIRE_RULES:
+        raise ConfigError("lif fire", "'>' or '>='", repr(fire), "name the firing rule")
     batch, _, units = x_BTD.shape
     if v is None:
         v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset)
