@@ -61,9 +61,9 @@ def test_numpy_and_c_gather_the_same_rows():
         x = (generator.standard_normal((5, 40)) * (generator.random((5, 40)) < 0.3)).astype(dtype)
         weight, bias = generator.standard_normal((40, 33)).astype(dtype), generator.standard_normal(33).astype(dtype)
         for b in (bias, None):
-            out, rows = native.gather(x, weight, b)
-            again, _ = native.gather(x, weight.T.copy().T, b)
+            out, rows = native.Gather(weight, b)(x)
+            again, counted = native.Gather(weight.T.copy().T, b, native=False)(x)
             exact = x @ weight + (0 if b is None else b)
-            assert rows == np.count_nonzero(x)
+            assert rows == counted == np.count_nonzero(x)
             assert np.abs(out - exact).max() < tolerance and np.abs(again - exact).max() < tolerance
-    assert native.gather(np.zeros((0, 4)), np.ones((4, 2)), None)[0].shape == (0, 2)
+    assert native.Gather(np.ones((4, 2)))(np.zeros((0, 4)))[0].shape == (0, 2)

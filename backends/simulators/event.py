@@ -8,7 +8,7 @@ import numpy as np
 from rheobase.backends.simulators._executor import Kernels
 from rheobase.spiking.graph import Linear
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
-from rheobase.spiking.ops.native import gather
+from rheobase.spiking.ops.native import Gather
 from rheobase.spiking.tally import BINARY, EVENT_KINDS, TERNARY, Counts, Tally
 
 
@@ -29,7 +29,7 @@ class EventKernels(Kernels):
             arrays = graph.arrays_of(node)
             if isinstance(node.op, Linear):
                 weight = arrays["weight"].T if node.op.transposed else arrays["weight"]
-                arrays = {"bias": None, **arrays, "weight": np.ascontiguousarray(weight)}
+                arrays = {"product": Gather(weight, arrays.get("bias"))}
             self.arrays[node.name] = arrays
         self.dtype = np.result_type(*(a.dtype for a in graph.arrays.values()))
         self.size = self.dtype.itemsize
@@ -63,20 +63,19 @@ class EventKernels(Kernels):
         return {"out": table[token]}
 
     def linear(self, node, inputs):
-        x, (weight, bias) = inputs["x"], (self.arrays[node.name][r] for r in ("weight", "bias"))
-        kind = self.kind[node.name]["x"]
-        n_in, n_out = weight.shape
+        x, product = inputs["x"], self.arrays[node.name]["product"]
+        kind, (n_in, n_out) = self.kind[node.name]["x"], product.weight.shape
         if kind in EVENT_KINDS:
-            out, rows = gather(x, weight, bias)
+            out, rows = product(x)
         else:
-            out, rows = x @ weight, x.size
-            if bias is not None:
-                out += bias
+            out, rows = x @ product.weight, x.size
+            if product.bias is not None:
+                out += product.bias
         self.add(
             node.name,
             dense_macs=len(x) * n_in * n_out,
             rows=rows,
-            weight_bytes=(rows * n_out + (len(x) * n_out if bias is not None else 0)) * self.size,
+            weight_bytes=(rows * n_out + (len(x) * n_out if product.bias is not None else 0)) * self.size,
             activation_bytes=(rows + len(x) * n_out) * self.size,
             **{"acs" if kind in (BINARY, TERNARY) else "macs": rows * n_out},
         )

@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 
-_REAL = {np.dtype(np.float32): "gather_f32", np.dtype(np.float64): "gather_f64"}
+_FUNCTIONS = {np.dtype(np.float32): "gather_f32", np.dtype(np.float64): "gather_f64"}
 
 
 @functools.cache
@@ -16,48 +16,41 @@ def library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     lib = ctypes.CDLL(spec.origin)
-    for name in _REAL.values():
-        getattr(lib, name).argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 2
-        getattr(lib, name).restype = None
+    for name in _FUNCTIONS.values():
+        getattr(lib, name).argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3
+        getattr(lib, name).restype = ctypes.c_int64
     return lib
 
 
-def gather(x_ND: np.ndarray, weight_DO: np.ndarray, bias_O: np.ndarray | None) -> tuple[np.ndarray, int]:
+class Gather:
     """x weight + bias, reading only the weight rows of the non-zero elements of x.
 
-    x_ND       items, float32 or float64, mostly zero   [N, D]
-    weight_DO  of the same type, contiguous              [D, O]
-    returns    (out [N, O], the number of rows read)
+    weight_DO  float32 or float64 [D, O]; kept row-major, so that a row is contiguous
+    bias_O     of the same type [O], or None
+    native     False: NumPy, even where the library is there
     """
-    item, unit = np.nonzero(x_ND)
-    value, unit = x_ND[item, unit], np.ascontiguousarray(unit)
-    n_items, n_out = len(x_ND), weight_DO.shape[1]
-    first = np.zeros(n_items + 1, np.int64)
-    np.cumsum(np.bincount(item, minlength=n_items), out=first[1:])
-    lib = library()
-    if lib is None or weight_DO.dtype not in _REAL or not weight_DO.flags.c_contiguous:
-        return _gather_numpy(first, unit, value, weight_DO, bias_O), len(unit)
-    out = np.empty((n_items, n_out), weight_DO.dtype)
-    value = np.ascontiguousarray(value, weight_DO.dtype)
-    bias = None if bias_O is None else np.ascontiguousarray(bias_O, weight_DO.dtype)
-    getattr(lib, _REAL[weight_DO.dtype])(
-        first.ctypes.data,
-        unit.ctypes.data,
-        value.ctypes.data,
-        weight_DO.ctypes.data,
-        None if bias is None else bias.ctypes.data,
-        out.ctypes.data,
-        n_items,
-        n_out,
-    )
-    return out, len(unit)
 
+    def __init__(self, weight_DO: np.ndarray, bias_O: np.ndarray | None = None, *, native: bool = True):
+        self.weight = np.ascontiguousarray(weight_DO)
+        self.bias = None if bias_O is None else np.ascontiguousarray(bias_O, self.weight.dtype)
+        self.dtype = self.weight.dtype
+        self.function = None
+        if native and self.dtype in _FUNCTIONS and library() is not None:
+            self.function = getattr(library(), _FUNCTIONS[self.dtype])
+            self.pointers = self.weight.ctypes.data, None if self.bias is None else self.bias.ctypes.data
 
-def _gather_numpy(first, unit, value, weight, bias):
-    out = np.zeros((len(first) - 1, weight.shape[1]), np.result_type(value, weight))
-    if bias is not None:
-        out += bias
-    for n in range(len(out)):
-        k = slice(first[n], first[n + 1])
-        out[n] += value[k] @ weight[unit[k]]
-    return out
+    def __call__(self, x_ND: np.ndarray) -> tuple[np.ndarray, int]:
+        """x [N, D], mostly zero -> (out [N, O], the number of rows read)."""
+        n_items, n_out = len(x_ND), self.weight.shape[1]
+        if self.function is not None:
+            x = np.ascontiguousarray(x_ND, self.dtype)
+            out = np.empty((n_items, n_out), self.dtype)
+            rows = self.function(x.ctypes.data, *self.pointers, out.ctypes.data, n_items, x.shape[1], n_out)
+            return out, rows
+        out = np.zeros((n_items, n_out), np.result_type(x_ND, self.weight))
+        if self.bias is not None:
+            out += self.bias
+        for x, row in zip(x_ND, out, strict=True):
+            (unit,) = np.nonzero(x)
+            row += x[unit] @ self.weight[unit]
+        return out, int(np.count_nonzero(x_ND))
