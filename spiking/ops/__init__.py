@@ -2,5 +2,6 @@
 
 from rheobase.spiking.ops.egru.reference import egru
 from rheobase.spiking.ops.lif.reference import lif
+from rheobase.spiking.ops.wkv.reference import WKVState, wkv
 
-__all__ = ["egru", "lif"]
+__all__ = ["WKVState", "egru", "lif", "wkv"]

@@ -1,0 +1,91 @@
+"""WKV: the fixture of the original, its closed form, and the laws of a recurrent op."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rheobase.spiking.errors import ShapeError
+from rheobase.spiking.ops import WKVState, wkv
+
+FILE = np.load(Path(__file__).parent / "golden" / "spikegpt_reference.npz")
+
+
+def fixture(name):
+    return torch.from_numpy(FILE[f"wkv.{name}"])
+
+
+def draw(seed, batch=2, steps=6, channels=3, scale=1.0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((channels,), (channels,), (batch, steps, channels), (batch, steps, channels))
+    w, u, k, v = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+    return w, u, scale * k, v
+
+
+def closed_form(time_decay, u, k, v):
+    """The two sums as they stand, in float64: fine for small k."""
+    w, out = -torch.exp(time_decay), torch.zeros_like(v)
+    for t in range(k.shape[1]):
+        ages = torch.arange(t - 1, -1, -1, dtype=k.dtype)[None, :, None]
+        weights = torch.cat([torch.exp(ages * w + k[:, :t]), torch.exp(u + k[:, t : t + 1])], 1)
+        out[:, t] = (weights * v[:, : t + 1]).sum(1) / weights.sum(1)
+    return out
+
+
+def test_the_originals_values_and_gradients():
+    leaves = [fixture(n).requires_grad_() for n in "wukv"]
+    y, _ = wkv(*leaves)
+    assert (y - fixture("y")).abs().max() <= 1e-12
+    y.backward(fixture("gy"))
+    for leaf, name in zip(leaves, "wukv", strict=True):
+        wanted = fixture(f"g{name}")
+        assert (leaf.grad - wanted).abs().max() <= 1e-10 * wanted.abs().max()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(0, 7), st.integers(1, 4))
+def test_it_is_the_closed_form(seed, batch, steps, channels):
+    w, u, k, v = draw(seed, batch, steps, channels)
+    assert torch.allclose(wkv(w, u, k, v)[0], closed_form(w, u, k, v), atol=1e-12, rtol=1e-10)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 6), st.sampled_from([0.1, 1.0, 50.0]))
+def test_any_cut_changes_nothing(seed, cut, scale):
+    w, u, k, v = draw(seed, scale=scale)
+    y, end = wkv(w, u, k, v)
+    first, state = wkv(w, u, k[:, :cut], v[:, :cut])
+    second, last = wkv(w, u, k[:, cut:], v[:, cut:], state)
+    assert torch.equal(torch.cat([first, second], 1), y)
+    assert all(torch.equal(a, b) for a, b in zip(end, last, strict=True))
+
+
+@given(st.integers(0, 2**31))
+def test_gradients_reach_everything_and_the_initial_state(seed):
+    w, u, k, v = draw(seed, batch=1, steps=3, channels=2)
+    state = wkv(w, u, k, v)[1]
+    inputs = [x.detach().requires_grad_() for x in (w, u, k, v, *state)]
+    assert torch.autograd.gradcheck(lambda *x: (lambda y, s: (y, *s))(*wkv(*x[:4], WKVState(*x[4:]))), inputs)
+
+
+def test_large_keys_do_not_overflow_and_order_of_memory_does_not_matter():
+    w, u, k, v = draw(0, scale=1e4)
+    y, state = wkv(w, u, k, v)
+    assert y.isfinite().all() and all(part.isfinite().all() for part in state)
+    assert (y.abs() <= v.abs().max()).all()
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (k, v)]
+    assert torch.equal(wkv(w, u, *strided)[0], y)
+    w, u, k, v = (x.float() for x in (w, u, k, v))
+    assert wkv(w, u, k, v)[0].isfinite().all()
+
+
+def test_wrong_sizes_are_refused():
+    w, u, k, v = draw(0)
+    _, state = wkv(w, u, k, v)
+    with pytest.raises(ShapeError, match="k and v of one shape"):
+        wkv(w, u, k, v[:, :-1])
+    with pytest.raises(ShapeError, match="give one number a channel"):
+        wkv(w[:-1], u, k, v)
+    with pytest.raises(ShapeError, match="start a new state"):
+        wkv(w, u, k[:1], v[:1], state)
