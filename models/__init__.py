@@ -6,7 +6,7 @@ if __name__ != "rheobase.models":
 import json
 from pathlib import Path
 
-from rheobase.models._recurrent import RecurrentLM
+from rheobase.models._pretrained import LanguageModel
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
 from rheobase.spiking import registry
@@ -14,7 +14,7 @@ from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
 
 
-def load_model(path: str | Path) -> RecurrentLM:
+def load_model(path: str | Path) -> LanguageModel:
     """Load whichever model a folder holds: one written by `save_pretrained`, or a run with it in `model/`.
 
     raises  FormatError: no such model there, or its files are damaged
@@ -30,4 +30,4 @@ def load_model(path: str | Path) -> RecurrentLM:
     return registry.get("rheobase.models", name).Model.from_pretrained(folder)
 
 
-__all__ = ["EGRULM", "EGRULMConfig", "LSTMLM", "LSTMLMConfig", "RecurrentLM", "load_model"]
+__all__ = ["EGRULM", "EGRULMConfig", "LSTMLM", "LSTMLMConfig", "LanguageModel", "load_model"]

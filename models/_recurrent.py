@@ -1,26 +1,18 @@
-"""What the recurrent language models share: settings, embedding, tied decoder, lowering, checks, saving and loading.
+"""What the recurrent language models share: settings, embedding, tied decoder, dropout and lowering.
 
 B batch, T steps, V vocabulary, E embedding width, H units of a layer.
 """
 
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from rheobase.spiking.config import from_table, to_table
-from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
-from rheobase.spiking.files import read_bytes, sha256, write_atomic
+from rheobase.models._pretrained import LanguageModel
+from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Op, Relu, Tokens
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, mark
 
@@ -94,7 +86,7 @@ class GradedRelu(nn.Module):
         return mark(F.relu(x), GRADED)
 
 
-class RecurrentLM(nn.Module, PyTorchModelHubMixin):
+class RecurrentLM(LanguageModel):
     """Embedding, recurrent layers, an optional projection h = relu(W h + b), and a tied decoder with bias.
 
         logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
@@ -103,10 +95,6 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
 
     raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
-
-    Config: ClassVar[type]
-    name: ClassVar[str]
-    citations: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config):
         super().__init__()
@@ -141,13 +129,9 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
         """How each layer lowers."""
         raise NotImplementedError(f"{type(self).__name__} does not lower")
 
-    def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple]:
-        logits, state, _ = self.run(tokens, state)
-        return logits, state
-
     def run(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple, list]:
         """As `forward`, with what each layer did as a third result."""
-        self._check(tokens, state)
+        self.check(tokens, state)
         c = self.config
         h = variational_dropout(self.embedding(tokens), c.dropout_embedding, self.training)
         states, runs = [], []
@@ -161,40 +145,12 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
             h = self.relu(self.projection(h))
         return self.decoder(h, self.embedding.weight), tuple(states), runs
 
-    def _check(self, tokens: Tensor, state) -> None:
-        where = f"{self.name} tokens"
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ShapeError(where, "integers [B, T]", f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them")
-        if tokens.numel() and tokens.device.type == "cpu":
-            low, high = tokens.numpy().min(), tokens.numpy().max()
-            if low < 0 or high >= self.config.vocabulary:
-                wrong = int(low if low < 0 else high)
-                raise ShapeError(
-                    where, f"ids from 0 to {self.config.vocabulary - 1}", str(wrong), "check the tokenizer"
-                )
-        if state is None:
-            return
-        wanted = [tuple((tokens.shape[0], n) for _ in self.state_type._fields) for n in self.config.layers]
-        got = [tuple(tuple(part.shape) for part in layer) for layer in state]
-        if got != wanted:
-            raise ShapeError(f"{self.name} state", f"{wanted}", f"{got}", "use a state of this model and batch size")
+    def state_shapes(self, batch):
+        return [tuple((batch, n) for _ in self.state_type._fields) for n in self.config.layers]
 
-    state_type: ClassVar[type]
-
-    def penalty(self, runs: list) -> Tensor | float:
-        """What training adds to the cross-entropy; 0 where there is no regulariser."""
-        return 0.0
-
-    def rates(self, runs: list) -> list[Tensor]:
-        """Mean firing of each unit of each event-based layer [H]; empty where no layer sends events."""
-        return []
-
-    def restart(self, state: tuple) -> tuple:
-        """The state as the reference carries it over a cut; the same state where there is no such rule."""
-        return state
-
-    def project_(self) -> None:
-        """Bring parameters back into their legal range, after each step of the optimiser."""
+    @classmethod
+    def least_numbers(cls, config):
+        return config.vocabulary * config.embedding + sum(n * n for n in config.layers)
 
     def lower(self) -> EventGraph:
         """The whole model as an EventGraph in evaluation semantics; array names are those of `state_dict()`."""
@@ -230,90 +186,3 @@ class RecurrentLM(nn.Module, PyTorchModelHubMixin):
         edges.append(Edge(below, "decoder.x", kind, (c.embedding,)))
         arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
         return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "decoder.out"})
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of trainable numbers."""
-        return sum(p.numel() for p in self.parameters())
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        weights = save_tensors({k: v.contiguous() for k, v in self.state_dict().items()})
-        config = {"model": self.name, "config": to_table(self.config), "weights_sha256": sha256(weights)}
-        write_atomic(Path(save_directory) / "model.safetensors", weights)
-        write_atomic(Path(save_directory) / "config.json", json.dumps(config, indent=2).encode())
-
-    def save_pretrained(self, save_directory, **options):
-        """Write `model.safetensors` and `config.json`, each whole or not at all."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(Path(save_directory))
-        if options.pop("push_to_hub", False):
-            return self.push_to_hub(options.pop("repo_id"), **options)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **hub_options) -> "RecurrentLM":
-        """Read what `save_pretrained` wrote, from a folder or by name from the Hugging Face hub.
-
-        returns  the model in evaluation mode
-        raises   FormatError: a file is missing, damaged or of another model
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            if folder.is_absolute() or str(folder).count("/") != 1:
-                raise FormatError(folder, "a model's folder", "no folder", "check the path")
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **hub_options))
-        where = folder / "config.json"
-        text = read_bytes(where, "a model's configuration")
-        try:
-            header = json.loads(text)
-            name, table, digest = header["model"], header["config"], header["weights_sha256"]
-        except (ValueError, KeyError, TypeError):
-            raise FormatError(where, "JSON with model, config and weights_sha256", "other", "save it anew") from None
-        if name != cls.name:
-            raise FormatError(where, f"a {cls.name} model", repr(name), "load it with rheobase.load")
-        weights_path = folder / "model.safetensors"
-        weights = read_bytes(weights_path, "a model's weights")
-        if sha256(weights) != digest:
-            raise FormatError(weights_path, f"sha256 {digest[:12]}…", f"{sha256(weights)[:12]}…", "fetch the file anew")
-        try:
-            tensors = load_tensors(weights)
-        except SafetensorError as error:
-            raise FormatError(weights_path, "safetensors", str(error), "save the model anew") from None
-        config = from_table(cls.Config, table, str(where))
-        least = config.vocabulary * config.embedding + sum(n * n for n in config.layers)
-        held = sum(t.numel() for t in tensors.values())
-        if least > held:
-            raise FormatError(where, f"sizes that fit {held:,} numbers", f"at least {least:,}", "fetch the model anew")
-        model = cls(config)
-        fit_tensors(model, tensors, weights_path)
-        return model.eval()
-
-
-def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> None:
-    """Load tensors into a model, taking their type; every key and every shape must be the model's own."""
-    own = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    got = {name: tuple(t.shape) for name, t in tensors.items()}
-    for name in sorted(own.keys() | got.keys()):
-        if own.get(name) != got.get(name):
-            raise FormatError(
-                f"{where}: {name}",
-                f"shape {own.get(name)}",
-                f"{got.get(name)}",
-                "use a checkpoint of this model",
-            )
-    types = {t.dtype for t in tensors.values() if t.is_floating_point()}
-    if len(types) == 1:
-        model.to(types.pop())
-    model.load_state_dict(tensors)
-
-
-def read_torch_file(path: str | Path | io.BytesIO) -> Any:
-    """Read a torch file, or its bytes, without running code from it.
-
-    raises  FormatError: it is damaged, or holds more than plain data
-    """
-    data = path if isinstance(path, io.BytesIO) else io.BytesIO(read_bytes(path, "a torch checkpoint"))
-    try:
-        return torch.load(data, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise FormatError(path, "a torch checkpoint of plain tensors", first, "fetch the file anew") from None

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM, fit_tensors, read_torch_file
+from rheobase.models._pretrained import fit_tensors, read_torch_file
+from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EGRUCell
 from rheobase.spiking.neurons.egru import EGRU, restart_cell

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from rheobase.models._recurrent import read_torch_file
+from rheobase.models._pretrained import read_torch_file
 from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes, sha256, write_atomic
 

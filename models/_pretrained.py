@@ -1,0 +1,171 @@
+"""Saving, loading and checking of models: what every language model here shares, whatever its layers."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from rheobase.spiking.config import from_table, to_table
+from rheobase.spiking.errors import FormatError, ShapeError
+from rheobase.spiking.files import read_bytes, sha256, write_atomic
+
+
+class LanguageModel(nn.Module, PyTorchModelHubMixin):
+    """A language model that is saved as `model.safetensors` and `config.json`, and trained by `training.loop`.
+
+    A subclass is one file with `Config` (a frozen dataclass), `Model`, `run`, `state_type`, `state_shapes` and
+    `lower`.
+
+    raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
+    """
+
+    Config: ClassVar[type]
+    name: ClassVar[str]
+    state_type: ClassVar[type]
+    citations: ClassVar[tuple[str, ...]] = ()
+
+    def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple]:
+        """tokens [B, T] int64 -> (logits [B, T, V], state); the state of an earlier call carries on."""
+        logits, state, _ = self.run(tokens, state)
+        return logits, state
+
+    def run(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple, Any]:
+        """As `forward`, with what the layers did as a third result."""
+        raise NotImplementedError(f"{type(self).__name__} does not run")
+
+    def state_shapes(self, batch: int) -> list[tuple[tuple[int, ...], ...]]:
+        """The shapes of each layer's state."""
+        raise NotImplementedError(f"{type(self).__name__} has no state")
+
+    @classmethod
+    def least_numbers(cls, config) -> int:
+        """A lower bound of the numbers that a model of this configuration holds, to check before building it."""
+        raise NotImplementedError(f"{cls.__name__} gives no bound")
+
+    def penalty(self, runs) -> Tensor | float:
+        """What training adds to the cross-entropy; 0 where there is no regulariser."""
+        return 0.0
+
+    def rates(self, runs) -> list[Tensor]:
+        """Mean firing of each unit of each event-based layer [H]; empty where no layer sends events."""
+        return []
+
+    def restart(self, state: tuple) -> tuple:
+        """The state as the reference carries it over a cut; the same state where there is no such rule."""
+        return state
+
+    def project_(self) -> None:
+        """Bring parameters back into their legal range, after each step of the optimiser."""
+
+    def check(self, tokens: Tensor, state) -> None:
+        """Refuse tokens out of range and states of another model or batch size."""
+        where = f"{self.name} tokens"
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise ShapeError(where, "integers [B, T]", f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them")
+        if tokens.numel() and tokens.device.type == "cpu":
+            low, high = tokens.numpy().min(), tokens.numpy().max()
+            if low < 0 or high >= self.config.vocabulary:
+                wrong = int(low if low < 0 else high)
+                raise ShapeError(
+                    where, f"ids from 0 to {self.config.vocabulary - 1}", str(wrong), "check the tokenizer"
+                )
+        if state is None:
+            return
+        wanted = self.state_shapes(tokens.shape[0])
+        got = [tuple(tuple(part.shape) for part in layer) for layer in state]
+        if got != wanted:
+            raise ShapeError(f"{self.name} state", f"{wanted}", f"{got}", "use a state of this model and batch size")
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        weights = save_tensors({k: v.contiguous() for k, v in self.state_dict().items()})
+        config = {"model": self.name, "config": to_table(self.config), "weights_sha256": sha256(weights)}
+        write_atomic(Path(save_directory) / "model.safetensors", weights)
+        write_atomic(Path(save_directory) / "config.json", json.dumps(config, indent=2).encode())
+
+    def save_pretrained(self, save_directory, **options):
+        """Write `model.safetensors` and `config.json`, each whole or not at all."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(Path(save_directory))
+        if options.pop("push_to_hub", False):
+            return self.push_to_hub(options.pop("repo_id"), **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **hub_options) -> "LanguageModel":
+        """Read what `save_pretrained` wrote, from a folder or by name from the Hugging Face hub.
+
+        returns  the model in evaluation mode
+        raises   FormatError: a file is missing, damaged or of another model
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            if folder.is_absolute() or str(folder).count("/") != 1:
+                raise FormatError(folder, "a model's folder", "no folder", "check the path")
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **hub_options))
+        where = folder / "config.json"
+        text = read_bytes(where, "a model's configuration")
+        try:
+            header = json.loads(text)
+            name, table, digest = header["model"], header["config"], header["weights_sha256"]
+        except (ValueError, KeyError, TypeError):
+            raise FormatError(where, "JSON with model, config and weights_sha256", "other", "save it anew") from None
+        if name != cls.name:
+            raise FormatError(where, f"a {cls.name} model", repr(name), "load it with rheobase.load")
+        weights_path = folder / "model.safetensors"
+        weights = read_bytes(weights_path, "a model's weights")
+        if sha256(weights) != digest:
+            raise FormatError(weights_path, f"sha256 {digest[:12]}…", f"{sha256(weights)[:12]}…", "fetch the file anew")
+        try:
+            tensors = load_tensors(weights)
+        except SafetensorError as error:
+            raise FormatError(weights_path, "safetensors", str(error), "save the model anew") from None
+        config = from_table(cls.Config, table, str(where))
+        least = cls.least_numbers(config)
+        held = sum(t.numel() for t in tensors.values())
+        if least > held:
+            raise FormatError(where, f"sizes that fit {held:,} numbers", f"at least {least:,}", "fetch the model anew")
+        model = cls(config)
+        fit_tensors(model, tensors, weights_path)
+        return model.eval()
+
+
+def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> None:
+    """Load tensors into a model, taking their type; every key and every shape must be the model's own."""
+    own = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    got = {name: tuple(t.shape) for name, t in tensors.items()}
+    for name in sorted(own.keys() | got.keys()):
+        if own.get(name) != got.get(name):
+            raise FormatError(
+                f"{where}: {name}",
+                f"shape {own.get(name)}",
+                f"{got.get(name)}",
+                "use a checkpoint of this model",
+            )
+    types = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    if len(types) == 1:
+        model.to(types.pop())
+    model.load_state_dict(tensors)
+
+
+def read_torch_file(path: str | Path | io.BytesIO) -> Any:
+    """Read a torch file, or its bytes, without running code from it.
+
+    raises  FormatError: it is damaged, or holds more than plain data
+    """
+    data = path if isinstance(path, io.BytesIO) else io.BytesIO(read_bytes(path, "a torch checkpoint"))
+    try:
+        return torch.load(data, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise FormatError(path, "a torch checkpoint of plain tensors", first, "fetch the file anew") from None
