@@ -9,6 +9,7 @@ from pathlib import Path
 from rheobase.models._pretrained import LanguageModel
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
+from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import registry
 from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
@@ -30,4 +31,13 @@ def load_model(path: str | Path) -> LanguageModel:
     return registry.get("rheobase.models", name).Model.from_pretrained(folder)
 
 
-__all__ = ["EGRULM", "EGRULMConfig", "LSTMLM", "LSTMLMConfig", "LanguageModel", "load_model"]
+__all__ = [
+    "EGRULM",
+    "EGRULMConfig",
+    "LSTMLM",
+    "LSTMLMConfig",
+    "LanguageModel",
+    "SpikeGPT",
+    "SpikeGPTConfig",
+    "load_model",
+]

@@ -13,7 +13,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from rheobase.spiking.config import from_table, to_table
-from rheobase.spiking.errors import FormatError, ShapeError
+from rheobase.spiking.errors import FormatError, ShapeError, UnsupportedError
 from rheobase.spiking.files import read_bytes, sha256, write_atomic
 
 
@@ -48,6 +48,10 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
     def least_numbers(cls, config) -> int:
         """A lower bound of the numbers that a model of this configuration holds, to check before building it."""
         raise NotImplementedError(f"{cls.__name__} gives no bound")
+
+    def lower(self):
+        """The model as an EventGraph; raises UnsupportedError where it has no lowering."""
+        raise UnsupportedError(self.name, "a model that lowers to a graph", "none", "use count, which needs no graph")
 
     def penalty(self, runs) -> Tensor | float:
         """What training adds to the cross-entropy; 0 where there is no regulariser."""

@@ -1,0 +1,194 @@
+"""SpikeGPT against the original's own figures: spikes identical, membranes, logits and loss within 1e-12."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rheobase import load
+from rheobase.models import SpikeGPT, SpikeGPTConfig
+from rheobase.models import spikegpt as module
+from rheobase.models.spikegpt import PUBLISHED
+from rheobase.models.training import loop
+from rheobase.models.training.run import RunConfig
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
+
+FOLDER = Path(__file__).parent / "golden"
+FILE = np.load(FOLDER / "spikegpt_reference.npz")
+TOKENS, TARGETS = (torch.from_numpy(FILE[n]) for n in ("idx", "targets"))
+
+
+def fixture(name):
+    return torch.from_numpy(FILE[name])
+
+
+def original(dtype):
+    return SpikeGPT.from_reference(FOLDER / "spikegpt_reference.pt", binary_embedding=True).to(dtype)
+
+
+def small(seed=0, **options):
+    """A model whose neurons fire, in float64."""
+    torch.manual_seed(seed)
+    model = SpikeGPT(SpikeGPTConfig(**{"vocabulary": 13, "embedding": 8, "depth": 3, **options})).double().eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.ffn.value.weight *= 12
+            if not block.pre:
+                block.att.output.weight *= 12
+    return model
+
+
+def tokens_for(model, batch=2, steps=11):
+    return torch.randint(0, model.config.vocabulary, (batch, steps), generator=torch.Generator().manual_seed(1))
+
+
+def test_float64(monkeypatch):
+    seen = []
+
+    def watched(x, v=None, **options):
+        s, after = module_lif(x, v, **options)
+        seen.append((x, s, after))
+        return s, after
+
+    module_lif = module.lif
+    monkeypatch.setattr(module, "lif", watched)
+    model = original(torch.float64)
+    logits, _, runs = model.run(TOKENS)
+    for i, (x, s, v) in enumerate(seen):
+        name = f"f64.block{i // 2}.lif{i % 2 + 1}"
+        assert torch.equal(s, fixture(f"{name}.spk"))
+        assert (x - fixture(f"{name}.in")).abs().max() <= 1e-12
+        assert (v - fixture(f"{name}.v")).abs().max() <= 1e-12
+    assert len(seen) == 8
+    assert (logits - fixture("f64.logits")).abs().max() <= 1e-12
+    loss = F.cross_entropy(logits.flatten(0, 1), TARGETS.flatten())
+    assert abs(loss.item() - fixture("f64.loss").item()) <= 1e-12
+    (loss + model.penalty(runs)).backward()
+    for name, p in model.named_parameters():
+        wanted = fixture(f"f64.grad.{name}")
+        assert (p.grad - wanted).abs().max() <= 1e-10 * wanted.abs().max(), name
+
+
+def test_float32():
+    logits, _, (_, spikes) = original(torch.float32).run(TOKENS)
+    assert all(torch.equal(s, fixture(f"f32.block{i // 2}.lif{i % 2 + 1}.spk")) for i, s in enumerate(spikes))
+    assert (logits - fixture("f32.logits")).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"depth": 1},
+        {"depth": 7, "embedding": 9},
+        {"ffn_pre": True},
+        {"ffn_pre": True, "depth": 1, "binary_embedding": False, "vocabulary": 5},
+    ],
+)
+@torch.no_grad()
+def test_step_form_is_sequence_form_at_any_cut(options):
+    model = small(**options)
+    tokens = tokens_for(model)
+    logits, end, (_, spikes) = model.run(tokens)
+    assert 0 < torch.stack([s.mean() for s in spikes]).mean() < 0.9
+    state, steps = None, []
+    for t in range(tokens.shape[1]):
+        step, state = model(tokens[:, t : t + 1], state)
+        steps.append(step)
+    assert (torch.cat(steps, 1) - logits).abs().max() <= 1e-12
+    for cut in (0, 4, 11):
+        first, middle = model(tokens[:, :cut])
+        second, last = model(tokens[:, cut:], middle)
+        assert (torch.cat([first, second], 1) - logits).abs().max() <= 1e-12
+        for a, b in zip(last, end, strict=True):
+            assert all(torch.allclose(x, y, atol=1e-12, rtol=0) for x, y in zip(a, b, strict=True))
+
+
+def test_non_contiguous_tokens_and_gradients_to_the_state():
+    model = small()
+    tokens = tokens_for(model)
+    assert torch.equal(model(tokens.t().contiguous().t())[0], model(tokens)[0])
+    _, state = model(tokens)
+    leaves = [part.detach().clone().requires_grad_() for block in state for part in block]
+    blocks = tuple(type(state[0])(*leaves[7 * i : 7 * i + 7]) for i in range(3))
+    model(tokens, blocks)[0].square().sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+def test_published_sizes():
+    with torch.device("meta"):
+        counts = {name: SpikeGPT(config).n_parameters for name, config in PUBLISHED.items()}
+    assert counts == {"46m": 46_553_088, "216m": 215_399_424}
+
+
+@pytest.mark.parametrize("options", [{}, {"ffn_pre": True}])
+def test_a_round_trip_through_the_originals_file(options, tmp_path):
+    model = small(**options)
+    torch.save(model.to_reference(), tmp_path / "model.pth")
+    again = SpikeGPT.from_reference(tmp_path / "model.pth", binary_embedding=True)
+    assert again.config == model.config and again.head.weight.dtype == torch.float64
+    tokens = tokens_for(model)
+    assert torch.equal(again(tokens)[0], model(tokens)[0])
+    assert not torch.equal(
+        SpikeGPT.from_reference(model.to_reference(), binary_embedding=False)(tokens)[0], model(tokens)[0]
+    )
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(load(tmp_path / "saved")(tokens)[0], model(tokens)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head.bias": torch.zeros(13)}, r"head.bias: expected shape None, got \(13,\)"),
+        ({"head.weight": None}, "head.weight: expected shape"),
+        ({"emb.weight": None}, "the key 'emb.weight'"),
+        (
+            {"blocks.1.att.key.weight": torch.zeros(8, 7)},
+            r"blocks.1.att.key.weight: expected shape \(8, 8\), got \(8, 7\)",
+        ),
+        ({"blocks.9.ln1.weight": torch.zeros(8)}, "blocks numbered from 0"),
+    ],
+)
+def test_files_that_do_not_fit(change, message):
+    state = {k: v for k, v in {**small().to_reference(), **change}.items() if v is not None}
+    with pytest.raises(FormatError, match=message):
+        SpikeGPT.from_reference(state, binary_embedding=True)
+
+
+def test_l2wrap_scales_with_the_loss():
+    model = small()
+    tokens = tokens_for(model)
+
+    def gradient(scale):
+        model.zero_grad()
+        _, _, runs = model.run(tokens)
+        (scale * model.penalty(runs)).backward()
+        return model.head.weight.grad.clone()
+
+    assert torch.allclose(gradient(8.0), 8 * gradient(1.0)) and gradient(1.0).abs().max() > 0
+    assert small(l2wrap=False).penalty((torch.ones(1, 1, 2), [])) == 0
+
+
+def test_bad_input():
+    model = small()
+    with pytest.raises(ShapeError, match="ids from 0 to 12, got 13"):
+        model(torch.tensor([[13]]))
+    with pytest.raises(ShapeError, match="use a state of this model and batch size"):
+        model(torch.tensor([[1]]), small(ffn_pre=True).initial_state(1))
+    with pytest.raises(ConfigError, match="at least 1"):
+        SpikeGPT(SpikeGPTConfig(depth=0))
+    with pytest.raises(UnsupportedError, match="a model that lowers to a graph"):
+        model.lower()
+
+
+def test_it_trains(tmp_path):
+    table = {
+        "model": {"name": "spikegpt", "embedding": 16, "depth": 2},
+        "train": {"steps": 12, "batch": 4, "context": 16, "warmup": 2, "evaluate_every": 6, "checkpoint_every": 6},
+        "data": {"order": "crops"},
+    }
+    run = loop.start(tmp_path / "run", RunConfig.from_table(table), quiet=True)
+    assert run.metrics()["valid"]["bits_per_byte"] < 9
+    assert len(run.metrics()["valid"]["rates"]) == 4
