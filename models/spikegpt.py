@@ -14,9 +14,27 @@ from torch import Tensor, nn
 
 from rheobase.models._pretrained import LanguageModel, fit_tensors, read_torch_file
 from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.graph import (
+    Add,
+    Edge,
+    Embedding,
+    EventGraph,
+    LayerNorm,
+    LIFCell,
+    Linear,
+    Mix,
+    Multiply,
+    Node,
+    Op,
+    Sigmoid,
+    Spike,
+    SquaredRelu,
+    Tokens,
+    WKVCell,
+)
 from rheobase.spiking.ops import WKVState, lif, wkv
 from rheobase.spiking.surrogates import ATan
-from rheobase.spiking.tally import BINARY, mark
+from rheobase.spiking.tally import BINARY, DENSE, GRADED, mark
 
 L2WRAP = 0.5e-4
 
@@ -114,7 +132,7 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, last: Tensor) -> Tensor:
         before = token_shift(x, last)
-        k = torch.relu(self.key(mix(x, before, self.time_mix_k))) ** 2
+        k = mark(torch.relu(self.key(mix(x, before, self.time_mix_k))) ** 2, GRADED)
         r = torch.sigmoid(self.receptance(mix(x, before, self.time_mix_r)))
         return r * self.value(k)
 
@@ -221,6 +239,65 @@ class SpikeGPT(LanguageModel):
     @classmethod
     def least_numbers(cls, config):
         return 2 * config.vocabulary * config.embedding + 13 * config.depth * config.embedding**2
+
+    def lower(self) -> EventGraph:
+        """The whole model as an EventGraph in evaluation semantics; BINARY edges only where spikes are sent."""
+        c, d = self.config, self.config.embedding
+        nodes, edges = [Node("tokens", Tokens(c.vocabulary))], []
+
+        def add(name: str, op: Op, arrays=None, **inputs) -> str:
+            """A node whose inputs are given as port = (source, kind, width[, delay]); its first output."""
+            nodes.append(Node(name, op, arrays or {}))
+            edges.extend(
+                Edge(source, f"{name}.{port}", kind, (n,), *delay) for port, (source, kind, n, *delay) in inputs.items()
+            )
+            return f"{name}.{next(iter(op.outputs))}"
+
+        def linear(name, x, kind=DENSE, width=d):
+            return add(name, Linear(transposed=True), arrays={"weight": f"{name}.weight"}, x=(x, kind, width))
+
+        def norm(name, x, kind=DENSE):
+            arrays = {role: f"{name}.{role}" for role in ("weight", "bias")}
+            return add(name, LayerNorm(self.ln_out.eps), arrays=arrays, x=(x, kind, d))
+
+        def mixed(name, x):
+            return add(name, Mix(), arrays={"share": name}, x=(x, DENSE, d), before=(x, DENSE, d, 1))
+
+        def gate(name, x):
+            read = linear(f"{name}.receptance", mixed(f"{name}.time_mix_r", x))
+            return add(f"{name}.gate", Sigmoid(), x=(read, DENSE, d))
+
+        def gated(name, x, y):
+            return add(f"{name}.product", Multiply(), a=(gate(name, x), DENSE, d), b=(y, DENSE, d))
+
+        def time_mix(name, x):
+            k, v = (linear(f"{name}.{n}", mixed(f"{name}.time_mix_{n[0]}", x)) for n in ("key", "value"))
+            arrays = {role: f"{name}.{role}" for role in WKVCell.roles}
+            y = add(f"{name}.wkv", WKVCell(), arrays=arrays, k=(k, DENSE, d), v=(v, DENSE, d))
+            return linear(f"{name}.output", gated(name, x, y))
+
+        def channel_mix(name, x):
+            k = linear(f"{name}.key", mixed(f"{name}.time_mix_k", x))
+            k = add(f"{name}.relu", SquaredRelu(), x=(k, DENSE, 4 * d))
+            return gated(name, x, linear(f"{name}.value", k, GRADED, 4 * d))
+
+        def fired(name, x, y):
+            s = add(name, LIFCell(), x=(y, DENSE, d))
+            return add(f"{name}.add", Add(), a=(x, DENSE, d), b=(s, BINARY, d))
+
+        table = {"table": "emb.weight"}
+        x, kind = add("emb", Embedding(), arrays=table, token=("tokens.out", BINARY, c.vocabulary)), DENSE
+        if c.binary_embedding:
+            x, kind = add("emb.spike", Spike(), x=(x, DENSE, d)), BINARY
+        x = norm("blocks.0.ln0", x, kind)
+        for i, block in enumerate(self.blocks):
+            name = f"blocks.{i}"
+            a = norm(f"{name}.ln1", x)
+            x = fired(f"{name}.lif1", x, channel_mix(f"{name}.ffnPre", a) if block.pre else time_mix(f"{name}.att", a))
+            x = fired(f"{name}.lif2", x, channel_mix(f"{name}.ffn", norm(f"{name}.ln2", x)))
+        linear("head", norm("ln_out", x))
+        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+        return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "head.out"})
 
     @classmethod
     def from_reference(

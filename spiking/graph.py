@@ -29,12 +29,14 @@ class Op:
     outputs  output port -> kind of what it sends
     roles    names of the arrays it needs; those that end in "?" may be absent
     state    names of the outputs that the node keeps for itself from step to step
+    initial  value of a state before the first step, where it is not 0
     """
 
     inputs: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[Mapping[str, str]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     state: ClassVar[tuple[str, ...]] = ()
+    initial: ClassVar[Mapping[str, float]] = {}
 
     def shapes(self, name: str, inputs: Mapping[str, Shape], arrays: Mapping[str, np.ndarray]) -> Mapping[str, Shape]:
         """Output port -> shape, from those of inputs and arrays; raises GraphError where they do not fit."""
@@ -127,6 +129,106 @@ class LSTMCell(Op):
 
 
 @dataclass(frozen=True)
+class Spike(Op):
+    """out = 1 where x >= 0, else 0."""
+
+    inputs, outputs = ("x",), {"out": BINARY}
+
+    def shapes(self, name, inputs, arrays):
+        return {"out": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class LIFCell(Op):
+    """Leaky integrate-and-fire units; equations: `ops.lif`. v_reset None: reset by subtraction."""
+
+    inputs, outputs, state = ("x",), {"s": BINARY, "v": DENSE}, ("v",)
+    tau: float = 2.0
+    theta: float = 1.0
+    v_reset: float | None = 0.0
+    decay_input: bool = True
+    fire: str = ">="
+
+    def shapes(self, name, inputs, arrays):
+        return {"s": inputs["x"], "v": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class WKVCell(Op):
+    """The recurrent attention of RWKV-4; equations: `ops.wkv`."""
+
+    inputs, outputs = ("k", "v"), {"y": DENSE, "p": DENSE, "q": DENSE, "o": DENSE}
+    roles, state, initial = ("time_decay", "time_first"), ("p", "q", "o"), {"o": -1e38}
+
+    def shapes(self, name, inputs, arrays):
+        for role in self.roles:
+            require(name, role, arrays[role].shape, inputs["k"])
+        require(name, "v", inputs["v"], inputs["k"])
+        return dict.fromkeys(self.outputs, inputs["k"])
+
+
+@dataclass(frozen=True)
+class LayerNorm(Op):
+    """out = (x - mean) / sqrt(variance + eps) weight + bias, over the units (Ba, Kiros, Hinton, arXiv 1607.06450)."""
+
+    inputs, outputs, roles = ("x",), {"out": DENSE}, ("weight", "bias")
+    eps: float = 1e-5
+
+    def shapes(self, name, inputs, arrays):
+        for role in self.roles:
+            require(name, role, arrays[role].shape, inputs["x"])
+        return {"out": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class Mix(Op):
+    """out = x share + before (1 - share): `before` is x at the token before, over a delayed edge."""
+
+    inputs, outputs, roles = ("x", "before"), {"out": DENSE}, ("share",)
+
+    def shapes(self, name, inputs, arrays):
+        require(name, "before", inputs["before"], inputs["x"])
+        require(name, "share", arrays["share"].reshape(-1).shape, inputs["x"])
+        return {"out": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class Sigmoid(Op):
+    """out = 1 / (1 + e^-x)."""
+
+    inputs, outputs = ("x",), {"out": DENSE}
+
+    def shapes(self, name, inputs, arrays):
+        return {"out": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class SquaredRelu(Op):
+    """out = max(x, 0)^2: a graded event where x is positive."""
+
+    inputs, outputs = ("x",), {"out": GRADED}
+
+    def shapes(self, name, inputs, arrays):
+        return {"out": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class Multiply(Op):
+    """out = a b, unit by unit."""
+
+    inputs, outputs = ("a", "b"), {"out": DENSE}
+
+    def shapes(self, name, inputs, arrays):
+        require(name, "b", inputs["b"], inputs["a"])
+        return {"out": inputs["a"]}
+
+
+@dataclass(frozen=True)
+class Add(Multiply):
+    """out = a + b, unit by unit."""
+
+
+@dataclass(frozen=True)
 class Node:
     """A named operation and the names of its arrays by role."""
 
@@ -204,6 +306,11 @@ class EventGraph:
         """What must be carried from token to token: "node.port" -> shape, for cells' own state and delayed edges."""
         own = {f"{n.name}.{s}": self._shapes[f"{n.name}.{s}"] for n in self.nodes for s in n.op.state}
         return own | {e.source: e.shape for e in self.edges if e.delay}
+
+    def state_fill(self) -> dict[str, float]:
+        """What each state holds before the first step."""
+        fill = {f"{n.name}.{s}": value for n in self.nodes for s, value in n.op.initial.items()}
+        return {name: fill.get(name, 0.0) for name in self.state_shapes()}
 
     def order(self) -> list[list[str]]:
         """Groups of node names in the order in which they can run: a group is a set of nodes that depend on each

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from rheobase import load
+from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models import spikegpt as module
 from rheobase.models.spikegpt import PUBLISHED
 from rheobase.models.training import loop
 from rheobase.models.training.run import RunConfig
-from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 FOLDER = Path(__file__).parent / "golden"
 FILE = np.load(FOLDER / "spikegpt_reference.npz")
@@ -179,8 +180,43 @@ def test_bad_input():
         model(torch.tensor([[1]]), small(ffn_pre=True).initial_state(1))
     with pytest.raises(ConfigError, match="at least 1"):
         SpikeGPT(SpikeGPTConfig(depth=0))
-    with pytest.raises(UnsupportedError, match="a model that lowers to a graph"):
-        model.lower()
+
+
+@pytest.mark.parametrize("on", ["event", "torch"])
+@pytest.mark.parametrize(
+    "options", [{}, {"ffn_pre": True}, {"depth": 1, "binary_embedding": False}, {"depth": 5, "embedding": 9}]
+)
+@torch.no_grad()
+def test_the_lowered_model_gives_its_spikes_and_logits(options, on):
+    model = small(**options)
+    tokens = tokens_for(model, steps=40)
+    logits, _, (_, spikes) = model.run(tokens)
+    graph = model.lower()
+    trace = simulate(graph, tokens, on=on)
+    assert np.abs(trace.outputs["logits"] - logits.numpy()).max() < 1e-9
+    for i, s in enumerate(spikes):
+        assert np.array_equal(trace.events[f"blocks.{i // 2}.lif{i % 2 + 1}.s"].to_dense(), s.numpy())
+    first = simulate(graph, tokens[:, :17], on=on)
+    second = simulate(graph, tokens[:, 17:], first.state, on=on)
+    assert np.abs(second.outputs["logits"] - logits[:, 17:].numpy()).max() < 1e-9
+
+
+@pytest.mark.parametrize("options", [{}, {"ffn_pre": True}])
+def test_both_counters_agree_on_the_whole(options):
+    model = small(**options)
+    tokens = tokens_for(model, steps=30)
+    by_dispatch = count(model, tokens)
+    assert by_dispatch.uncounted == ()
+    assert by_dispatch.total.without_bytes() == simulate(model.lower(), tokens).tally.total.without_bytes()
+    n, d, c = tokens.numel(), 8, model.config
+    wanted = 13 * c.depth * d * d + c.vocabulary * d + (5 * d * d if c.ffn_pre else 0)
+    assert by_dispatch.dense_macs == n * wanted  # a channel mix has 9 d^2, a time mix 4 d^2
+    assert by_dispatch.acs == 0, "in this form no product reads a spike"
+
+
+def test_the_originals_fixture_through_the_event_simulator():
+    trace = simulate(original(torch.float64).lower(), TOKENS)
+    assert np.abs(trace.outputs["logits"] - FILE["f64.logits"]).max() < 1e-9
 
 
 def test_it_trains(tmp_path):

@@ -242,6 +242,19 @@ def _softmax(mode, args, outputs):
     mode.add(transcendentals={"exp": n, "division": n}, activation_bytes=_bytes([args[0], *outputs]))
 
 
+def _layer_norm(mode, args, outputs):
+    x = outputs[0]
+    counts = {"rsqrt": x.numel() // math.prod(args[1])}
+    mode.add(products=3 * x.numel(), transcendentals=counts, activation_bytes=_bytes([args[0], x]))
+
+
+def _pow(mode, args, outputs):
+    if args[1] == 2:
+        mode.add(products=outputs[0].numel(), activation_bytes=2 * _bytes(outputs))
+    else:
+        mode.uncounted.add(f"aten.pow to {args[1]}")
+
+
 _RULES = {
     aten.mm: _mm,
     aten.addmm: _mm,
@@ -251,6 +264,8 @@ _RULES = {
     aten.convolution: _convolution,
     aten.mkldnn_rnn_layer: _mkldnn_rnn,
     aten._softmax: _softmax,
+    aten.native_layer_norm: _layer_norm,
+    aten.pow: _pow,
 }
 
 

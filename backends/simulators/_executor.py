@@ -135,7 +135,8 @@ def _check_tokens(graph: EventGraph, tokens: np.ndarray) -> None:
 def _start(graph, state, streams, kernels) -> dict:
     shapes = {name: (streams, *shape) for name, shape in graph.state_shapes().items()}
     if state is None:
-        return {name: kernels.zeros(*shape) for name, shape in shapes.items()}
+        fill = graph.state_fill()
+        return {name: kernels.zeros(*shape) + fill[name] for name, shape in shapes.items()}
     got = {name: tuple(np.shape(array)) for name, array in state.items()}
     if got != shapes:
         raise ShapeError("simulate state", f"{shapes}", f"{got}", "use a state of this graph and number of streams")

@@ -6,7 +6,7 @@ Products whose operand is DENSE are dense, and are counted so. N items (streams,
 import numpy as np
 
 from rheobase.backends.simulators._executor import Kernels
-from rheobase.spiking.graph import Linear
+from rheobase.spiking.graph import Linear, WKVCell
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import Gather
 from rheobase.spiking.tally import BINARY, EVENT_KINDS, TERNARY, Counts, Tally
@@ -30,6 +30,9 @@ class EventKernels(Kernels):
             if isinstance(node.op, Linear):
                 weight = arrays["weight"].T if node.op.transposed else arrays["weight"]
                 arrays = {"product": Gather(weight, arrays.get("bias"))}
+            if isinstance(node.op, WKVCell):
+                arrays = {**arrays, "w": -np.exp(arrays["time_decay"])}
+                self.count(node.name, exp=arrays["w"].size)
             self.arrays[node.name] = arrays
         self.dtype = np.result_type(*(a.dtype for a in graph.arrays.values()))
         self.size = self.dtype.itemsize
@@ -49,7 +52,7 @@ class EventKernels(Kernels):
     def tally(self, tokens):
         return Tally(tokens, {name: _counts(entry) for name, entry in self.counts.items()})
 
-    def add(self, name, **numbers):
+    def count(self, name, **numbers):
         """Add to the counts of an operator; transcendentals are given by their kind."""
         entry = self.counts.setdefault(name, {})
         for key, number in numbers.items():
@@ -59,7 +62,7 @@ class EventKernels(Kernels):
         table = self.arrays[node.name]["table"]
         token = inputs["token"][:, 0]
         n_bytes = token.size * table.shape[1] * self.size
-        self.add(node.name, rows=token.size, weight_bytes=n_bytes, activation_bytes=n_bytes)
+        self.count(node.name, rows=token.size, weight_bytes=n_bytes, activation_bytes=n_bytes)
         return {"out": table[token]}
 
     def linear(self, node, inputs):
@@ -71,7 +74,7 @@ class EventKernels(Kernels):
             out, rows = x @ product.weight, x.size
             if product.bias is not None:
                 out += product.bias
-        self.add(
+        self.count(
             node.name,
             dense_macs=len(x) * n_in * n_out,
             rows=rows,
@@ -85,7 +88,7 @@ class EventKernels(Kernels):
         x = inputs["x"]
         y = np.maximum(x, 0)
         n_events = np.count_nonzero(y)
-        self.add(node.name, comparisons=x.size, events=n_events, activation_bytes=(x.size + n_events) * self.size)
+        self.count(node.name, comparisons=x.size, events=n_events, activation_bytes=(x.size + n_events) * self.size)
         return {"out": y}
 
     def egrucell(self, node, inputs, state):
@@ -101,7 +104,7 @@ class EventKernels(Kernels):
         o = p - thr > 0
         y = np.where(o, p, 0)
         n, n_events = c.size, np.count_nonzero(o)
-        self.add(
+        self.count(
             node.name,
             products=(9 if zoneout else 7) * n,
             state_updates=2 * n,
@@ -121,7 +124,7 @@ class EventKernels(Kernels):
         i, f, g, o = np.split(inputs["a"] + inputs["q"], 4, axis=1)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         n = c.size
-        self.add(
+        self.count(
             node.name,
             products=3 * n,
             state_updates=n,
@@ -132,8 +135,99 @@ class EventKernels(Kernels):
         )
         return {"h": sigmoid(o) * np.tanh(c), "c": c}
 
+    def spike(self, node, inputs):
+        s = (inputs["x"] >= 0).astype(self.dtype)
+        n, sent = s.size, np.count_nonzero(s)
+        self.count(node.name, comparisons=n, events=sent, activation_bytes=(n + sent) * self.size)
+        return {"out": s}
 
-_TRANSCENDENTALS = ("sigmoid", "tanh")
+    def lifcell(self, node, inputs, state):
+        op, x, v = node.op, inputs["x"], state["v"]
+        rest = 0.0 if op.v_reset is None else op.v_reset
+        h = v + (x - (v - rest)) / op.tau if op.decay_input else v - (v - rest) / op.tau + x
+        fired = h - op.theta > 0 if op.fire == ">" else h - op.theta >= 0
+        n, sent = x.size, np.count_nonzero(fired)
+        self.count(
+            node.name,
+            products=n,
+            division=n,
+            comparisons=n,
+            state_updates=n,
+            events=sent,
+            state_bytes=2 * n * self.size,
+            activation_bytes=(n + sent) * self.size,
+        )
+        s = fired.astype(self.dtype)
+        return {"s": s, "v": h - s * op.theta if op.v_reset is None else h - s * (h - op.v_reset)}
+
+    def wkvcell(self, node, inputs, state):
+        arrays, k, v = self.arrays[node.name], inputs["k"], inputs["v"]
+        w, u = arrays["w"], arrays["time_first"]
+        p, q, o = (state[name] for name in "pqo")
+        most = np.maximum(o, u + k)
+        a, e = np.exp(o - most), np.exp(u + k - most)
+        y = (a * p + e * v) / (a * q + e)
+        most = np.maximum(w + o, k)
+        a, e = np.exp(w + o - most), np.exp(k - most)
+        n = k.size
+        self.count(
+            node.name,
+            products=6 * n,
+            exp=4 * n,
+            division=n,
+            comparisons=2 * n,
+            state_updates=3 * n,
+            weight_bytes=2 * n * self.size,
+            state_bytes=6 * n * self.size,
+            activation_bytes=3 * n * self.size,
+        )
+        return {"y": y, "p": a * p + e * v, "q": a * q + e, "o": most}
+
+    def layernorm(self, node, inputs):
+        x, arrays = inputs["x"], self.arrays[node.name]
+        centred = x - x.mean(1, keepdims=True)
+        scale = 1 / np.sqrt(np.square(centred).mean(1, keepdims=True) + node.op.eps)
+        self.count(
+            node.name,
+            products=3 * x.size,
+            rsqrt=len(x),
+            weight_bytes=2 * x.size * self.size,
+            activation_bytes=2 * x.size * self.size,
+        )
+        return {"out": centred * scale * arrays["weight"] + arrays["bias"]}
+
+    def mix(self, node, inputs):
+        x, share = inputs["x"], self.arrays[node.name]["share"].reshape(-1)
+        self.count(
+            node.name,
+            products=2 * x.size,
+            weight_bytes=x.size * self.size,
+            activation_bytes=3 * x.size * self.size,
+        )
+        return {"out": x * share + inputs["before"] * (1 - share)}
+
+    def sigmoid(self, node, inputs):
+        n = inputs["x"].size
+        self.count(node.name, sigmoid=n, activation_bytes=2 * n * self.size)
+        return {"out": sigmoid(inputs["x"])}
+
+    def squaredrelu(self, node, inputs):
+        y = np.square(np.maximum(inputs["x"], 0))
+        n, sent = y.size, np.count_nonzero(y)
+        self.count(node.name, comparisons=n, products=n, events=sent, activation_bytes=(n + sent) * self.size)
+        return {"out": y}
+
+    def multiply(self, node, inputs):
+        n = inputs["a"].size
+        self.count(node.name, products=n, activation_bytes=3 * n * self.size)
+        return {"out": inputs["a"] * inputs["b"]}
+
+    def add(self, node, inputs):
+        self.count(node.name, activation_bytes=3 * inputs["a"].size * self.size)
+        return {"out": inputs["a"] + inputs["b"]}
+
+
+_TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "rsqrt", "division")
 
 
 def _counts(entry: dict[str, int]) -> Counts:

@@ -8,6 +8,8 @@ from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import Linear
 from rheobase.spiking.neurons.egru import EGRUState
 from rheobase.spiking.ops.egru.reference import egru_cell
+from rheobase.spiking.ops.lif.reference import lif_step
+from rheobase.spiking.ops.wkv.reference import WKVState, wkv_step
 from rheobase.spiking.surrogates import Triangle
 
 
@@ -63,6 +65,41 @@ class TorchKernels(Kernels):
         i, f, g, o = (inputs["a"] + inputs["q"]).chunk(4, 1)
         c = torch.sigmoid(f) * state["c"] + torch.sigmoid(i) * torch.tanh(g)
         return {"h": torch.sigmoid(o) * torch.tanh(c), "c": c}
+
+    def spike(self, node, inputs):
+        return {"out": (inputs["x"] >= 0).to(inputs["x"].dtype)}
+
+    def lifcell(self, node, inputs, state):
+        op = node.op
+        settings = {n: getattr(op, n) for n in ("tau", "theta", "v_reset", "decay_input", "fire")}
+        s, v = lif_step(inputs["x"], state["v"], detach_reset=False, surrogate=Triangle(), **settings)
+        return {"s": s, "v": v}
+
+    def wkvcell(self, node, inputs, state):
+        arrays = self.arrays[node.name]
+        w, before = -torch.exp(arrays["time_decay"]), WKVState(state["p"], state["q"], state["o"])
+        y, after = wkv_step(w, arrays["time_first"], inputs["k"], inputs["v"], before)
+        return {"y": y, **after._asdict()}
+
+    def layernorm(self, node, inputs):
+        x, arrays = inputs["x"], self.arrays[node.name]
+        return {"out": F.layer_norm(x, x.shape[-1:], arrays["weight"], arrays["bias"], node.op.eps)}
+
+    def mix(self, node, inputs):
+        share = self.arrays[node.name]["share"].reshape(-1)
+        return {"out": inputs["x"] * share + inputs["before"] * (1 - share)}
+
+    def sigmoid(self, node, inputs):
+        return {"out": torch.sigmoid(inputs["x"])}
+
+    def squaredrelu(self, node, inputs):
+        return {"out": torch.relu(inputs["x"]) ** 2}
+
+    def multiply(self, node, inputs):
+        return {"out": inputs["a"] * inputs["b"]}
+
+    def add(self, node, inputs):
+        return {"out": inputs["a"] + inputs["b"]}
 
 
 KERNELS = TorchKernels
