@@ -53,6 +53,9 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
         """The model as an EventGraph; raises UnsupportedError where it has no lowering."""
         raise UnsupportedError(self.name, "a model that lowers to a graph", "none", "use count, which needs no graph")
 
+    def wake(self, tokens: Tensor) -> None:
+        """Prepare a new model on the first batch of its text; nothing to do unless a model says otherwise."""
+
     def penalty(self, runs) -> Tensor | float:
         """What training adds to the cross-entropy; 0 where there is no regulariser."""
         return 0.0

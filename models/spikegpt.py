@@ -3,16 +3,15 @@
 The token axis is the neurons' time axis: one step a token. B batch, T steps, V vocabulary, D width.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rheobase.models._pretrained import LanguageModel, fit_tensors, read_torch_file
+from rheobase.models._rwkv import BLOCKS, NEURON, wake_block
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import (
     Add,
@@ -32,7 +31,6 @@ from rheobase.spiking.graph import (
     Tokens,
     WKVCell,
 )
-from rheobase.spiking.ops import WKVState, lif, wkv
 from rheobase.spiking.surrogates import ATan
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, mark
 
@@ -49,6 +47,8 @@ class SpikeGPTConfig:
     """width D of the residual stream"""
     depth: int = 4
     """number of blocks"""
+    placement: str = "reference"
+    """"reference": neurons after the mixes, as the original's code;  "spike_fed": before every linear layer"""
     ffn_pre: bool = False
     """block 0 mixes channels where the others mix time (the original's RWKV-ffnPre)"""
     binary_embedding: bool = True
@@ -57,6 +57,11 @@ class SpikeGPTConfig:
     """dropout of the whole residual stream after each block"""
     l2wrap: bool = True
     """a penalty of 0.5e-4 x the mean square of each position's largest logit"""
+    init: str = "live"
+    """"live": weights are scaled on the first batch so that every neuron layer fires at `init_rate`;  "original": as
+    the original's code starts, where hardly any neuron fires"""
+    init_rate: float = 0.15
+    """mean firing of each layer at the start"""
     alpha: float = 2.0
     """steepness of the arctangent surrogate"""
 
@@ -68,126 +73,19 @@ PUBLISHED = {
 """The published sizes: 46,553,088 parameters for enwik8 by character, and 215,399,424 for OpenWebText2."""
 
 
-class BlockState(NamedTuple):
-    """What a block carries from token to token, each [B, D]; p, q and o are [B, 0] in a block without WKV."""
-
-    shift1: Tensor
-    """input of the first mix at the last token"""
-    shift2: Tensor
-    """input of the second mix at the last token"""
-    v1: Tensor
-    """membrane of the first LIF"""
-    v2: Tensor
-    """membrane of the second LIF"""
-    p: Tensor
-    q: Tensor
-    o: Tensor
-    """state of WKV"""
-
-
-def token_shift(x_BTD: Tensor, last_BD: Tensor) -> Tensor:
-    """The sequence one token later, `last_BD` first."""
-    return torch.cat([last_BD[:, None], x_BTD], 1)[:, :-1]
-
-
-def mix(x_BTD: Tensor, before_BTD: Tensor, share_11D: Tensor) -> Tensor:
-    """x share + before (1 - share)."""
-    return x_BTD * share_11D + before_BTD * (1 - share_11D)
-
-
-class TimeMix(nn.Module):
-    """W_o (sigmoid(W_r x_r) wkv(W_k x_k, W_v x_v)), each x a mix of this token and the one before."""
-
-    def __init__(self, d: int, layer: int, depth: int):
-        super().__init__()
-        ratio, rest = layer / max(depth - 1, 1), 1 - layer / depth
-        h = torch.arange(d)
-        self.time_decay = nn.Parameter(-5 + 8 * (h / max(d - 1, 1)) ** (0.7 + 1.3 * ratio))
-        self.time_first = nn.Parameter(math.log(0.3) + 0.5 * ((h + 1) % 3 - 1).float())
-        share = (h / d)[None, None]
-        self.time_mix_k = nn.Parameter(share**rest)
-        self.time_mix_v = nn.Parameter(share**rest + 0.3 * ratio)
-        self.time_mix_r = nn.Parameter(share ** (0.5 * rest))
-        self.key, self.value, self.receptance, self.output = (nn.Linear(d, d, bias=False) for _ in range(4))
-
-    def forward(self, x: Tensor, last: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
-        before = token_shift(x, last)
-        k = self.key(mix(x, before, self.time_mix_k))
-        v = self.value(mix(x, before, self.time_mix_v))
-        r = torch.sigmoid(self.receptance(mix(x, before, self.time_mix_r)))
-        y, state = wkv(self.time_decay, self.time_first, k, v, state)
-        return self.output(r * y), state
-
-
-class ChannelMix(nn.Module):
-    """sigmoid(W_r x_r) (W_v relu(W_k x_k)^2), each x a mix of this token and the one before."""
-
-    def __init__(self, d: int, layer: int, depth: int):
-        super().__init__()
-        share = (torch.arange(d) / d)[None, None] ** (1 - layer / depth)
-        self.time_mix_k, self.time_mix_r = nn.Parameter(share), nn.Parameter(share.clone())
-        self.key = nn.Linear(d, 4 * d, bias=False)
-        self.receptance = nn.Linear(d, d, bias=False)
-        self.value = nn.Linear(4 * d, d, bias=False)
-
-    def forward(self, x: Tensor, last: Tensor) -> Tensor:
-        before = token_shift(x, last)
-        k = mark(torch.relu(self.key(mix(x, before, self.time_mix_k))) ** 2, GRADED)
-        r = torch.sigmoid(self.receptance(mix(x, before, self.time_mix_r)))
-        return r * self.value(k)
-
-
-class Block(nn.Module):
-    """x += LIF(TimeMix(LN1 x)); x += LIF(ChannelMix(LN2 x)); block 0 normalises its input first."""
-
-    def __init__(self, config: SpikeGPTConfig, layer: int):
-        super().__init__()
-        d, depth = config.embedding, config.depth
-        if layer == 0:
-            self.ln0 = nn.LayerNorm(d)
-        self.ln1, self.ln2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.pre = layer == 0 and config.ffn_pre
-        if self.pre:
-            self.ffnPre = ChannelMix(d, 0, depth)
-        else:
-            self.att = TimeMix(d, layer, depth)
-        self.ffn = ChannelMix(d, layer, depth)
-        self.first = layer == 0
-        self.dropout = nn.Dropout(config.dropout)
-        self.surrogate = ATan(config.alpha)
-
-    def forward(self, x: Tensor, s: BlockState) -> tuple[Tensor, BlockState, tuple[Tensor, Tensor]]:
-        if x.shape[1] == 0:
-            return x, s, (x, x)
-        neuron = {"tau": 2.0, "theta": 1.0, "v_reset": 0.0, "decay_input": True, "fire": ">="}
-        if self.first:
-            x = self.ln0(x)
-        a, memory = self.ln1(x), WKVState(s.p, s.q, s.o)
-        if self.pre:
-            out = self.ffnPre(a, s.shift1)
-        else:
-            out, memory = self.att(a, s.shift1, memory)
-        s1, v1 = lif(out, s.v1, surrogate=self.surrogate, **neuron)
-        x = x + s1
-        b = self.ln2(x)
-        s2, v2 = lif(self.ffn(b, s.shift2), s.v2, surrogate=self.surrogate, **neuron)
-        x = self.dropout(x + s2)
-        return x, BlockState(a[:, -1], b[:, -1], v1[:, -1], v2[:, -1], *memory), (s1, s2)
-
-
 class SpikeGPT(LanguageModel):
     """The language model of Zhu, Zhao, Li, Eshraghian, "SpikeGPT", arXiv 2302.13939, as its code computes it.
 
         logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
 
-    In this form every linear layer reads dense values: the spikes only enter the residual sum. Parameter names are
-    the original's. Where it differs: the state, membranes included, is carried, so that a sequence may be cut
+    In the reference placement every linear layer reads dense values: the spikes only enter the residual sum. In the
+    spike-fed one (`_rwkv.SpikeFedBlock`) every linear layer but the head reads spikes. Parameter names are the
+    original's. Where it differs: the state, membranes included, is carried, so that a sequence may be cut
     anywhere; the original's step form rescales across the thresholds and so computes another function.
     """
 
     Config = SpikeGPTConfig
     name = "spikegpt"
-    state_type = BlockState
     citations = (
         "@article{zhu2023spikegpt, title={SpikeGPT: Generative pre-trained language model with spiking neural "
         "networks}, author={Zhu, Rui-Jie and Zhao, Qihang and Li, Guoqi and Eshraghian, Jason K.}, "
@@ -198,23 +96,29 @@ class SpikeGPT(LanguageModel):
         super().__init__()
         if min(config.vocabulary, config.embedding, config.depth) < 1:
             raise ConfigError("spikegpt", "vocabulary, embedding and depth of at least 1", f"{config}", "raise them")
+        if config.placement not in BLOCKS:
+            known = " or ".join(map(repr, BLOCKS))
+            raise ConfigError("spikegpt placement", known, repr(config.placement), "name one of them")
+        if config.init not in ("live", "original"):
+            raise ConfigError("spikegpt init", "'live' or 'original'", repr(config.init), "name one of them")
+        if config.ffn_pre and config.placement != "reference":
+            raise ConfigError("spikegpt ffn_pre", 'placement = "reference"', repr(config.placement), "drop one of them")
         self.config = config
+        self.state_type = BLOCKS[config.placement].state_type
         self.emb = nn.Embedding(config.vocabulary, config.embedding)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
+        self.blocks = nn.ModuleList(BLOCKS[config.placement](config, i) for i in range(config.depth))
         self.ln_out = nn.LayerNorm(config.embedding)
         self.head = nn.Linear(config.embedding, config.vocabulary, bias=False)
 
-    def initial_state(self, batch: int) -> tuple[BlockState, ...]:
+    def initial_state(self, batch: int) -> tuple:
         """The state before the first token."""
         like = {"dtype": self.head.weight.dtype, "device": self.head.weight.device}
         parts = [[torch.zeros(shape, **like) for shape in shapes] for shapes in self.state_shapes(batch)]
-        return tuple(BlockState(*block[:-1], torch.full_like(block[-1], -1e38)) for block in parts)
+        return tuple(self.state_type(*block[:-1], torch.full_like(block[-1], -1e38)) for block in parts)
 
     def run(self, tokens, state=None):
         self.check(tokens, state)
-        x = self.emb(tokens)
-        if self.config.binary_embedding:
-            x = mark(ATan(self.config.alpha).spike(x, ">="), BINARY)
+        x = self._embed(tokens)
         states, spikes = [], []
         for block, block_state in zip(self.blocks, state or self.initial_state(tokens.shape[0]), strict=True):
             x, block_state, fired = block(x, block_state)
@@ -222,6 +126,23 @@ class SpikeGPT(LanguageModel):
             spikes += fired
         logits = self.head(self.ln_out(x))
         return logits, tuple(states), (logits, spikes)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x = self.emb(tokens)
+        return mark(ATan(self.config.alpha).spike(x, ">="), BINARY) if self.config.binary_embedding else x
+
+    @torch.no_grad()
+    def wake(self, tokens):
+        """With init = "live", scale weights block by block until every neuron layer fires at `init_rate` on tokens."""
+        if self.config.init != "live" or tokens.numel() == 0:
+            return
+        training = self.training
+        self.eval()
+        x = self._embed(tokens)
+        for block, state in zip(self.blocks, self.initial_state(tokens.shape[0]), strict=True):
+            wake_block(block, x, state, self.config.init_rate)
+            x = block(x, state)[0]
+        self.train(training)
 
     def penalty(self, runs):
         """L2Wrap: 0.5e-4 x mean over positions of the squared largest logit. It is part of the loss that is
@@ -232,9 +153,7 @@ class SpikeGPT(LanguageModel):
         return [s.detach().mean((0, 1)) for s in runs[1]]
 
     def state_shapes(self, batch):
-        d = self.config.embedding
-        pre = [self.config.ffn_pre and i == 0 for i in range(self.config.depth)]
-        return [((batch, d),) * 4 + ((batch, 0 if without else d),) * 3 for without in pre]
+        return [block.state_shapes(batch, self.config.embedding) for block in self.blocks]
 
     @classmethod
     def least_numbers(cls, config):
@@ -263,27 +182,40 @@ class SpikeGPT(LanguageModel):
         def mixed(name, x):
             return add(name, Mix(), arrays={"share": name}, x=(x, DENSE, d), before=(x, DENSE, d, 1))
 
-        def gate(name, x):
-            read = linear(f"{name}.receptance", mixed(f"{name}.time_mix_r", x))
-            return add(f"{name}.gate", Sigmoid(), x=(read, DENSE, d))
+        fed = c.placement == "spike_fed"
+
+        def neuron(name, x, width=d):
+            return add(name, LIFCell(**NEURON), x=(x, DENSE, width))
+
+        def read(name, port, x):
+            """The linear layer `port` of a mix, fed by the mixed values or by their spikes."""
+            x = mixed(f"{name}.time_mix_{port[0]}", x)
+            spikes = neuron(f"{name}.lif_{port[0]}", x) if fed else x
+            return linear(f"{name}.{port}", spikes, BINARY if fed else DENSE)
 
         def gated(name, x, y):
-            return add(f"{name}.product", Multiply(), a=(gate(name, x), DENSE, d), b=(y, DENSE, d))
+            gate = add(f"{name}.gate", Sigmoid(), x=(read(name, "receptance", x), DENSE, d))
+            return add(f"{name}.product", Multiply(), a=(gate, DENSE, d), b=(y, DENSE, d))
 
         def time_mix(name, x):
-            k, v = (linear(f"{name}.{n}", mixed(f"{name}.time_mix_{n[0]}", x)) for n in ("key", "value"))
+            k, v = read(name, "key", x), read(name, "value", x)
             arrays = {role: f"{name}.{role}" for role in WKVCell.roles}
             y = add(f"{name}.wkv", WKVCell(), arrays=arrays, k=(k, DENSE, d), v=(v, DENSE, d))
-            return linear(f"{name}.output", gated(name, x, y))
+            y = gated(name, x, y)
+            y = neuron(f"{name}.lif_o", y) if fed else y
+            return linear(f"{name}.output", y, BINARY if fed else DENSE)
 
         def channel_mix(name, x):
-            k = linear(f"{name}.key", mixed(f"{name}.time_mix_k", x))
-            k = add(f"{name}.relu", SquaredRelu(), x=(k, DENSE, 4 * d))
-            return gated(name, x, linear(f"{name}.value", k, GRADED, 4 * d))
+            k = read(name, "key", x)
+            if fed:
+                k = neuron(f"{name}.lif_h", k, 4 * d)
+            else:
+                k = add(f"{name}.relu", SquaredRelu(), x=(k, DENSE, 4 * d))
+            return gated(name, x, linear(f"{name}.value", k, BINARY if fed else GRADED, 4 * d))
 
-        def fired(name, x, y):
-            s = add(name, LIFCell(), x=(y, DENSE, d))
-            return add(f"{name}.add", Add(), a=(x, DENSE, d), b=(s, BINARY, d))
+        def residual(name, x, y):
+            y = y if fed else neuron(name, y)
+            return add(f"{name}.add", Add(), a=(x, DENSE, d), b=(y, DENSE if fed else BINARY, d))
 
         table = {"table": "emb.weight"}
         x, kind = add("emb", Embedding(), arrays=table, token=("tokens.out", BINARY, c.vocabulary)), DENSE
@@ -293,8 +225,10 @@ class SpikeGPT(LanguageModel):
         for i, block in enumerate(self.blocks):
             name = f"blocks.{i}"
             a = norm(f"{name}.ln1", x)
-            x = fired(f"{name}.lif1", x, channel_mix(f"{name}.ffnPre", a) if block.pre else time_mix(f"{name}.att", a))
-            x = fired(f"{name}.lif2", x, channel_mix(f"{name}.ffn", norm(f"{name}.ln2", x)))
+            x = residual(
+                f"{name}.lif1", x, channel_mix(f"{name}.ffnPre", a) if block.pre else time_mix(f"{name}.att", a)
+            )
+            x = residual(f"{name}.lif2", x, channel_mix(f"{name}.ffn", norm(f"{name}.ln2", x)))
         linear("head", norm("ln_out", x))
         arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
         return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "head.out"})

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from rheobase import load
 from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
-from rheobase.models import spikegpt as module
+from rheobase.models import _rwkv as module
 from rheobase.models.spikegpt import PUBLISHED
 from rheobase.models.training import loop
+from rheobase.models.training.data import DataConfig, read_text
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
@@ -35,9 +36,13 @@ def small(seed=0, **options):
     model = SpikeGPT(SpikeGPTConfig(**{"vocabulary": 13, "embedding": 8, "depth": 3, **options})).double().eval()
     with torch.no_grad():
         for block in model.blocks:
-            block.ffn.value.weight *= 12
-            if not block.pre:
-                block.att.output.weight *= 12
+            louder = [block.ffn.value] if block.pre else [block.ffn.value, block.att.output]
+            if options.get("placement") == "spike_fed":
+                louder = [block.att.value, block.att.receptance, block.ffn.key]
+                block.ln1.weight *= 2
+                block.ln2.weight *= 2
+            for layer in louder:
+                layer.weight *= 12
     return model
 
 
@@ -86,6 +91,8 @@ def test_float32():
         {"depth": 7, "embedding": 9},
         {"ffn_pre": True},
         {"ffn_pre": True, "depth": 1, "binary_embedding": False, "vocabulary": 5},
+        {"placement": "spike_fed"},
+        {"placement": "spike_fed", "depth": 1, "embedding": 5},
     ],
 )
 @torch.no_grad()
@@ -184,7 +191,15 @@ def test_bad_input():
 
 @pytest.mark.parametrize("on", ["event", "torch"])
 @pytest.mark.parametrize(
-    "options", [{}, {"ffn_pre": True}, {"depth": 1, "binary_embedding": False}, {"depth": 5, "embedding": 9}]
+    "options",
+    [
+        {},
+        {"ffn_pre": True},
+        {"depth": 1, "binary_embedding": False},
+        {"depth": 5, "embedding": 9},
+        {"placement": "spike_fed"},
+        {"placement": "spike_fed", "depth": 1, "binary_embedding": False, "embedding": 5},
+    ],
 )
 @torch.no_grad()
 def test_the_lowered_model_gives_its_spikes_and_logits(options, on):
@@ -194,8 +209,12 @@ def test_the_lowered_model_gives_its_spikes_and_logits(options, on):
     graph = model.lower()
     trace = simulate(graph, tokens, on=on)
     assert np.abs(trace.outputs["logits"] - logits.numpy()).max() < 1e-9
-    for i, s in enumerate(spikes):
-        assert np.array_equal(trace.events[f"blocks.{i // 2}.lif{i % 2 + 1}.s"].to_dense(), s.numpy())
+    names = ["{}.lif1", "{}.lif2"]
+    if options.get("placement") == "spike_fed":
+        names = [f"{{}}.att.lif_{n}" for n in "kvro"] + [f"{{}}.ffn.lif_{n}" for n in "krh"]
+    names = [name.format(f"blocks.{i}") for i in range(model.config.depth) for name in names]
+    for name, s in zip(names, spikes, strict=True):
+        assert np.array_equal(trace.events[f"{name}.s"].to_dense(), s.numpy()), name
     first = simulate(graph, tokens[:, :17], on=on)
     second = simulate(graph, tokens[:, 17:], first.state, on=on)
     assert np.abs(second.outputs["logits"] - logits[:, 17:].numpy()).max() < 1e-9
@@ -214,17 +233,68 @@ def test_both_counters_agree_on_the_whole(options):
     assert by_dispatch.acs == 0, "in this form no product reads a spike"
 
 
+def test_spike_fed_products_are_accumulations():
+    """Every linear layer reads spikes, and is counted so by both counters; only the head multiplies."""
+    model = small(placement="spike_fed")
+    tokens = tokens_for(model, steps=30)
+    tally = count(model, tokens)
+    assert tally.uncounted == ()
+    assert tally.total.without_bytes() == simulate(model.lower(), tokens).tally.total.without_bytes()
+    assert tally.dense_macs == tokens.numel() * (13 * 3 * 64 + 13 * 8)
+    assert tally.macs == tokens.numel() * 13 * 8 == tally.operators["head"].macs
+    _, _, (_, spikes) = model.run(tokens)
+    fan_outs = [8, 8, 8, 8, 32, 8, 8] * 3
+    assert tally.acs == sum(int(s.sum()) * n for s, n in zip(spikes, fan_outs, strict=True)) > 0
+    rates = [s.mean().item() for s in spikes]
+    assert all(0.01 < rate < 0.9 for rate in rates), rates
+
+
+def test_placements_share_their_parameters_and_refuse_what_they_cannot_do():
+    model = small()
+    fed = SpikeGPT(SpikeGPTConfig(vocabulary=13, embedding=8, depth=3, placement="spike_fed")).double()
+    fed.load_state_dict(model.state_dict())
+    tokens = tokens_for(model)
+    assert not torch.equal(fed(tokens)[0], model(tokens)[0])
+    with pytest.raises(ShapeError, match="use a state of this model and batch size"):
+        fed(tokens, model.initial_state(2))
+    with pytest.raises(ConfigError, match="spikegpt placement: expected 'reference' or 'spike_fed', got 'spikefed'"):
+        SpikeGPT(SpikeGPTConfig(placement="spikefed"))
+    with pytest.raises(ConfigError, match="ffn_pre"):
+        SpikeGPT(SpikeGPTConfig(placement="spike_fed", ffn_pre=True))
+
+
 def test_the_originals_fixture_through_the_event_simulator():
     trace = simulate(original(torch.float64).lower(), TOKENS)
     assert np.abs(trace.outputs["logits"] - FILE["f64.logits"]).max() < 1e-9
 
 
-def test_it_trains(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"placement": "spike_fed"}, {"ffn_pre": True}, {"binary_embedding": False}])
+def test_every_layer_is_alive_at_the_start_on_real_text(options):
+    text = read_text(DataConfig())
+    first, other = (torch.from_numpy(text[at : at + 512].astype(np.int64)).view(8, 64) for at in (0, 50_000))
+    for depth, width in ((4, 48), (1, 16)):
+        torch.manual_seed(0)
+        model = SpikeGPT(SpikeGPTConfig(embedding=width, depth=depth, **options))
+        quiet = model.rates(model.run(first)[2])
+        model.wake(first)
+        for tokens in (first, other):
+            rates = [r.mean().item() for r in model.rates(model.run(tokens)[2])]
+            assert all(0.02 <= rate <= 0.40 for rate in rates), rates
+        assert min(r.mean() for r in quiet) < 0.02
+    original = SpikeGPT(SpikeGPTConfig(init="original", embedding=8, depth=1))
+    before = original.to_reference()
+    original.wake(first)
+    assert all(torch.equal(a, before[n]) for n, a in original.to_reference().items())
+
+
+@pytest.mark.parametrize(("placement", "layers"), [("reference", 4), ("spike_fed", 14)])
+def test_it_trains(placement, layers, tmp_path):
     table = {
-        "model": {"name": "spikegpt", "embedding": 16, "depth": 2},
+        "model": {"name": "spikegpt", "embedding": 16, "depth": 2, "placement": placement},
         "train": {"steps": 12, "batch": 4, "context": 16, "warmup": 2, "evaluate_every": 6, "checkpoint_every": 6},
         "data": {"order": "crops"},
     }
     run = loop.start(tmp_path / "run", RunConfig.from_table(table), quiet=True)
+    assert all(0.02 < rate < 0.4 for rate in run.log()[0]["rates"])
     assert run.metrics()["valid"]["bits_per_byte"] < 9
-    assert len(run.metrics()["valid"]["rates"]) == 4
+    assert len(run.metrics()["valid"]["rates"]) == layers

@@ -96,6 +96,8 @@ def _train(run: Run, quiet: bool | None) -> Run:
             state = tuple(model.state_type(*(x.to(t.device) for x in layer)) for layer in saved["state"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
+    else:
+        model.wake(batches(0)[0].to(t.device))
 
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
     bar = _progress(t.steps, step, quiet, run.folder.name)
