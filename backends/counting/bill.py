@@ -24,6 +24,8 @@ TERMS = {
     "activation_bytes": "bytes of activations",
 }
 
+TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan")
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -67,7 +69,8 @@ class Bill:
     priced_joules    sum of the lines that have a price
     unpriced         terms without one
     formula_joules   the papers' own formula: macs and acs only
-    dense_joules     the same formula with every operand dense: every executed product a multiply-accumulate
+    dense_joules     the same formula with every operand dense: every executed product a multiply-accumulate;
+                     both are None where the target has no price for them
     traffic_bytes    logical bytes of weights, state and activations
     uncounted        operators that ran and that no rule counts: their cost is unknown
     """
@@ -75,8 +78,8 @@ class Bill:
     target: Target
     tokens: int
     lines: tuple[Line, ...]
-    formula_joules: float
-    dense_joules: float
+    formula_joules: float | None
+    dense_joules: float | None
     traffic_bytes: int
     uncounted: tuple[str, ...] = ()
 
@@ -162,10 +165,17 @@ def load_target(name_or_path: str | Path) -> Target:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FormatError(path, "a target in TOML", str(error), "mend the file") from None
     terms = {}
-    for term, entry in table.get("terms", {}).items():
+    entries = table.get("terms")
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        raise FormatError(path, "a table [terms.NAME] for each constant", "none", "write a target's file")
+    for term, entry in entries.items():
+        if term not in (*TERMS, *TRANSCENDENTALS):
+            raise FormatError(path, "known terms", repr(term), nearest(term, (*TERMS, *TRANSCENDENTALS)))
         for key in ("value", "unit", "source", "confidence"):
             if not entry.get(key):
                 raise FormatError(f"{path} terms.{term}", f"a {key}", "none", "cite where the constant comes from")
+        if type(entry["value"]) not in (int, float) or not 0 < entry["value"] < math.inf:
+            raise FormatError(f"{path} terms.{term}", "a value above 0", repr(entry["value"]), "mend the value")
         if entry["unit"] not in SCALE:
             raise FormatError(f"{path} terms.{term}", f"a unit among {', '.join(SCALE)}", entry["unit"], "convert it")
         terms[term] = Quantity(float(entry["value"]), entry["unit"], entry["source"], entry["confidence"])
@@ -186,13 +196,15 @@ def price(tally: Tally, target: Target | str) -> Bill:
         if number:
             quantity = target.terms.get(term)
             lines.append(Line(term, number, quantity, number * quantity.joules if quantity else None))
-    mac, ac = (target.terms[t].joules if t in target.terms else math.nan for t in ("macs", "acs"))
+    priced = {line.term: line.joules for line in lines}
+    formula = [priced[t] for t in ("macs", "acs") if t in priced]
+    mac = target.terms.get("macs")
     return Bill(
         target=target,
         tokens=tally.tokens,
         lines=tuple(lines),
-        formula_joules=(total.macs * mac if total.macs else 0.0) + (total.acs * ac if total.acs else 0.0),
-        dense_joules=total.dense_macs * mac if total.dense_macs else 0.0,
+        formula_joules=None if None in formula else math.fsum(formula),
+        dense_joules=total.dense_macs * mac.joules if mac else None,
         traffic_bytes=total.weight_bytes + total.state_bytes + total.activation_bytes,
         uncounted=tally.uncounted,
     )

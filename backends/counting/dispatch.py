@@ -163,6 +163,9 @@ class CountingMode(TorchDispatchMode):
             self.add(transcendentals=counts, activation_bytes=_bytes(_tensors(args)) + _bytes(outputs))
         elif packet not in _FREE:
             self.uncounted.add(str(packet))
+        if packet not in _KEEP_KIND:
+            for t in outputs:  # written in place: what it was before no longer holds
+                self.kinds.pop(t, None)
         return out
 
     def product(self, x: Tensor, weight: Tensor, n_out: int, n_items: int, operator: str | None) -> None:
@@ -182,6 +185,8 @@ class CountingMode(TorchDispatchMode):
 
 def _mm(mode, args, outputs):
     x, weight = args[-2:] if len(args) < 4 else args[1:3]
+    if len(args) > 2:
+        mode.add(mode.operator_of(weight), weight_bytes=_bytes(outputs))
     if mode.parameters.get(x.data_ptr()) and not mode.parameters.get(weight.data_ptr()):
         x, weight = weight.t(), x.t()
     mode.product(x, weight, weight.shape[1], x.shape[0], mode.operator_of(weight))
@@ -233,6 +238,8 @@ def _mkldnn_rnn(mode, args, outputs):
     h = x.new_ones(n_items, n_units)
     mode.product(h, w_rec, gates * n_units, n_items, mode.operator_of(w_rec))
     n = n_items * n_units
+    for weight in (w_in, w_rec):
+        mode.add(mode.operator_of(weight), weight_bytes=gates * n * x.element_size())
     transcendentals = {"sigmoid": 3 * n, "tanh": 2 * n} if gates == 4 else {"sigmoid": 2 * n, "tanh": n}
     mode.add(products=3 * n, transcendentals=transcendentals, activation_bytes=2 * n * x.element_size())
 

@@ -54,7 +54,8 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     kernels.begin(graph)
     kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
     recorded = expand(record, kinds)
-    events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and not name.startswith("tokens.")]
+    inputs = {f"{n.name}.out" for n in graph.nodes if isinstance(n.op, Tokens)}
+    events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and name not in inputs]
     wanted = {*recorded, *events, *graph.outputs.values(), *(e.source for e in graph.edges)}
     carried = _start(graph, state, streams, kernels)
     values: dict = {}

@@ -17,7 +17,7 @@ from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import StoredTrace, compare, load_trace, trace_bytes
 from rheobase.spiking.errors import ConfigError, FormatError
-from rheobase.spiking.graph import EventGraph
+from rheobase.spiking.graph import EventGraph, Tokens
 
 FORMAT = "s2lm/1"
 TRACE_STEPS = 256
@@ -37,7 +37,8 @@ def export(
     integer, deviations = quantise(graph, calibration, allow_lossy=allow_lossy)
     pes, dram = build(integer)
     tokens = calibration[:1, :TRACE_STEPS]
-    names = [f"{n.name}.{port}" for n in integer.nodes for port in n.op.outputs if port != "out" or n.name != "tokens"]
+    computed = [n for n in integer.nodes if not isinstance(n.op, Tokens)]
+    names = [f"{n.name}.{port}" for n in computed for port in n.op.outputs]
     run = simulate(integer, tokens, on="integer", record=names)
     signals = {name: _narrow(array) for name, array in run.recorded.items()}
     trace = StoredTrace(tokens, signals, {}, {}, integer.hash(), "integer")
@@ -75,7 +76,9 @@ def export(
             "pes": PES,
             "pes_source": "usable PEs in py-spinnaker2 0.8.0",
         },
-        "coverage": {n.name: _place(n.name, layers) for n in integer.nodes},
+        "coverage": {
+            n.name: "host" if isinstance(n.op, Tokens) else _place(n.name, layers) for n in integer.nodes
+        },
         "deviations": [vars(d) for d in deviations],
         "not_claimed": "It has not run on silicon: verification shows that its integers agree with the recorded trace.",
     }
@@ -128,4 +131,4 @@ def _place(node: str, layers) -> str:
     for layer in layers:
         if node in (layer.name, layer.kernel, layer.recurrent):
             return f"PEs of {layer.name}"
-    return "host" if node == "tokens" else "dram"
+    return "dram"

@@ -13,7 +13,6 @@ from rheobase.spiking.graph import EventGraph, Tokens
 PE_BYTES = 94_208
 """regions of one PE: 96 KiB of data memory less 4 KiB of stack and heap"""
 PES = 148
-MAX_SLICE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,6 @@ def _pe_image(layer, number, lo, units, layer_units, inputs, streams, zoneout, p
     for name, shape in shapes.items():
         dtype = dtypes.get(name, "<u4" if name in ("keys", "out_fifo") else "<i4")
         given = None if parts is None else parts.get(name)
-        # Sizes alone need no memory: a broadcast zero has the right nbytes only once it is made whole.
         regions[name] = np.zeros(shape, dtype) if given is None else np.asarray(given).astype(dtype).reshape(shape)
     regions |= {"sigmoid": ints.sigmoid_table(), "tanh": ints.tanh_table()}
     fields = {

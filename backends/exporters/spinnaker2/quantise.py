@@ -98,7 +98,7 @@ def prove_bound(name: str, weight_DO, bias_O, shift_O, largest_x: int) -> None:
     """Refuse a product whose accumulator could leave int32 for any input within its format, or its shift."""
     bound = np.abs(weight_DO.astype(np.int64)).sum(0) * largest_x + np.abs(bias_O) + (np.int64(1) << shift_O >> 1)
     unit = int(bound.argmax())
-    if bound[unit] >= 1 << 31:
+    if not bound[unit] < 1 << 31:
         raise UnsupportedError(
             f"{name} unit {unit}",
             "an accumulator below 2^31",
@@ -121,6 +121,9 @@ def quantise(
         if not isinstance(node.op, Tokens | Embedding | Linear | EGRUCell):
             kind = type(node.op).__name__
             raise UnsupportedError(node.name, "Embedding, Linear or EGRUCell", kind, "export an EGRU model")
+    for name, array in graph.arrays.items():
+        if not np.isfinite(array).all():
+            raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
     if np.size(calibration) == 0:
         raise ConfigError("calibration", "at least one token", "none", "give tokens of real text")
     sources = sorted(
@@ -163,14 +166,16 @@ def quantise(
         if isinstance(op, Embedding):
             names["exponent"] = f"{names['table']}.exponent"
             op = IntegerEmbedding(x_frac)
+            deviations.append(Deviation(node.name, "out", "exact", f"int16 Q{x_frac}", 2.0 ** -(x_frac + 1)))
         elif isinstance(op, Linear):
             from_embedding = graph.node(graph.inputs_of(node.name)["x"].source_node).op
             in_frac = x_frac if isinstance(from_embedding, Embedding) else ints.EVENT_FRAC
             out_frac = ints.LOGIT_FRAC if f"{node.name}.out" in graph.outputs.values() else ints.PRE_FRAC
             names["exponent"] = f"{names['weight']}.exponent"
             op = IntegerLinear(op.transposed, in_frac, out_frac)
-            names["bias"] = names.get("bias", f"{node.name}.bias")
-            _quantise_bias(node, op, graph, arrays, names, x_frac, table_name)
+            names["bias"] = f"{node.name}.bias.integer"
+            largest = _largest_input(from_embedding, arrays, x_frac, table_name)
+            deviations.append(_quantise_bias(node, op, graph, arrays, names, largest))
         elif isinstance(op, EGRUCell):
             thr = np.asarray(graph.arrays[names["thr"]], np.float64)
             if thr.min() < 0 or thr.max() > 1:
@@ -183,6 +188,8 @@ def quantise(
                 Deviation(node.name, "sigmoid", "exact", "table", _table_error(ints.sigmoid_table(), "sigmoid"))
             )
             deviations.append(Deviation(node.name, "tanh", "exact", "table", _table_error(ints.tanh_table(), "tanh")))
+            if op.zoneout:
+                deviations.append(Deviation(node.name, "zoneout", str(op.zoneout), "int16 Q14", 2.0**-15))
             op = IntegerEGRUCell(int(np.floor(op.zoneout * ints.ONE + 0.5)))
         nodes.append(Node(node.name, op, names))
     for edge in graph.edges:
@@ -209,33 +216,30 @@ def embed(table, exponent, x_frac, token):
     return ints.shift_right(rows << np.maximum(up, 0), np.maximum(-up, 0))
 
 
-def _quantise_bias(node, op, graph, arrays: dict, names: Mapping[str, str], x_frac: int, table_name: str) -> None:
-    exponent = arrays[names["exponent"]]
-    weight = arrays[names["weight"]]
+def _largest_input(source: Op, arrays: Mapping[str, np.ndarray], x_frac: int, table_name: str) -> int:
+    """The largest magnitude that can reach a product: of any embedding vector, or of an event."""
+    if not isinstance(source, Embedding):
+        return ints.ONE
+    table = arrays[table_name]
+    return int(np.abs(embed(table, arrays[f"{table_name}.exponent"], x_frac, np.arange(len(table)))).max())
+
+
+def _quantise_bias(node, op, graph, arrays: dict, names: Mapping[str, str], largest: int) -> Deviation:
+    """Round the bias to the accumulator's format, after proving that nothing overflows; returns what it changes."""
+    exponent, weight = arrays[names["exponent"]], arrays[names["weight"]]
     weight = weight.T if op.transposed else weight
-    bias = graph.arrays.get(names["bias"], np.zeros(len(exponent)))
-    whole = np.floor(np.asarray(bias, np.float64) * 2.0 ** (exponent.astype(np.int64) + op.in_frac) + 0.5)
+    bias = np.asarray(graph.arrays_of(node).get("bias", np.zeros(len(exponent))), np.float64)
+    frac = exponent.astype(np.int64) + op.in_frac
+    whole = np.floor(bias * 2.0**frac + 0.5)
     shift = op.shift(exponent)
     if shift.min() < 1 or shift.max() > 30:
         unit = int(shift.argmin() if shift.min() < 1 else shift.argmax())
         raise UnsupportedError(
             f"{node.name} unit {unit}", "a shift from 1 to 30", str(shift[unit]), "rescale its weights"
         )
-    if op.in_frac == x_frac and graph.node(graph.inputs_of(node.name)["x"].source_node).name == "embedding":
-        largest = int(
-            np.abs(
-                embed(
-                    arrays[table_name],
-                    arrays[f"{table_name}.exponent"],
-                    x_frac,
-                    np.arange(len(arrays[table_name])),
-                )
-            ).max()
-        )
-    else:
-        largest = ints.ONE
     prove_bound(node.name, weight, whole, shift, largest)
     arrays[names["bias"]] = whole.astype(np.int32)
+    return Deviation(node.name, "bias", str(bias.dtype), "int32", float(2.0 ** -(frac.min() + 1)))
 
 
 def _table_error(table, name: str) -> float:
