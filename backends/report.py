@@ -329,15 +329,20 @@ def _beside(bill: Bill, models) -> dict:
     """What must stand beside a bill: columns of models, rows of (value a token or None, terms unknown)."""
     others = [(m.name, b) for m in models[1:] for b in m.bills if b.target.name == bill.target.name]
     bills = [bill, *(b for _, b in others)]
+
+    def each(bill, field, scale):
+        total = getattr(bill, field)
+        return None if total is None else total * scale / max(bill.tokens, 1)
+
     formula, priced, traffic = (
-        [(getattr(b, field) * scale / max(b.tokens, 1), len(b.unpriced)) for b in bills]
+        [(each(b, field, scale), len(b.unpriced)) for b in bills]
         for field, scale in (("formula_joules", 1e9), ("priced_joules", 1e9), ("traffic_bytes", 1))
     )
     rows = {"formula": formula, "priced": priced, "traffic": traffic}
     names = [models[0].name, *(name for name, _ in others)]
-    if bill.dense_joules != bill.formula_joules:
+    if bill.dense_joules is not None and bill.dense_joules != bill.formula_joules:
         names.insert(1, f"{models[0].name}, all dense")
-        formula.insert(1, (bill.dense_joules * 1e9 / max(bill.tokens, 1), 0))
+        formula.insert(1, (each(bill, "dense_joules", 1e9), 0))
         priced.insert(1, (None, 0))
         traffic.insert(1, (None, 0))
     tops = {key: max((x for x, _ in row if x is not None and x == x), default=0) for key, row in rows.items()}

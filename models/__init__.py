@@ -28,7 +28,10 @@ def load_model(path: str | Path) -> LanguageModel:
         name = json.loads(header)["model"]
     except (ValueError, KeyError, TypeError):
         raise FormatError(folder / "config.json", "JSON that names a model", "something else", "save it anew") from None
-    return registry.get("rheobase.models", name).Model.from_pretrained(folder)
+    module = registry.get("rheobase.models", name) if isinstance(name, str) else None
+    if not hasattr(module, "Model"):
+        raise FormatError(folder / "config.json", "JSON that names a model", repr(name), "save it anew")
+    return module.Model.from_pretrained(folder)
 
 
 __all__ = [

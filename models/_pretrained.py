@@ -1,7 +1,9 @@
 """Saving, loading and checking of models: what every language model here shares, whatever its layers."""
 
+import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from rheobase.spiking.config import from_table, to_table
-from rheobase.spiking.errors import FormatError, ShapeError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
 from rheobase.spiking.files import read_bytes, sha256, write_atomic
 
 
@@ -145,6 +147,19 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
         model = cls(config)
         fit_tensors(model, tensors, weights_path)
         return model.eval()
+
+
+def check_settings(name: str, config) -> None:
+    """Refuse sizes below 1, dropouts outside [0, 1), and other numbers that are negative or not finite."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(value) not in (int, float):
+            continue
+        least = 1 if field.name in ("vocabulary", "embedding", "depth") else 0
+        most = 1 if "drop" in field.name else math.inf
+        if not least <= value < most:
+            where = f"{name} {field.name}"
+            raise ConfigError(where, f"at least {least} and below {most}", str(value), "mend it")
 
 
 def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rheobase.models._pretrained import LanguageModel
+from rheobase.models._pretrained import LanguageModel, check_settings
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Op, Relu, Tokens
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, mark
@@ -98,6 +98,7 @@ class RecurrentLM(LanguageModel):
 
     def __init__(self, config):
         super().__init__()
+        check_settings(self.name, config)
         if not config.layers or min(config.layers) < 1:
             raise ConfigError(
                 f"{self.name} layers", "at least one size, each at least 1", f"{config.layers}", "mend it"

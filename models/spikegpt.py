@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rheobase.models._pretrained import LanguageModel, fit_tensors, read_torch_file
+from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_torch_file
 from rheobase.models._rwkv import BLOCKS, NEURON, wake_block
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import (
@@ -94,6 +94,7 @@ class SpikeGPT(LanguageModel):
 
     def __init__(self, config: SpikeGPTConfig):
         super().__init__()
+        check_settings("spikegpt", config)
         if min(config.vocabulary, config.embedding, config.depth) < 1:
             raise ConfigError("spikegpt", "vocabulary, embedding and depth of at least 1", f"{config}", "raise them")
         if config.placement not in BLOCKS:

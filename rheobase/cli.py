@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import traceback
 
@@ -132,19 +133,22 @@ def run(argv: list[str]) -> int:
     try:
         from rheobase import commands
 
+        sys.stdout.reconfigure(errors="replace")
         answer = getattr(commands, args.command)(args)
+        shown = json.dumps({"ok": answer.ok, **answer.table}, indent=2, default=str) if args.json else answer.text
+        if shown:
+            print(shown, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (RheobaseError, OSError) as error:
         return _fail(args, str(error))
     except KeyboardInterrupt:
-        return _fail(args, "interrupted; train --resume goes on from the last checkpoint")
+        return _fail(args, "interrupted" + (", go on with --resume" if args.command == "train" else ""))
     except Exception as error:
         if args.debug:
             raise
         return _fail(args, f"internal error, {type(error).__name__}: {error}; --debug shows where")
-    if args.json:
-        print(json.dumps({"ok": answer.ok, **answer.table}, indent=2, default=str))
-    elif answer.text:
-        print(answer.text)
     return 0 if answer.ok else 1
 
 

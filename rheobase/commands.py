@@ -80,7 +80,11 @@ def eval(args) -> Answer:
 
 def sample(args) -> Answer:
     run = Run.open(args.run)
-    prompt = args.prompt.encode()
+    prompt = args.prompt.encode(errors="surrogateescape")
+    if run.config.settings.vocabulary != 256:
+        raise ConfigError(
+            "sample", "a model of bytes", f"a vocabulary of {run.config.settings.vocabulary}", "train one"
+        )
     text = sample_text(run.model(), prompt, args.length, temperature=args.temperature, seed=args.seed)
     whole = (prompt + text).decode(errors="replace")
     return Answer({"text": whole}, whole)

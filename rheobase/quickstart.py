@@ -34,12 +34,12 @@ PROMPT = b"The "
 def test(run: Run) -> Evaluation:
     """The run's model on the test part of its text."""
     t = run.config.train
-    return evaluate(run.model(), run.config.splits().test, batch=t.evaluate_batch, context=t.context, restart=t.restart)
+    return evaluate(run.model(), run.splits().test, batch=t.evaluate_batch, context=t.context, restart=t.restart)
 
 
 def test_tokens(run: Run, n: int) -> np.ndarray:
     """The first n tokens of the test part, [1, n]."""
-    part = run.config.splits().test
+    part = run.splits().test
     if len(part) < n:
         raise FormatError("the test part of the text", f"{n} tokens", f"{len(part)}", f"lower --tokens to {len(part)}")
     return part[:n].astype(np.int64)[None]
@@ -47,7 +47,7 @@ def test_tokens(run: Run, n: int) -> np.ndarray:
 
 def calibration(run: Run) -> np.ndarray:
     """Up to 8 stretches of 256 tokens of the validation part, [8, 256]."""
-    part = run.config.splits().valid
+    part = run.splits().valid
     length = min(256, len(part) // 8)
     return part[: 8 * length].astype(np.int64).reshape(8, length)
 
@@ -175,11 +175,17 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
     """Write the HTML report of the first run, beside the others; all figures are measured or read off the runs here."""
     from rheobase.backends.report import ReportData, ReportImage, ReportModel, write_report
 
+    first = runs[0]
+    for run in runs[1:]:
+        if run.metrics().get("text_sha256") != first.metrics().get("text_sha256"):
+            raise FormatError(run.folder, "a run on the same text", "another text", "compare runs of one text")
+    if image and open_artifact(image).manifest["graph"] != first.model().lower().hash():
+        raise FormatError(image, f"an export of {first.folder}", "of another model", "export this run")
     models = []
     for run in runs:
         metrics = run.metrics()
         evaluation = metrics.get("test") or dataclasses.asdict(test(run))
-        tokens = test_tokens(run, min(COUNT_TOKENS, len(run.config.splits().test)))
+        tokens = test_tokens(run, min(COUNT_TOKENS, len(run.splits().test)))
         tally = count(run.model(), torch.from_numpy(tokens))
         models.append(
             ReportModel(
@@ -191,9 +197,8 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
                 bills=tuple(price(tally, target) for target in target_names()),
             )
         )
-    first = runs[0]
     model = first.model()
-    stretch = test_tokens(first, min(RASTER_TOKENS, len(first.config.splits().test)))
+    stretch = test_tokens(first, min(RASTER_TOKENS, len(first.splits().test)))
     trace = simulate(model.lower(), stretch)
     shown = None
     if image:

@@ -76,13 +76,16 @@ def to_table(config: Any) -> dict[str, Any]:
 
 def to_toml(table: dict[str, Any]) -> str:
     """TOML text of a table of scalars, lists and one level of sub-tables."""
-    scalars = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items() if not isinstance(v, dict)]
+
+    def text(value):
+        plain = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(plain, plain)
+
+    scalars = [f"{k} = {text(v)}" for k, v in table.items() if not isinstance(v, dict)]
     parts = ["\n".join(scalars)] if scalars else []
     for name, sub in table.items():
         if isinstance(sub, dict):
-            parts.append(
-                f"[{name}]\n" + "\n".join(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in sub.items())
-            )
+            parts.append(f"[{name}]\n" + "\n".join(f"{k} = {text(v)}" for k, v in sub.items()))
     return "\n\n".join(parts) + "\n"
 
 

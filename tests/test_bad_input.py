@@ -8,7 +8,9 @@ import torch
 from rheobase import load
 from rheobase.cli import run
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
+from rheobase.models.training.run import Run, RunConfig
 from rheobase.spiking.errors import FormatError, ShapeError
 
 CONFIG = """
@@ -239,3 +241,63 @@ def test_a_strangers_sizes_are_checked_before_anything_is_allocated(small_run, t
     (tmp_path / "text.h5").write_text("hello")
     with pytest.raises(FormatError, match="a trace in HDF5"):
         load_trace(tmp_path / "text.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("train.clip=0", "train.clip: expected from 1e-12 to below inf, got 0"),
+        ("train.clip=inf", "train.clip"),
+        ("train.learning_rate=nan", "train.learning_rate"),
+        ("train.seed=-1", "train.seed"),
+        ("model.dropout_output=1.0", "egru_lm dropout_output: expected at least 0 and below 1, got 1.0"),
+        ("model.vocabulary=-3", "egru_lm vocabulary: expected at least 1"),
+        ("model.vocabulary=100", "tokens: expected ids from 0 to 99"),
+        ("model.name=training", "config.toml: expected a model, got 'training'"),
+        ("train.device=foo", "train.device: expected a device of this machine, got 'foo'"),
+    ],
+)
+def test_settings_that_cannot_train_leave_no_run(tmp_path, say, change, line):
+    assert line in say(*train_on(tmp_path, b"some words " * 99, CONFIG, "--set", change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_knows_its_settings_and_its_text(tmp_path, say, capsys):
+    text = bytes(range(32, 127)) * 20
+    assert run([str(a) for a in train_on(tmp_path, text)]) == 0
+    folder, config = tmp_path / "run", tmp_path / "run" / "config.toml"
+    whole = config.read_text()
+    capsys.readouterr()
+    config.write_text(whole.replace("seed = 0", "seed = 1"))
+    line = say("train", "--resume", "--out", folder)
+    assert "expected the config that the checkpoint was trained with, got another; put it back; only steps" in line
+    config.write_text(whole)
+    (tmp_path / "text.txt").write_bytes(text[::-1])
+    assert "the text that the checkpoint was trained with" in say("train", "--resume", "--out", folder)
+    assert "text.txt: expected the text of the training, got another" in say("eval", folder)
+    (tmp_path / "text.txt").write_bytes(text)
+    assert run(["eval", str(folder)]) == 0 and "test" in Run.open(folder).metrics()
+    config.write_text(whole.replace("steps = 2", "steps = 4"))
+    (folder / "log.jsonl").unlink()
+    assert run(["train", "--resume", "--out", str(folder)]) == 0
+    assert "test" not in Run.open(folder).metrics() and Run.open(folder).log()[-1]["step"] == 4
+    (folder / "metrics.json").write_text("[")
+    capsys.readouterr()
+    assert "metrics.json: expected a table in JSON" in say("inspect", folder)
+
+
+OTHER = {
+    "model": {"name": "egru_lm", "embedding": 8, "layers": [8]},
+    "train": {"steps": 2, "batch": 2, "context": 8, "warmup": 1},
+}
+
+
+def test_reports_do_not_mix_models_or_texts(small_image, tmp_path, say):
+    other = loop.start(tmp_path / "other", RunConfig.from_table(OTHER), quiet=True)
+    assert "expected an export of" in say("report", other.folder, "--image", small_image, "--out", tmp_path / "r.html")
+    (tmp_path / "t.txt").write_bytes(b"other words " * 200)
+    data = {"text": str(tmp_path / "t.txt")}
+    third = loop.start(tmp_path / "third", RunConfig.from_table(OTHER | {"data": data}), quiet=True)
+    line = say("report", other.folder, "--beside", third.folder, "--out", tmp_path / "r.html")
+    assert "third: expected a run on the same text, got another text" in line
+    assert not (tmp_path / "r.html").exists()

@@ -215,3 +215,41 @@ def test_a_sealed_artefact_of_a_stranger_is_not_trusted(small_image):
         (small_image / "pe" / "000.bin").write_bytes(changed.pack())
         reseal(small_image)
         assert not verify(small_image).ok and "expected" in verify(small_image).problem
+
+
+def test_the_exporter_goes_by_what_nodes_are_and_not_by_their_names(tmp_path):
+    graph = EGRULM(EGRULMConfig(embedding=16, layers=(16,), thr_mean=0.1)).lower()
+    bad = graph.arrays["layers.0.thr"].copy()
+    bad[3] = np.nan
+    with pytest.raises(UnsupportedError, match="layers.0.thr: expected finite numbers, got NaN or infinity"):
+        export(edited(graph, **{"layers.0.thr": bad}), "spinnaker2", tmp_path / "x", calibration=TEXT)
+
+    def renamed(name):
+        return {"tokens": "in", "embedding": "table"}.get(name, name)
+
+    def port(source):
+        node, _, name = source.rpartition(".")
+        return f"{renamed(node)}.{name}"
+
+    nodes = tuple(type(n)(renamed(n.name), n.op, n.arrays) for n in graph.nodes)
+    edges = tuple(type(e)(port(e.source), port(e.target), e.kind, e.shape, e.delay) for e in graph.edges)
+    other = EventGraph(nodes, edges, graph.arrays, graph.outputs)
+    export(other, "spinnaker2", tmp_path / "other", calibration=TEXT)
+    assert verify(tmp_path / "other").ok
+    integer, again = quantise(graph, TEXT)[0], quantise(other, TEXT)[0]
+    assert all(np.array_equal(a, again.arrays[n]) for n, a in integer.arrays.items())
+
+
+def test_a_bias_shared_by_two_products_keeps_its_value():
+    graph = EGRULM(EGRULMConfig(embedding=16, layers=(16,), thr_mean=0.1)).lower()
+    arrays = dict(graph.arrays)
+    arrays["layers.0.recurrent_kernel"] = arrays["layers.0.recurrent_kernel"] * 0.05
+    arrays["layers.0.bias"] = np.full(48, 0.5, np.float32)
+    own = {"weight": "layers.0.recurrent_kernel", "bias": "layers.0.bias"}
+    nodes = tuple(type(n)(n.name, n.op, own if n.name.endswith("recurrent_kernel") else n.arrays) for n in graph.nodes)
+    shared = EventGraph(nodes, graph.edges, arrays, graph.outputs)
+    names = ["layers.0.kernel.out", "layers.0.recurrent_kernel.out"]
+    floats = simulate(shared, TEXT, record=names).recorded
+    integers = simulate(quantise(shared, TEXT)[0], TEXT, on="integer", record=names).recorded
+    for name in names:
+        assert np.abs(integers[name] / 2.0**ints.PRE_FRAC - floats[name]).max() < 0.1

@@ -4,6 +4,7 @@ B streams, T steps of context, N bytes.
 """
 
 import codecs
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def read_text(config: DataConfig) -> np.ndarray:
     return data
 
 
+def text_digest(text: np.ndarray) -> str:
+    """The SHA-256 of a text's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(text)).hexdigest()
+
+
 def split(text: np.ndarray, config: DataConfig, context: int) -> Splits:
     """Train, validation and test part, in the order of the text.
 
@@ -144,18 +150,20 @@ class Batches:
 def each_once(data: np.ndarray, batch: int, context: int):
     """Yield (tokens [B, T], targets [B, T]) such that every byte but the first is a target exactly once.
 
-    B contiguous streams whose state is to be carried; where a stream has ended its target is -100.
+    B contiguous streams whose state is to be carried, of lengths that differ by at most one; where a stream has
+    ended its target is -100.
     """
     n = len(data) - 1
     batch = min(batch, n)
+    bounds = [n * b // batch for b in range(batch + 1)]
     length = -(-n // batch)
     for start in range(0, length, context):
         width = min(context, length - start)
         tokens = np.zeros((batch, width), np.int64)
         targets = np.full((batch, width), -100, np.int64)
         for b in range(batch):
-            low = b * length + start
-            high = min(low + width, (b + 1) * length, n)
+            low = bounds[b] + start
+            high = min(low + width, bounds[b + 1])
             if high > low:
                 tokens[b, : high - low] = data[low:high]
                 targets[b, : high - low] = data[low + 1 : high + 1]

@@ -63,10 +63,11 @@ def evaluate(model, data: np.ndarray, *, batch: int, context: int, restart: bool
     finally:
         model.train(was_training)
     bits = nats / tokens / math.log(2)
+    perplexity = 2**bits if bits < 1000 else math.inf
     units = [f / steps for f in fired]
     return Evaluation(
         bits_per_byte=bits,
-        perplexity=2**bits,
+        perplexity=perplexity,
         tokens=tokens,
         rates=tuple(float(u.mean()) for u in units),
         dead=tuple(int((u <= DEAD).sum()) for u in units),

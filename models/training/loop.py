@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from rheobase.models.training.data import Batches
+from rheobase.models.training.data import Batches, read_text, text_digest
 from rheobase.models.training.evaluate import evaluate
-from rheobase.models.training.run import Run, RunConfig, TrainConfig
+from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
 LOG_EVERY = 20
@@ -44,7 +44,7 @@ def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
 
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
     """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
-    prepare(config)
+    rehearse(config)
     with threads(config.train.threads):
         return _train(Run.create(folder, config), quiet)
 
@@ -59,7 +59,8 @@ def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
 def prepare(config: RunConfig):
     """The splits, batches and new model of a configuration; raises what a training would, and writes nothing."""
     t = config.train
-    if t.device.startswith("cuda") and not torch.cuda.is_available():
+    kind = t.device.partition(":")[0]
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
     splits = config.splits()
     batches = Batches(splits.train, t.batch, t.context, config.data.order, t.seed)
@@ -78,6 +79,22 @@ def threads(n: int | None):
         torch.set_num_threads(before)
 
 
+def rehearse(config: RunConfig) -> None:
+    """Everything that a training does, once, on two tokens; raises what it would, and writes nothing.
+
+    raises  ConfigError: settings with which a first step fails
+    """
+    _, batches, model = prepare(config)
+    try:
+        make_optimiser(model, config.train)
+        tokens, _, _ = batches(0)
+        model.run(tokens[:1, :2].to(config.train.device))
+    except RheobaseError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError("train", "settings that can be trained", str(error).splitlines()[0], "mend them") from None
+
+
 def _train(run: Run, quiet: bool | None) -> Run:
     config, t = run.config, run.config.train
     splits, batches, model = prepare(config)
@@ -86,6 +103,8 @@ def _train(run: Run, quiet: bool | None) -> Run:
     newest = newest_checkpoint(run.checkpoints)
     if newest:
         saved = load_checkpoint(newest)
+        _same(run, "config", saved.get("config"), json.dumps(config.fixed()))
+        _same(run, "text", saved.get("text_sha256"), text_digest(read_text(config.data)))
         try:
             model.load_state_dict(saved["model"])
             optimiser.load_state_dict(saved["optimiser"])
@@ -100,9 +119,11 @@ def _train(run: Run, quiet: bool | None) -> Run:
         model.wake(batches(0)[0].to(t.device))
 
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
+    digest = text_digest(read_text(config.data))
     bar = _progress(t.steps, step, quiet, run.folder.name)
     with open(run.log_path, "ab") as log:
-        log.truncate(log_bytes)
+        if log.tell() >= log_bytes:
+            log.truncate(log_bytes)
 
         def write(**record):
             log.write(json.dumps(record).encode() + b"\n")
@@ -155,6 +176,9 @@ def _train(run: Run, quiet: bool | None) -> Run:
                     dead=look.dead,
                     saturated=look.saturated,
                 )
+                if not math.isfinite(look.bits_per_byte):
+                    where, got = f"{run.folder} step {step}", str(look.bits_per_byte)
+                    raise RheobaseError(where, "a finite validation loss", got, "lower train.learning_rate")
                 if best is None or look.bits_per_byte < best["bits_per_byte"]:
                     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
                     best = {"step": step, "bits_per_byte": look.bits_per_byte, "model": weights}
@@ -163,6 +187,8 @@ def _train(run: Run, quiet: bool | None) -> Run:
                 os.fsync(log.fileno())
                 checkpoint = {
                     "step": step,
+                    "config": json.dumps(config.fixed()),
+                    "text_sha256": digest,
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "state": tuple(tuple(s) for s in state),
@@ -180,8 +206,21 @@ def _train(run: Run, quiet: bool | None) -> Run:
     model.eval().cpu().save_pretrained(run.model_path)
     final = evaluate(model, splits.valid, batch=t.evaluate_batch, context=t.context, restart=t.restart)
     seconds = time.monotonic() - began
-    run.add_metrics(valid=final, best_step=best["step"], parameters=model.n_parameters, train_seconds=seconds)
+    run.add_metrics(
+        fresh=True,
+        text_sha256=digest,
+        valid=final,
+        best_step=best["step"],
+        parameters=model.n_parameters,
+        train_seconds=seconds,
+    )
     return run
+
+
+def _same(run: Run, what: str, saved: str | None, now: str) -> None:
+    if saved != now:
+        wanted = f"the {what} that the checkpoint was trained with"
+        raise ConfigError(run.config_path, wanted, "another", f"put it back; only {', '.join(FREE)} may change")
 
 
 def _progress(total, done, quiet, name):

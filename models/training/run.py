@@ -1,16 +1,26 @@
 """A run: a folder with config.toml, model/, checkpoints/, log.jsonl and metrics.json."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rheobase.models import load_model
-from rheobase.models.training.data import DataConfig, Splits, read_text, split
+from rheobase.models.training.data import DataConfig, Splits, read_text, split, text_digest
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.files import read_bytes, write_atomic
 
+FREE = ("steps", "evaluate_every", "checkpoint_every", "threads", "device")
+"""settings of [train] that may change when a run is resumed"""
+RANGES = {
+    "learning_rate": (0.0, math.inf),
+    "warmup": (0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "clip": (1e-12, math.inf),
+    "seed": (0, 2**63),
+}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -78,7 +88,9 @@ class RunConfig:
 
         raises  ConfigError: an unknown section, key or model, with the nearest match
         """
-        for key in table:
+        for key, value in table.items():
+            if not isinstance(value, dict):
+                raise ConfigError(where, f"a section [{key}]", repr(value), "write a table")
             if key not in ("model", "data", "train"):
                 raise ConfigError(
                     where, "a known section", repr(key), registry.nearest(key, ("model", "data", "train"))
@@ -87,18 +99,30 @@ class RunConfig:
         name = model.pop("name", None)
         if not isinstance(name, str):
             raise ConfigError(where, 'a model, such as [model] name = "egru_lm"', repr(name), "name one")
+        module = registry.get("rheobase.models", name)
+        if not hasattr(module, "Config"):
+            raise ConfigError(where, "a model", repr(name), 'name one, such as "egru_lm"')
         config = cls(
             model=name,
-            settings=from_table(registry.get("rheobase.models", name).Config, model, "model"),
+            settings=from_table(module.Config, model, "model"),
             data=from_table(DataConfig, table.get("data", {}), "data"),
             train=from_table(TrainConfig, table.get("train", {}), "train"),
         )
         if config.train.threads is not None and config.train.threads < 1:
             raise ConfigError("train.threads", "at least 1", str(config.train.threads), "raise it or leave it out")
+        for key, (least, most) in RANGES.items():
+            value = getattr(config.train, key)
+            if not least <= value < most:
+                raise ConfigError(f"train.{key}", f"from {least} to below {most}", str(value), "mend it")
         for key in ("steps", "batch", "context", "evaluate_every", "checkpoint_every", "evaluate_batch"):
             if getattr(config.train, key) < 1:
                 raise ConfigError(f"train.{key}", "at least 1", str(getattr(config.train, key)), "raise it")
         return config
+
+    def fixed(self) -> dict:
+        """The part of the table that a run may not change between a checkpoint and its resumption."""
+        table = self.to_table()
+        return table | {"train": {k: v for k, v in table["train"].items() if k not in FREE}}
 
     def to_table(self) -> dict:
         """The table that `from_table` reads."""
@@ -159,6 +183,15 @@ class Run:
     def config(self) -> RunConfig:
         return RunConfig.from_table(read_toml(self.config_path), str(self.config_path))
 
+    def splits(self) -> Splits:
+        """The text, cut; raises FormatError if it is no longer the text that the run was trained on."""
+        config = self.config
+        text = read_text(config.data)
+        trained_on = self.metrics().get("text_sha256")
+        if trained_on not in (None, text_digest(text)):
+            raise FormatError(config.data.text, "the text of the training", "another", "put the same text back")
+        return split(text, config.data, config.train.context)
+
     def model(self):
         """The trained model: the one that was best on the validation part."""
         if not (self.model_path / "config.json").is_file():
@@ -176,9 +209,15 @@ class Run:
     def metrics(self) -> dict:
         """What metrics.json holds; empty if nothing was measured yet."""
         path = self.folder / "metrics.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise FormatError(path, "a table in JSON", "something else", "delete it and measure anew") from None
 
-    def add_metrics(self, **entries) -> None:
-        """Add entries to metrics.json."""
+    def add_metrics(self, *, fresh: bool = False, **entries) -> None:
+        """Add entries to metrics.json; `fresh` drops what was measured before."""
         plain = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in entries.items()}
-        write_atomic(self.folder / "metrics.json", json.dumps(self.metrics() | plain, indent=2).encode())
+        before = {} if fresh else self.metrics()
+        write_atomic(self.folder / "metrics.json", json.dumps(before | plain, indent=2).encode())

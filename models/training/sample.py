@@ -14,8 +14,8 @@ def sample(model, prompt: bytes, length: int, *, temperature: float = 0.8, seed:
     """
     if not prompt:
         raise ConfigError("prompt", "at least one byte", "none", "give a prompt")
-    if temperature < 0:
-        raise ConfigError("temperature", "0 or more", str(temperature), "raise it")
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError("temperature", "0 or more", str(temperature), "choose for instance 0.8")
     generator = torch.Generator().manual_seed(seed)
     logits, state = model.eval()(torch.tensor([list(prompt)]))
     out = bytearray()

@@ -76,9 +76,7 @@ def export(
             "pes": PES,
             "pes_source": "usable PEs in py-spinnaker2 0.8.0",
         },
-        "coverage": {
-            n.name: "host" if isinstance(n.op, Tokens) else _place(n.name, layers) for n in integer.nodes
-        },
+        "coverage": {n.name: "host" if isinstance(n.op, Tokens) else _place(n.name, layers) for n in integer.nodes},
         "deviations": [vars(d) for d in deviations],
         "not_claimed": "It has not run on silicon: verification shows that its integers agree with the recorded trace.",
     }
