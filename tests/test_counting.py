@@ -104,3 +104,43 @@ def test_a_target_without_a_source_does_not_load(tmp_path):
         load_target(path)
     with pytest.raises(ConfigError, match="did you mean 'spinnaker2'"):
         load_target("spinaker2")
+
+
+def test_writing_in_place_takes_the_mark_away():
+    class Spoilt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3, bias=False)
+
+        def forward(self, x):
+            s = mark((x > 0).float(), BINARY)
+            s += 0.5
+            return self.linear(s)
+
+    total = count(Spoilt(), X).total
+    assert (total.macs, total.acs) == (36, 0)
+
+
+def test_weight_bytes_are_rows_and_biases():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(mark(x, BINARY))
+
+    assert count(Net(), X).weight_bytes == (6 * 3 + 3 * 3) * 4
+    lstm = count(nn.LSTM(5, 6, batch_first=True), torch.randn(2, 7, 5))
+    assert lstm.weight_bytes == 14 * 24 * (5 + 6 + 2) * 4
+
+
+def test_a_target_without_a_price_for_products_says_unknown(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[terms.products]\nvalue = 1.0\nunit = "pJ"\nsource = "here"\nconfidence = "none"\n')
+    bill = price(Tally(1, {"x": Counts(macs=5, dense_macs=9, products=2)}), load_target(path))
+    assert bill.formula_joules is None and bill.dense_joules is None and "nan" not in str(bill)
+    for wrong in ("[terms.mac]\nvalue = 1.0", "[terms.macs]\nvalue = -1.0", "terms = 3", "[model]"):
+        path.write_text(wrong + ('\nunit = "pJ"\nsource = "here"\nconfidence = "none"\n' if "value" in wrong else "\n"))
+        with pytest.raises(FormatError):
+            load_target(path)
