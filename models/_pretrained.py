@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -191,3 +192,17 @@ def read_torch_file(path: str | Path | io.BytesIO) -> Any:
     except Exception as error:
         first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise FormatError(path, "a torch checkpoint of plain tensors", first, "fetch the file anew") from None
+
+
+def read_state_dict(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tuple[object, dict[str, Tensor]]:
+    """(Where they come from, for messages; a new table of tensors), from a torch file or a state_dict.
+
+    raises  FormatError: the file is damaged, or holds anything but a table of tensors
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        where, tensors = "state_dict", dict(path_or_state_dict)
+    else:
+        where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")
+    return where, tensors

@@ -86,13 +86,8 @@ class ChannelMix(nn.Module):
         return r * self.value(k)
 
 
-class ReferenceBlock(nn.Module):
-    """As the original's code: neurons after the mixes, whose linear layers read dense values.
-
-    x += LIF(TimeMix(LN1 x)); x += LIF(ChannelMix(LN2 x)); block 0 normalises its input first.
-    """
-
-    state_type = BlockState
+class Block(nn.Module):
+    """The layers that every placement has, under the original's names; block 0 has a norm of its own before."""
 
     def __init__(self, config, layer: int):
         super().__init__()
@@ -109,6 +104,15 @@ class ReferenceBlock(nn.Module):
         self.first = layer == 0
         self.dropout = nn.Dropout(config.dropout)
         self.surrogate = ATan(config.alpha)
+
+
+class ReferenceBlock(Block):
+    """As the original's code: neurons after the mixes, whose linear layers read dense values.
+
+    x += LIF(TimeMix(LN1 x)); x += LIF(ChannelMix(LN2 x)); block 0 normalises its input first.
+    """
+
+    state_type = BlockState
 
     def forward(self, x: Tensor, s: BlockState) -> tuple[Tensor, BlockState, tuple[Tensor, Tensor]]:
         if x.shape[1] == 0:
@@ -161,7 +165,7 @@ class SpikeFedState(NamedTuple):
     """state of WKV"""
 
 
-class SpikeFedBlock(nn.Module):
+class SpikeFedBlock(Block):
     """A neuron before every linear layer, so that each product only adds the weight rows of units that spiked.
 
         a = LN1 x    s_i = LIF(mix_i a), i in k, v, r    k, v = W s    r = sigmoid(W_r s_r)    x += W_o LIF(r wkv)
@@ -171,17 +175,6 @@ class SpikeFedBlock(nn.Module):
     """
 
     state_type = SpikeFedState
-
-    def __init__(self, config, layer: int):
-        super().__init__()
-        d, depth = config.embedding, config.depth
-        if layer == 0:
-            self.ln0 = nn.LayerNorm(d)
-        self.ln1, self.ln2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.att, self.ffn = TimeMix(d, layer, depth), ChannelMix(d, layer, depth)
-        self.first, self.pre = layer == 0, False
-        self.dropout = nn.Dropout(config.dropout)
-        self.surrogate = ATan(config.alpha)
 
     def forward(self, x: Tensor, s: SpikeFedState) -> tuple[Tensor, SpikeFedState, tuple[Tensor, ...]]:
         if x.shape[1] == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rheobase.models._pretrained import fit_tensors, read_torch_file
+from rheobase.models._pretrained import fit_tensors, read_state_dict
 from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EGRUCell
@@ -109,12 +109,7 @@ class EGRULM(RecurrentLM):
         """
         if thresholds not in (None, "projected", "logit"):
             raise ConfigError("thresholds", "'projected', 'logit' or None", repr(thresholds), "name one of them")
-        if isinstance(path_or_state_dict, Mapping):
-            where, tensors = "state_dict", dict(path_or_state_dict)
-        else:
-            where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
-        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-            raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")
+        where, tensors = read_state_dict(path_or_state_dict)
 
         def take(key: str, dims: int) -> Tensor:
             if key not in tensors:

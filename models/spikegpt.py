@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_torch_file
+from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_state_dict
 from rheobase.models._rwkv import BLOCKS, NEURON, wake_block
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import (
@@ -244,12 +244,7 @@ class SpikeGPT(LanguageModel):
         returns           the model in evaluation mode
         raises            FormatError: a key is missing, unknown or of the wrong shape, or the file holds more
         """
-        if isinstance(path_or_state_dict, Mapping):
-            where, tensors = "state_dict", dict(path_or_state_dict)
-        else:
-            where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
-        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-            raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")
+        where, tensors = read_state_dict(path_or_state_dict)
         table = tensors.get("emb.weight")
         if table is None or table.dim() != 2:
             raise FormatError(where, "the key 'emb.weight' [V, D]", "none", "give a SpikeGPT state_dict")
