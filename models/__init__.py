@@ -9,6 +9,7 @@ from pathlib import Path
 from rheobase.models._pretrained import LanguageModel
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
+from rheobase.models.rwkv4 import RWKV4, RWKV4Config
 from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import registry
 from rheobase.spiking.errors import FormatError
@@ -40,6 +41,8 @@ __all__ = [
     "LSTMLM",
     "LSTMLMConfig",
     "LanguageModel",
+    "RWKV4",
+    "RWKV4Config",
     "SpikeGPT",
     "SpikeGPTConfig",
     "load_model",

@@ -59,6 +59,25 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
     def wake(self, tokens: Tensor) -> None:
         """Prepare a new model on the first batch of its text; nothing to do unless a model says otherwise."""
 
+    def advance(self, done: float) -> None:
+        """Called at the start of a training and after each step with the part of it that is done, from 0 to 1."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model is what its configuration asks for, and so may be the best of its training."""
+        return True
+
+    def operations(self, runs) -> Tensor:
+        """Accumulations and multiply-accumulates a token that the run took, with gradients to its events.
+
+        raises  ConfigError: a model without products that events could spare
+        """
+        raise ConfigError(f"{self.name} budget", "a model that gives its operations", "none", "drop [budget]")
+
+    def as_state(self, parts) -> tuple:
+        """A state from its tensors, layer by layer, as a checkpoint holds them."""
+        return tuple(self.state_type(*layer) for layer in parts)
+
     def penalty(self, runs) -> Tensor | float:
         """What training adds to the cross-entropy; 0 where there is no regulariser."""
         return 0.0

@@ -9,29 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rheobase.spiking.ops import WKVState, lif, wkv
+from rheobase.spiking.neurons import LIF, Cell
+from rheobase.spiking.ops import WKVState, wkv
 from rheobase.spiking.surrogates import ATan
 from rheobase.spiking.tally import GRADED, mark
 
 NEURON = {"tau": 2.0, "theta": 1.0, "v_reset": 0.0, "decay_input": True, "fire": ">="}
-"""The neuron of every layer: SpikeGPT's LIF"""
-
-
-class BlockState(NamedTuple):
-    """What a reference block carries from token to token, each [B, D]; p, q, o are [B, 0] in one without WKV."""
-
-    shift1: Tensor
-    """input of the first mix at the last token"""
-    shift2: Tensor
-    """input of the second mix at the last token"""
-    v1: Tensor
-    """membrane of the first LIF"""
-    v2: Tensor
-    """membrane of the second LIF"""
-    p: Tensor
-    q: Tensor
-    o: Tensor
-    """state of WKV"""
+"""SpikeGPT's LIF"""
+REMEMBER = 0.99
+"""how much of the running statistics of a `StaticNorm` a training step keeps"""
 
 
 def token_shift(x_BTD: Tensor, last_BD: Tensor) -> Tensor:
@@ -44,8 +30,66 @@ def mix(x_BTD: Tensor, before_BTD: Tensor, share_11D: Tensor) -> Tensor:
     return x_BTD * share_11D + before_BTD * (1 - share_11D)
 
 
+class ShiftedNorm(nn.LayerNorm):
+    """LayerNorm before a token shift, which carries normalised values, as the original's code does."""
+
+    def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
+        a = self(x_BTD)
+        return a, token_shift(a, last_BD), a[:, -1]
+
+
+class StaticNorm(nn.LayerNorm):
+    """A norm on its way out: LayerNorm whose mean and deviation become two constants, running means over training.
+
+        out = (1 - removed) LayerNorm(x) + removed ((x - mean) / deviation weight + bias)
+
+    At removed = 1 it is linear in x, so that it folds into the mix or the product that reads it. A token shift
+    carries x itself. After Heimersheim, "You can remove GPT2's LayerNorm by fine-tuning", arXiv 2409.13710; here
+    both statistics are constants and the two forms are blended.
+    """
+
+    def __init__(self, d: int):
+        super().__init__(d)
+        for name, value in (("mean", 0.0), ("deviation", 1.0), ("removed", 0.0), ("seen", 0.0)):
+            self.register_buffer(name, torch.tensor(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.removed < 1:
+            self._watch(x.detach())
+        if self.removed == 1:
+            return self.scale() * x + self.offset()
+        static = (x - self.mean) / self.deviation * self.weight + self.bias
+        return (1 - self.removed) * super().forward(x) + self.removed * static
+
+    def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
+        a = self(torch.cat([last_BD[:, None], x_BTD], 1))
+        return a[:, 1:], a[:, :-1], x_BTD[:, -1]
+
+    def scale(self) -> Tensor:
+        """Factor of x at removed = 1 [D]."""
+        return self.weight / self.deviation
+
+    def offset(self) -> Tensor:
+        """What is added at removed = 1 [D]."""
+        return self.bias - self.mean * self.scale()
+
+    @torch.no_grad()
+    def _watch(self, x: Tensor) -> None:
+        rows = x.flatten(0, -2)
+        now = rows.mean(), (rows.var(-1, correction=0) + self.eps).sqrt().mean()
+        for statistic, value in zip((self.mean, self.deviation), now, strict=True):
+            statistic.lerp_(value.to(statistic.dtype), 1 - REMEMBER if self.seen else 1.0)
+        self.seen.fill_(1.0)
+
+
+NORMS = {"layer": ShiftedNorm, "static": StaticNorm}
+"""The norms of the residual stream, by name"""
+
+
 class TimeMix(nn.Module):
-    """W_o (sigmoid(W_r x_r) wkv(W_k x_k, W_v x_v)), each x a mix of this token and the one before."""
+    """The parameters of W_o (sigmoid(W_r x_r) wkv(W_k x_k, W_v x_v)), each x a mix of this token and the one before."""
 
     def __init__(self, d: int, layer: int, depth: int):
         super().__init__()
@@ -59,11 +103,10 @@ class TimeMix(nn.Module):
         self.time_mix_r = nn.Parameter(share ** (0.5 * rest))
         self.key, self.value, self.receptance, self.output = (nn.Linear(d, d, bias=False) for _ in range(4))
 
-    def forward(self, x: Tensor, last: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
-        before = token_shift(x, last)
-        k = self.key(mix(x, before, self.time_mix_k))
-        v = self.value(mix(x, before, self.time_mix_v))
-        r = torch.sigmoid(self.receptance(mix(x, before, self.time_mix_r)))
+    def forward(self, a: Tensor, before: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
+        k = self.key(mix(a, before, self.time_mix_k))
+        v = self.value(mix(a, before, self.time_mix_v))
+        r = torch.sigmoid(self.receptance(mix(a, before, self.time_mix_r)))
         y, state = wkv(self.time_decay, self.time_first, k, v, state)
         return self.output(r * y), state
 
@@ -79,22 +122,45 @@ class ChannelMix(nn.Module):
         self.receptance = nn.Linear(d, d, bias=False)
         self.value = nn.Linear(4 * d, d, bias=False)
 
-    def forward(self, x: Tensor, last: Tensor) -> Tensor:
-        before = token_shift(x, last)
-        k = mark(torch.relu(self.key(mix(x, before, self.time_mix_k))) ** 2, GRADED)
-        r = torch.sigmoid(self.receptance(mix(x, before, self.time_mix_r)))
+    def forward(self, a: Tensor, before: Tensor) -> Tensor:
+        k = mark(torch.relu(self.key(mix(a, before, self.time_mix_k))) ** 2, GRADED)
+        r = torch.sigmoid(self.receptance(mix(a, before, self.time_mix_r)))
         return r * self.value(k)
 
 
+def make_neuron(config, units: int) -> Cell:
+    """The neuron of one layer, as the configuration names it."""
+    return LIF(units, **NEURON, surrogate=ATan(config.alpha), learn=config.learn)
+
+
+def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """A neuron over a sequence; the tensors of its state stand side by side in one [B, parts x D]."""
+    parts = packed.chunk(packed.shape[1] // x_BTD.shape[2], 1)
+    spikes, state = neuron(x_BTD, type(neuron.initial_state(0))(*parts))
+    return spikes, torch.cat(list(state), 1)
+
+
+def rest(neuron: Cell, batch: int) -> Tensor:
+    """The packed state of a neuron before the first step."""
+    return torch.cat(list(neuron.initial_state(batch)), 1)
+
+
 class Block(nn.Module):
-    """The layers that every placement has, under the original's names; block 0 has a norm of its own before."""
+    """The layers that every placement has, under the original's names; block 0 has a norm of its own before.
+
+    x_BTD, state -> (x_BTD, state, the spikes of each neuron layer)
+    """
+
+    state_type: type
+    neurons: tuple[str, ...] = ()
+    """paths of the neurons, in the order of the spikes that `forward` gives"""
 
     def __init__(self, config, layer: int):
         super().__init__()
         d, depth = config.embedding, config.depth
         if layer == 0:
-            self.ln0 = nn.LayerNorm(d)
-        self.ln1, self.ln2 = nn.LayerNorm(d), nn.LayerNorm(d)
+            self.ln0 = NORMS[config.norm](d)
+        self.ln1, self.ln2 = NORMS[config.norm](d), NORMS[config.norm](d)
         self.pre = layer == 0 and config.ffn_pre
         if self.pre:
             self.ffnPre = ChannelMix(d, 0, depth)
@@ -103,7 +169,44 @@ class Block(nn.Module):
         self.ffn = ChannelMix(d, layer, depth)
         self.first = layer == 0
         self.dropout = nn.Dropout(config.dropout)
-        self.surrogate = ATan(config.alpha)
+
+    def initial_state(self, batch: int):
+        """The state before the first token."""
+        like = {"dtype": self.ln1.weight.dtype, "device": self.ln1.weight.device}
+        d = self.ln1.weight.shape[0]
+        shifts = [torch.zeros(batch, d, **like) for _ in range(2)]
+        membranes = [rest(self.get_submodule(name), batch) for name in self.neurons]
+        sums = [torch.zeros(batch, 0 if self.pre else d, **like) for _ in range(3)]
+        return self.state_type(*shifts, *membranes, *sums[:2], torch.full_like(sums[2], -1e38))
+
+    def spikes(self, x: Tensor, state) -> tuple[Tensor, ...]:
+        """The spikes alone of a run."""
+        return self(x, state)[2]
+
+    def gains(self) -> list[tuple[nn.Parameter, tuple[int, ...]]]:
+        """What scales the input of which neurons, in the order in which they depend on each other."""
+        return []
+
+    def fan_outs(self) -> list[int]:
+        """Weights that one spike of each neuron layer reads; empty where no product reads spikes."""
+        return []
+
+
+class BlockState(NamedTuple):
+    """What a reference block carries from token to token, each [B, D]; p, q, o are [B, 0] in one without WKV."""
+
+    shift1: Tensor
+    """what the first mix sees as the token before"""
+    shift2: Tensor
+    """what the second mix sees as the token before"""
+    v1: Tensor
+    """state of the first neuron"""
+    v2: Tensor
+    """state of the second neuron"""
+    p: Tensor
+    q: Tensor
+    o: Tensor
+    """state of WKV"""
 
 
 class ReferenceBlock(Block):
@@ -113,52 +216,80 @@ class ReferenceBlock(Block):
     """
 
     state_type = BlockState
+    neurons = ("lif1", "lif2")
 
-    def forward(self, x: Tensor, s: BlockState) -> tuple[Tensor, BlockState, tuple[Tensor, Tensor]]:
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.lif1, self.lif2 = (make_neuron(config, config.embedding) for _ in self.neurons)
+
+    def forward(self, x: Tensor, s: BlockState) -> tuple[Tensor, BlockState, tuple[Tensor, ...]]:
         if x.shape[1] == 0:
             return x, s, (x, x)
         if self.first:
             x = self.ln0(x)
-        a, memory = self.ln1(x), WKVState(s.p, s.q, s.o)
+        a, before, shift1 = self.ln1.shifted(x, s.shift1)
         if self.pre:
-            out = self.ffnPre(a, s.shift1)
+            out, memory = self.ffnPre(a, before), (s.p, s.q, s.o)
         else:
-            out, memory = self.att(a, s.shift1, memory)
-        s1, v1 = lif(out, s.v1, surrogate=self.surrogate, **NEURON)
+            out, memory = self.att(a, before, WKVState(s.p, s.q, s.o))
+        s1, v1 = fire(self.lif1, out, s.v1)
         x = x + s1
-        b = self.ln2(x)
-        s2, v2 = lif(self.ffn(b, s.shift2), s.v2, surrogate=self.surrogate, **NEURON)
+        b, before, shift2 = self.ln2.shifted(x, s.shift2)
+        s2, v2 = fire(self.lif2, self.ffn(b, before), s.v2)
         x = self.dropout(x + s2)
-        return x, BlockState(a[:, -1], b[:, -1], v1[:, -1], v2[:, -1], *memory), (s1, s2)
+        return x, BlockState(shift1, shift2, v1, v2, *memory), (s1, s2)
 
-    def gains(self) -> list[tuple[nn.Parameter, tuple[int, ...]]]:
-        """What scales the input of which neurons, in the order in which they depend on each other."""
+    def gains(self):
         first = self.ffnPre.value if self.pre else self.att.output
         return [(first.weight, (0,)), (self.ffn.value.weight, (1,))]
 
-    def state_shapes(self, batch: int, d: int) -> tuple[tuple[int, int], ...]:
-        """The shapes of this block's state."""
-        return ((batch, d),) * 4 + ((batch, 0 if self.pre else d),) * 3
+
+class ContinuousState(NamedTuple):
+    """What a block without neurons carries from token to token, each [B, D]."""
+
+    shift1: Tensor
+    shift2: Tensor
+    p: Tensor
+    q: Tensor
+    o: Tensor
+
+
+class ContinuousBlock(Block):
+    """RWKV-4's own block, without neurons: x += TimeMix(LN1 x); x += ChannelMix(LN2 x)."""
+
+    state_type = ContinuousState
+
+    def forward(self, x: Tensor, s: ContinuousState) -> tuple[Tensor, ContinuousState, tuple[Tensor, ...]]:
+        if x.shape[1] == 0:
+            return x, s, ()
+        if self.first:
+            x = self.ln0(x)
+        a, before, shift1 = self.ln1.shifted(x, s.shift1)
+        out, memory = self.att(a, before, WKVState(s.p, s.q, s.o))
+        x = x + out
+        b, before, shift2 = self.ln2.shifted(x, s.shift2)
+        x = self.dropout(x + self.ffn(b, before))
+        return x, ContinuousState(shift1, shift2, *memory), ()
 
 
 class SpikeFedState(NamedTuple):
     """What a spike-fed block carries from token to token, each [B, D] but v_h [B, 4D]."""
 
     shift1: Tensor
-    """input of the first mix at the last token"""
+    """what the first mix sees as the token before"""
     shift2: Tensor
-    """input of the second mix at the last token"""
+    """what the second mix sees as the token before"""
     v_k: Tensor
     v_v: Tensor
     v_r: Tensor
-    """membranes before the time mix's three products"""
+    """states of the neurons before the time mix's three products"""
     v_o: Tensor
-    """membrane before its output product"""
+    """state of the neuron before its output product"""
     v_fk: Tensor
     v_fr: Tensor
-    """membranes before the channel mix's products"""
+    """states of the neurons before the channel mix's products"""
     v_h: Tensor
-    """membrane of its hidden units"""
+    """state of its hidden units"""
     p: Tensor
     q: Tensor
     o: Tensor
@@ -175,62 +306,69 @@ class SpikeFedBlock(Block):
     """
 
     state_type = SpikeFedState
+    neurons = ("att.lif_k", "att.lif_v", "att.lif_r", "att.lif_o", "ffn.lif_k", "ffn.lif_r", "ffn.lif_h")
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        for path in self.neurons:
+            mixer, _, name = path.partition(".")
+            units = config.embedding * (4 if name == "lif_h" else 1)
+            self.get_submodule(mixer).add_module(name, make_neuron(config, units))
 
     def forward(self, x: Tensor, s: SpikeFedState) -> tuple[Tensor, SpikeFedState, tuple[Tensor, ...]]:
         if x.shape[1] == 0:
             return x, s, (x,) * 6 + (x.new_zeros(*x.shape[:2], 4 * x.shape[2]),)
         membranes, spikes = [], []
 
-        def fire(x, v):
-            spike, v = lif(x, v, surrogate=self.surrogate, **NEURON)
-            membranes.append(v[:, -1])
+        def spiking(neuron, x, v):
+            spike, v = fire(neuron, x, v)
+            membranes.append(v)
             spikes.append(spike)
             return spike
 
         att, ffn = self.att, self.ffn
         if self.first:
             x = self.ln0(x)
-        a = self.ln1(x)
-        before = token_shift(a, s.shift1)
-        k = att.key(fire(mix(a, before, att.time_mix_k), s.v_k))
-        v = att.value(fire(mix(a, before, att.time_mix_v), s.v_v))
-        r = torch.sigmoid(att.receptance(fire(mix(a, before, att.time_mix_r), s.v_r)))
+        a, before, shift1 = self.ln1.shifted(x, s.shift1)
+        k = att.key(spiking(att.lif_k, mix(a, before, att.time_mix_k), s.v_k))
+        v = att.value(spiking(att.lif_v, mix(a, before, att.time_mix_v), s.v_v))
+        r = torch.sigmoid(att.receptance(spiking(att.lif_r, mix(a, before, att.time_mix_r), s.v_r)))
         y, memory = wkv(att.time_decay, att.time_first, k, v, WKVState(s.p, s.q, s.o))
-        x = x + att.output(fire(r * y, s.v_o))
-        b = self.ln2(x)
-        before = token_shift(b, s.shift2)
-        k = ffn.key(fire(mix(b, before, ffn.time_mix_k), s.v_fk))
-        r = torch.sigmoid(ffn.receptance(fire(mix(b, before, ffn.time_mix_r), s.v_fr)))
-        x = self.dropout(x + r * ffn.value(fire(k, s.v_h)))
-        return x, SpikeFedState(a[:, -1], b[:, -1], *membranes, *memory), tuple(spikes)
+        x = x + att.output(spiking(att.lif_o, r * y, s.v_o))
+        b, before, shift2 = self.ln2.shifted(x, s.shift2)
+        k = ffn.key(spiking(ffn.lif_k, mix(b, before, ffn.time_mix_k), s.v_fk))
+        r = torch.sigmoid(ffn.receptance(spiking(ffn.lif_r, mix(b, before, ffn.time_mix_r), s.v_fr)))
+        x = self.dropout(x + r * ffn.value(spiking(ffn.lif_h, k, s.v_h)))
+        return x, SpikeFedState(shift1, shift2, *membranes, *memory), tuple(spikes)
 
-    def gains(self) -> list[tuple[nn.Parameter, tuple[int, ...]]]:
-        """What scales the input of which neurons, in the order in which they depend on each other."""
+    def gains(self):
         att, ffn = self.att, self.ffn
         norms = (self.ln1.weight, (0, 1, 2)), (self.ln2.weight, (4, 5))
         return [norms[0], (att.value.weight, (3,)), norms[1], (ffn.key.weight, (6,))]
 
-    def state_shapes(self, batch: int, d: int) -> tuple[tuple[int, int], ...]:
-        """The shapes of this block's state."""
-        return ((batch, d),) * 8 + ((batch, 4 * d),) + ((batch, d),) * 3
+    def fan_outs(self):
+        d = self.ln1.weight.shape[0]
+        return [d, d, d, d, 4 * d, d, d]
 
 
 @torch.no_grad()
-def wake_block(block: nn.Module, x_BTD: Tensor, state, rate: float) -> None:
-    """Scale what feeds each neuron of a block until, on this input, its spikes come at the given mean rate.
+def wake(gains, spikes, rate: float) -> None:
+    """Scale what feeds each neuron until its spikes come at the given mean rate.
 
-    The gain of each parameter in `block.gains()` is found by halving an interval of 2^-8 to 2^8; a layer that
-    cannot reach the rate is left at the end of the interval.
+    gains    (parameter, indices of the neurons whose input it scales), in the order in which they depend on each other
+    spikes   called without arguments: the spikes of every neuron with the parameters as they are
+
+    Each gain is found by halving an interval of 2^-8 to 2^8; a layer that cannot reach the rate is left at its end.
     """
-    for parameter, which in block.gains():
+    for parameter, which in gains:
         start, low, high = parameter.clone(), 2.0**-8, 2.0**8
         for _ in range(16):
             middle = (low * high) ** 0.5
             parameter.copy_(start * middle)
-            spikes = block(x_BTD, state)[2]
-            mean = sum(spikes[i].mean() for i in which) / len(which)
+            fired = spikes()
+            mean = sum(fired[i].abs().mean() for i in which) / len(which)
             low, high = (middle, high) if mean < rate else (low, middle)
 
 
-BLOCKS = {"reference": ReferenceBlock, "spike_fed": SpikeFedBlock}
+BLOCKS = {"reference": ReferenceBlock, "spike_fed": SpikeFedBlock, "continuous": ContinuousBlock}
 """The placements of the neurons, by name"""

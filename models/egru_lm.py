@@ -75,7 +75,7 @@ class EGRULM(RecurrentLM):
         return self.config.rate_weight * sum((run.o.mean() - self.config.rate_target) ** 2 for run in runs)
 
     def rates(self, runs):
-        return [run.o.detach().mean((0, 1)) for run in runs]
+        return [run.o.mean((0, 1)) for run in runs]
 
     def restart(self, state):
         """Each layer's c set to zero; y and trace are carried (`restart_cell`)."""

@@ -1,40 +1,27 @@
-"""SpikeGPT in the form of its original code: RWKV blocks whose outputs pass through LIF neurons into the residual.
+"""SpikeGPT: RWKV blocks with LIF neurons, as its original's code has them, or before every linear layer.
 
 The token axis is the neurons' time axis: one step a token. B batch, T steps, V vocabulary, D width.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rheobase.models import _rwkv_graph
 from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_state_dict
-from rheobase.models._rwkv import BLOCKS, NEURON, wake_block
+from rheobase.models._rwkv import BLOCKS, NORMS, StaticNorm, fire, make_neuron, rest, wake
 from rheobase.spiking.errors import ConfigError, FormatError
-from rheobase.spiking.graph import (
-    Add,
-    Edge,
-    Embedding,
-    EventGraph,
-    LayerNorm,
-    LIFCell,
-    Linear,
-    Mix,
-    Multiply,
-    Node,
-    Op,
-    Sigmoid,
-    Spike,
-    SquaredRelu,
-    Tokens,
-    WKVCell,
-)
+from rheobase.spiking.graph import EventGraph
 from rheobase.spiking.surrogates import ATan
-from rheobase.spiking.tally import BINARY, DENSE, GRADED, mark
+from rheobase.spiking.tally import BINARY, mark
 
 L2WRAP = 0.5e-4
+CHOICES = {"placement": BLOCKS, "norm": NORMS, "init": ("live", "original"), "head": ("dense", "spiking")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +35,21 @@ class SpikeGPTConfig:
     depth: int = 4
     """number of blocks"""
     placement: str = "reference"
-    """"reference": neurons after the mixes, as the original's code;  "spike_fed": before every linear layer"""
+    """"reference": neurons after the mixes, as the original's code;  "spike_fed": before every linear layer;
+    "continuous": no neurons, RWKV-4"""
+    norm: str = "layer"
+    """"layer": LayerNorm;  "static": LayerNorm that training turns into constants, folded away when lowered
+    (spike_fed only)"""
+    norm_from: float = 0.2
+    """part of the training after which static norms begin to lose their statistics"""
+    norm_until: float = 0.6
+    """part of the training after which nothing is left of them"""
+    head: str = "dense"
+    """"dense": the head reads real values;  "spiking": it reads the spikes of neurons (spike_fed only)"""
+    ternary: bool = False
+    """neurons also fire -1, below minus their threshold"""
+    learn: tuple[str, ...] = ()
+    """what each neuron learns, one value a unit: "tau", "theta" """
     ffn_pre: bool = False
     """block 0 mixes channels where the others mix time (the original's RWKV-ffnPre)"""
     binary_embedding: bool = True
@@ -73,15 +74,31 @@ PUBLISHED = {
 """The published sizes: 46,553,088 parameters for enwik8 by character, and 215,399,424 for OpenWebText2."""
 
 
+class HeadState(NamedTuple):
+    """What a spiking head carries from token to token, [B, D]."""
+
+    v: Tensor
+
+
+class Activity(NamedTuple):
+    """What a run did, for penalties and counts."""
+
+    logits: Tensor
+    """[B, T, V]"""
+    spikes: list[Tensor]
+    """of each neuron layer, [B, T, units]"""
+
+
 class SpikeGPT(LanguageModel):
     """The language model of Zhu, Zhao, Li, Eshraghian, "SpikeGPT", arXiv 2302.13939, as its code computes it.
 
         logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
 
     In the reference placement every linear layer reads dense values: the spikes only enter the residual sum. In the
-    spike-fed one (`_rwkv.SpikeFedBlock`) every linear layer but the head reads spikes. Parameter names are the
-    original's. Where it differs: the state, membranes included, is carried, so that a sequence may be cut
-    anywhere; the original's step form rescales across the thresholds and so computes another function.
+    spike-fed one (`_rwkv.SpikeFedBlock`) every linear layer but the head reads spikes, and the head too if asked.
+    Parameter names are the original's. Where it differs: the state, membranes included, is carried, so that a
+    sequence may be cut anywhere; the original's step form rescales across the thresholds and so computes another
+    function.
     """
 
     Config = SpikeGPTConfig
@@ -94,41 +111,60 @@ class SpikeGPT(LanguageModel):
 
     def __init__(self, config: SpikeGPTConfig):
         super().__init__()
-        check_settings("spikegpt", config)
+        check_settings(self.name, config)
         if min(config.vocabulary, config.embedding, config.depth) < 1:
-            raise ConfigError("spikegpt", "vocabulary, embedding and depth of at least 1", f"{config}", "raise them")
-        if config.placement not in BLOCKS:
-            known = " or ".join(map(repr, BLOCKS))
-            raise ConfigError("spikegpt placement", known, repr(config.placement), "name one of them")
-        if config.init not in ("live", "original"):
-            raise ConfigError("spikegpt init", "'live' or 'original'", repr(config.init), "name one of them")
-        if config.ffn_pre and config.placement != "reference":
-            raise ConfigError("spikegpt ffn_pre", 'placement = "reference"', repr(config.placement), "drop one of them")
+            raise ConfigError(self.name, "vocabulary, embedding and depth of at least 1", f"{config}", "raise them")
+        for field, known in CHOICES.items():
+            value = getattr(config, field)
+            if value not in known:
+                names = " or ".join(map(repr, known))
+                raise ConfigError(f"{self.name} {field}", names, repr(value), "name one of them")
+        needs = {
+            "ffn_pre": ("reference", config.ffn_pre),
+            "norm": ("spike_fed", config.norm != "layer"),
+            "head": ("spike_fed", config.head != "dense"),
+        }
+        for field, (placement, set_) in needs.items():
+            if set_ and config.placement != placement:
+                where, wanted = f"{self.name} {field}", f'placement = "{placement}"'
+                raise ConfigError(where, wanted, repr(config.placement), "drop one of them")
+        if not 0 <= config.norm_from < config.norm_until <= 1:
+            got = f"{config.norm_from}, {config.norm_until}"
+            raise ConfigError(f"{self.name} norm_from, norm_until", "rising parts of 1", got, "mend them")
         self.config = config
-        self.state_type = BLOCKS[config.placement].state_type
         self.emb = nn.Embedding(config.vocabulary, config.embedding)
         self.blocks = nn.ModuleList(BLOCKS[config.placement](config, i) for i in range(config.depth))
-        self.ln_out = nn.LayerNorm(config.embedding)
+        self.ln_out = NORMS[config.norm](config.embedding)
+        self.lif_out = make_neuron(config, config.embedding) if config.head == "spiking" else None
         self.head = nn.Linear(config.embedding, config.vocabulary, bias=False)
 
     def initial_state(self, batch: int) -> tuple:
-        """The state before the first token."""
-        like = {"dtype": self.head.weight.dtype, "device": self.head.weight.device}
-        parts = [[torch.zeros(shape, **like) for shape in shapes] for shapes in self.state_shapes(batch)]
-        return tuple(self.state_type(*block[:-1], torch.full_like(block[-1], -1e38)) for block in parts)
+        """The state before the first token: one of its type a block, and the head's where it spikes."""
+        blocks = tuple(block.initial_state(batch) for block in self.blocks)
+        return blocks if self.lif_out is None else (*blocks, HeadState(rest(self.lif_out, batch)))
 
     def run(self, tokens, state=None):
         self.check(tokens, state)
-        x = self._embed(tokens)
+        state = state or self.initial_state(tokens.shape[0])
+        x = self.embed(tokens)
         states, spikes = [], []
-        for block, block_state in zip(self.blocks, state or self.initial_state(tokens.shape[0]), strict=True):
+        for block, block_state in zip(self.blocks, state, strict=False):
             x, block_state, fired = block(x, block_state)
             states.append(block_state)
             spikes += fired
-        logits = self.head(self.ln_out(x))
-        return logits, tuple(states), (logits, spikes)
+        x = self.ln_out(x)
+        if self.lif_out is not None:
+            if tokens.shape[1]:
+                x, v = fire(self.lif_out, x, state[-1].v)
+                states.append(HeadState(v))
+            else:
+                states.append(state[-1])
+            spikes.append(x)
+        logits = self.head(x)
+        return logits, tuple(states), Activity(logits, spikes)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Vectors of token ids, as spikes where the embedding is binary; before any norm."""
         x = self.emb(tokens)
         return mark(ATan(self.config.alpha).spike(x, ">="), BINARY) if self.config.binary_embedding else x
 
@@ -139,100 +175,59 @@ class SpikeGPT(LanguageModel):
             return
         training = self.training
         self.eval()
-        x = self._embed(tokens)
-        for block, state in zip(self.blocks, self.initial_state(tokens.shape[0]), strict=True):
-            wake_block(block, x, state, self.config.init_rate)
-            x = block(x, state)[0]
+        x, state, rate = self.embed(tokens), self.initial_state(tokens.shape[0]), self.config.init_rate
+        for block, block_state in zip(self.blocks, state, strict=False):
+            wake(block.gains(), partial(block.spikes, x, block_state), rate)
+            x = block(x, block_state)[0]
+        if self.lif_out is not None:
+            wake([(self.ln_out.weight, (0,))], partial(self._head_spikes, x, state[-1]), rate)
         self.train(training)
+
+    def _head_spikes(self, x: Tensor, state: HeadState) -> tuple[Tensor]:
+        return fire(self.lif_out, self.ln_out(x), state.v)[:1]
+
+    def advance(self, done):
+        for norm in self.modules():
+            if isinstance(norm, StaticNorm):
+                c = self.config
+                norm.removed.fill_(min(max((done - c.norm_from) / (c.norm_until - c.norm_from), 0.0), 1.0))
+
+    @property
+    def complete(self):
+        return self.config.norm == "layer" or bool(self.ln_out.removed == 1)
 
     def penalty(self, runs):
         """L2Wrap: 0.5e-4 x mean over positions of the squared largest logit. It is part of the loss that is
         differentiated, so that it scales with it; the original adds its gradient whatever comes in."""
-        return L2WRAP * runs[0].max(-1).values.square().mean() if self.config.l2wrap else 0.0
+        return L2WRAP * runs.logits.max(-1).values.square().mean() if self.config.l2wrap else 0.0
 
     def rates(self, runs):
-        return [s.detach().mean((0, 1)) for s in runs[1]]
+        return [s.abs().mean((0, 1)) for s in runs.spikes]
+
+    def operations(self, runs):
+        if self.config.placement != "spike_fed":
+            where, got = f"{self.name} budget", repr(self.config.placement)
+            raise ConfigError(where, 'placement = "spike_fed"', got, "no other has products that spikes can spare")
+        fan_outs = [n for block in self.blocks for n in block.fan_outs()]
+        if self.lif_out is not None:
+            fan_outs.append(self.config.vocabulary)
+        fixed = 0 if self.lif_out is not None else self.config.embedding * self.config.vocabulary
+        return fixed + sum(n * rates.sum() for n, rates in zip(fan_outs, self.rates(runs), strict=True))
 
     def state_shapes(self, batch):
-        return [block.state_shapes(batch, self.config.embedding) for block in self.blocks]
+        return [tuple(tuple(part.shape) for part in layer) for layer in self.initial_state(batch)]
+
+    def as_state(self, parts):
+        kinds = [type(layer) for layer in self.initial_state(0)]
+        return tuple(kind(*layer) for kind, layer in zip(kinds, parts, strict=True))
 
     @classmethod
     def least_numbers(cls, config):
         return 2 * config.vocabulary * config.embedding + 13 * config.depth * config.embedding**2
 
     def lower(self) -> EventGraph:
-        """The whole model as an EventGraph in evaluation semantics; BINARY edges only where spikes are sent."""
-        c, d = self.config, self.config.embedding
-        nodes, edges = [Node("tokens", Tokens(c.vocabulary))], []
-
-        def add(name: str, op: Op, arrays=None, **inputs) -> str:
-            """A node whose inputs are given as port = (source, kind, width[, delay]); its first output."""
-            nodes.append(Node(name, op, arrays or {}))
-            edges.extend(
-                Edge(source, f"{name}.{port}", kind, (n,), *delay) for port, (source, kind, n, *delay) in inputs.items()
-            )
-            return f"{name}.{next(iter(op.outputs))}"
-
-        def linear(name, x, kind=DENSE, width=d):
-            return add(name, Linear(transposed=True), arrays={"weight": f"{name}.weight"}, x=(x, kind, width))
-
-        def norm(name, x, kind=DENSE):
-            arrays = {role: f"{name}.{role}" for role in ("weight", "bias")}
-            return add(name, LayerNorm(self.ln_out.eps), arrays=arrays, x=(x, kind, d))
-
-        def mixed(name, x):
-            return add(name, Mix(), arrays={"share": name}, x=(x, DENSE, d), before=(x, DENSE, d, 1))
-
-        fed = c.placement == "spike_fed"
-
-        def neuron(name, x, width=d):
-            return add(name, LIFCell(**NEURON), x=(x, DENSE, width))
-
-        def read(name, port, x):
-            """The linear layer `port` of a mix, fed by the mixed values or by their spikes."""
-            x = mixed(f"{name}.time_mix_{port[0]}", x)
-            spikes = neuron(f"{name}.lif_{port[0]}", x) if fed else x
-            return linear(f"{name}.{port}", spikes, BINARY if fed else DENSE)
-
-        def gated(name, x, y):
-            gate = add(f"{name}.gate", Sigmoid(), x=(read(name, "receptance", x), DENSE, d))
-            return add(f"{name}.product", Multiply(), a=(gate, DENSE, d), b=(y, DENSE, d))
-
-        def time_mix(name, x):
-            k, v = read(name, "key", x), read(name, "value", x)
-            arrays = {role: f"{name}.{role}" for role in WKVCell.roles}
-            y = add(f"{name}.wkv", WKVCell(), arrays=arrays, k=(k, DENSE, d), v=(v, DENSE, d))
-            y = gated(name, x, y)
-            y = neuron(f"{name}.lif_o", y) if fed else y
-            return linear(f"{name}.output", y, BINARY if fed else DENSE)
-
-        def channel_mix(name, x):
-            k = read(name, "key", x)
-            if fed:
-                k = neuron(f"{name}.lif_h", k, 4 * d)
-            else:
-                k = add(f"{name}.relu", SquaredRelu(), x=(k, DENSE, 4 * d))
-            return gated(name, x, linear(f"{name}.value", k, BINARY if fed else GRADED, 4 * d))
-
-        def residual(name, x, y):
-            y = y if fed else neuron(name, y)
-            return add(f"{name}.add", Add(), a=(x, DENSE, d), b=(y, DENSE if fed else BINARY, d))
-
-        table = {"table": "emb.weight"}
-        x, kind = add("emb", Embedding(), arrays=table, token=("tokens.out", BINARY, c.vocabulary)), DENSE
-        if c.binary_embedding:
-            x, kind = add("emb.spike", Spike(), x=(x, DENSE, d)), BINARY
-        x = norm("blocks.0.ln0", x, kind)
-        for i, block in enumerate(self.blocks):
-            name = f"blocks.{i}"
-            a = norm(f"{name}.ln1", x)
-            x = residual(
-                f"{name}.lif1", x, channel_mix(f"{name}.ffnPre", a) if block.pre else time_mix(f"{name}.att", a)
-            )
-            x = residual(f"{name}.lif2", x, channel_mix(f"{name}.ffn", norm(f"{name}.ln2", x)))
-        linear("head", norm("ln_out", x))
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
-        return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "head.out"})
+        """The whole model as an EventGraph; its norms folded away where they are static (`_rwkv_graph.lower`)."""
+        return _rwkv_graph.lower(self)
 
     @classmethod
     def from_reference(

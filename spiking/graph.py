@@ -181,14 +181,30 @@ class LayerNorm(Op):
 
 
 @dataclass(frozen=True)
-class Mix(Op):
-    """out = x share + before (1 - share): `before` is x at the token before, over a delayed edge."""
+class Affine(Op):
+    """out = x scale + offset, unit by unit."""
 
-    inputs, outputs, roles = ("x", "before"), {"out": DENSE}, ("share",)
+    inputs, outputs, roles = ("x",), {"out": DENSE}, ("scale", "offset")
+
+    def shapes(self, name, inputs, arrays):
+        for role in self.roles:
+            require(name, role, arrays[role].shape, inputs["x"])
+        return {"out": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class Mix(Op):
+    """out = x share + before rest + bias: `before` is x at the token before, over a delayed edge.
+
+    Without the arrays, rest = 1 - share and bias = 0.
+    """
+
+    inputs, outputs, roles = ("x", "before"), {"out": DENSE}, ("share", "rest?", "bias?")
 
     def shapes(self, name, inputs, arrays):
         require(name, "before", inputs["before"], inputs["x"])
-        require(name, "share", arrays["share"].reshape(-1).shape, inputs["x"])
+        for role, array in arrays.items():
+            require(name, role, array.reshape(-1).shape, inputs["x"])
         return {"out": inputs["x"]}
 
 

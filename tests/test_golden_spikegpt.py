@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from rheobase import load
 from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
-from rheobase.models import _rwkv as module
 from rheobase.models.spikegpt import PUBLISHED
 from rheobase.models.training import loop
 from rheobase.models.training.data import DataConfig, read_text
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
+from rheobase.spiking.neurons import lif as neurons_lif
 
 FOLDER = Path(__file__).parent / "golden"
 FILE = np.load(FOLDER / "spikegpt_reference.npz")
@@ -54,12 +54,12 @@ def test_float64(monkeypatch):
     seen = []
 
     def watched(x, v=None, **options):
-        s, after = module_lif(x, v, **options)
+        s, after = original_lif(x, v, **options)
         seen.append((x, s, after))
         return s, after
 
-    module_lif = module.lif
-    monkeypatch.setattr(module, "lif", watched)
+    original_lif = neurons_lif.lif
+    monkeypatch.setattr(neurons_lif, "lif", watched)
     model = original(torch.float64)
     logits, _, runs = model.run(TOKENS)
     for i, (x, s, v) in enumerate(seen):
@@ -257,7 +257,9 @@ def test_placements_share_their_parameters_and_refuse_what_they_cannot_do():
     assert not torch.equal(fed(tokens)[0], model(tokens)[0])
     with pytest.raises(ShapeError, match="use a state of this model and batch size"):
         fed(tokens, model.initial_state(2))
-    with pytest.raises(ConfigError, match="spikegpt placement: expected 'reference' or 'spike_fed', got 'spikefed'"):
+    with pytest.raises(
+        ConfigError, match="spikegpt placement: expected 'reference' or 'spike_fed' or 'continuous', got 'spikefed'"
+    ):
         SpikeGPT(SpikeGPTConfig(placement="spikefed"))
     with pytest.raises(ConfigError, match="ffn_pre"):
         SpikeGPT(SpikeGPTConfig(placement="spike_fed", ffn_pre=True))

@@ -196,15 +196,27 @@ class EventKernels(Kernels):
         )
         return {"out": centred * scale * arrays["weight"] + arrays["bias"]}
 
+    def affine(self, node, inputs):
+        x, arrays = inputs["x"], self.arrays[node.name]
+        self.count(
+            node.name,
+            products=x.size,
+            weight_bytes=2 * x.size * self.size,
+            activation_bytes=2 * x.size * self.size,
+        )
+        return {"out": x * arrays["scale"] + arrays["offset"]}
+
     def mix(self, node, inputs):
-        x, share = inputs["x"], self.arrays[node.name]["share"].reshape(-1)
+        x, arrays = inputs["x"], self.arrays[node.name]
+        share = arrays["share"].reshape(-1)
         self.count(
             node.name,
             products=2 * x.size,
-            weight_bytes=x.size * self.size,
+            weight_bytes=len(arrays) * x.size * self.size,
             activation_bytes=3 * x.size * self.size,
         )
-        return {"out": x * share + inputs["before"] * (1 - share)}
+        out = x * share + inputs["before"] * arrays.get("rest", 1 - share)
+        return {"out": out + arrays["bias"] if "bias" in arrays else out}
 
     def sigmoid(self, node, inputs):
         n = inputs["x"].size

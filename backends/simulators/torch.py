@@ -85,9 +85,15 @@ class TorchKernels(Kernels):
         x, arrays = inputs["x"], self.arrays[node.name]
         return {"out": F.layer_norm(x, x.shape[-1:], arrays["weight"], arrays["bias"], node.op.eps)}
 
+    def affine(self, node, inputs):
+        arrays = self.arrays[node.name]
+        return {"out": inputs["x"] * arrays["scale"] + arrays["offset"]}
+
     def mix(self, node, inputs):
-        share = self.arrays[node.name]["share"].reshape(-1)
-        return {"out": inputs["x"] * share + inputs["before"] * (1 - share)}
+        arrays = self.arrays[node.name]
+        share = arrays["share"].reshape(-1)
+        out = inputs["x"] * share + inputs["before"] * arrays.get("rest", 1 - share)
+        return {"out": out + arrays["bias"] if "bias" in arrays else out}
 
     def sigmoid(self, node, inputs):
         return {"out": torch.sigmoid(inputs["x"])}

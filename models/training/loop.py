@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from rheobase.models.training.data import Batches, read_text, text_digest
 from rheobase.models.training.evaluate import evaluate
+from rheobase.models.training.objective import Objective, warm_start
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
@@ -84,11 +84,15 @@ def rehearse(config: RunConfig) -> None:
 
     raises  ConfigError: settings with which a first step fails
     """
+    device = config.train.device
     _, batches, model = prepare(config)
+    objective = Objective(config.budget, config.teacher, model, device)
     try:
         make_optimiser(model, config.train)
-        tokens, _, _ = batches(0)
-        model.run(tokens[:1, :2].to(config.train.device))
+        tokens, targets, fresh = batches(0)
+        tokens, targets = tokens[:1, :2].to(device), targets[:1, :2].to(device)
+        logits, _, runs = model.run(tokens)
+        objective(model, (tokens, targets, fresh), logits, runs, 0.0)
     except RheobaseError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -99,6 +103,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
     config, t = run.config, run.config.train
     splits, batches, model = prepare(config)
     optimiser = make_optimiser(model, t)
+    objective = Objective(config.budget, config.teacher, model, t.device)
     step, state, best, elapsed, log_bytes = 0, None, None, 0.0, 0
     newest = newest_checkpoint(run.checkpoints)
     if newest:
@@ -112,15 +117,19 @@ def _train(run: Run, quiet: bool | None) -> Run:
             if saved["cuda_rng"]:
                 torch.cuda.set_rng_state_all(saved["cuda_rng"])
             step, best, elapsed, log_bytes = (saved[k] for k in ("step", "best", "elapsed_s", "log_bytes"))
-            state = tuple(model.state_type(*(x.to(t.device) for x in layer)) for layer in saved["state"])
+            objective.carry(saved["objective"], t.device)
+            state = model.as_state([[x.to(t.device) for x in layer] for layer in saved["state"]])
         except (KeyError, RuntimeError, ValueError) as error:
             raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
     else:
+        if config.teacher.start:
+            warm_start(model, config.teacher.start)
         model.wake(batches(0)[0].to(t.device))
 
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
     digest = text_digest(read_text(config.data))
     bar = _progress(t.steps, step, quiet, run.folder.name)
+    model.advance(step / t.steps)
     with open(run.log_path, "ab") as log:
         if log.tell() >= log_bytes:
             log.truncate(log_bytes)
@@ -136,14 +145,15 @@ def _train(run: Run, quiet: bool | None) -> Run:
             if state is not None:
                 state = None if fresh else model.restart(state) if t.restart else state
             logits, state, layers = model.run(tokens, state)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            loss, whole = objective(model, (tokens, targets, fresh), logits, layers, step / t.steps)
             optimiser.zero_grad()
-            (loss + model.penalty(layers)).backward()
+            whole.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
             optimiser.step()
             model.project_()
             state = tuple(type(s)(*(part.detach() for part in s)) for s in state)
             step += 1
+            model.advance(step / t.steps)
             seen += tokens.numel()
             bar.update()
             if step % LOG_EVERY == 0 or step == t.steps:
@@ -153,7 +163,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
                     raise RheobaseError(
                         f"{run.folder} step {step}", "a finite loss", str(bits), "lower train.learning_rate"
                     )
-                rates = [float(r.mean()) for r in model.rates(layers)]
+                rates = [r.mean().item() for r in model.rates(layers)]
                 speed = seen / max(now - seen_at, 1e-9)
                 write(
                     step=step,
@@ -179,7 +189,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
                 if not math.isfinite(look.bits_per_byte):
                     where, got = f"{run.folder} step {step}", str(look.bits_per_byte)
                     raise RheobaseError(where, "a finite validation loss", got, "lower train.learning_rate")
-                if best is None or look.bits_per_byte < best["bits_per_byte"]:
+                if model.complete and (best is None or look.bits_per_byte < best["bits_per_byte"]):
                     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
                     best = {"step": step, "bits_per_byte": look.bits_per_byte, "model": weights}
                 seen_at = time.monotonic()
@@ -192,6 +202,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "state": tuple(tuple(s) for s in state),
+                    "objective": objective.carried(),
                     "torch_rng": torch.get_rng_state(),
                     "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                     "best": best,

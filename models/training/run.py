@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rheobase.models import load_model
 from rheobase.models.training.data import DataConfig, Splits, read_text, split, text_digest
+from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError
@@ -73,28 +74,32 @@ class TrainConfig:
     """"cpu" or "cuda\""""
 
 
+SECTIONS = {"data": DataConfig, "train": TrainConfig, "budget": BudgetConfig, "teacher": TeacherConfig}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run: the model by its file's name and its settings, the data, the training."""
+    """Everything that decides a run: the model by its file's name with its settings, and a section a part."""
 
     model: str
     settings: object
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    budget: BudgetConfig = BudgetConfig()
+    teacher: TeacherConfig = TeacherConfig()
 
     @classmethod
     def from_table(cls, table: dict, where: str = "config") -> "RunConfig":
-        """From a table with [model] (its `name` and its settings), [data] and [train].
+        """From a table with [model] (its `name` and its settings), [data], [train], [budget] and [teacher].
 
         raises  ConfigError: an unknown section, key or model, with the nearest match
         """
         for key, value in table.items():
             if not isinstance(value, dict):
                 raise ConfigError(where, f"a section [{key}]", repr(value), "write a table")
-            if key not in ("model", "data", "train"):
-                raise ConfigError(
-                    where, "a known section", repr(key), registry.nearest(key, ("model", "data", "train"))
-                )
+            if key not in ("model", *SECTIONS):
+                remedy = registry.nearest(key, ("model", *SECTIONS))
+                raise ConfigError(where, "a known section", repr(key), remedy)
         model = dict(table.get("model", {}))
         name = model.pop("name", None)
         if not isinstance(name, str):
@@ -105,8 +110,7 @@ class RunConfig:
         config = cls(
             model=name,
             settings=from_table(module.Config, model, "model"),
-            data=from_table(DataConfig, table.get("data", {}), "data"),
-            train=from_table(TrainConfig, table.get("train", {}), "train"),
+            **{section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()},
         )
         if config.train.threads is not None and config.train.threads < 1:
             raise ConfigError("train.threads", "at least 1", str(config.train.threads), "raise it or leave it out")
@@ -127,7 +131,7 @@ class RunConfig:
     def to_table(self) -> dict:
         """The table that `from_table` reads."""
         model = {"name": self.model, **to_table(self.settings)}
-        return {"model": model, "data": to_table(self.data), "train": to_table(self.train)}
+        return {"model": model, **{section: to_table(getattr(self, section)) for section in SECTIONS}}
 
     def build(self):
         """A new model with these settings."""

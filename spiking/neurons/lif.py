@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rheobase.spiking.errors import ConfigError, ShapeError
+from rheobase.spiking.graph import LIFCell
 from rheobase.spiking.neurons._cell import Cell
 from rheobase.spiking.ops.lif.reference import lif, lif_step
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
@@ -94,6 +95,11 @@ class LIF(Cell):
             state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1])
         s, v = lif(x_BTD, state.v, **self._settings())
         return s, LIFState(v[:, -1]) if x_BTD.shape[1] else state
+
+    def lower(self) -> LIFCell:
+        """The graph op of the same equations."""
+        names = ("tau", "theta", "v_reset", "decay_input", "fire")
+        return LIFCell(**{name: getattr(self, name) for name in names})
 
     @torch.no_grad()
     def project_(self):

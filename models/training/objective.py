@@ -1,0 +1,139 @@
+"""What training minimises: cross-entropy, the model's own penalty, a budget of operations, and a teacher's word.
+
+B batch, T steps, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rheobase.models import load_model
+from rheobase.spiking.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """What a token may cost, as a penalty on what is measured in training."""
+
+    ops_per_token: float | None = None
+    """accumulations and multiply-accumulates a token, head included; no budget if not given"""
+    rates: tuple[float, ...] = ()
+    """largest mean rate of each event-based layer, or one number for all; no limit if not given"""
+    strength: float = 1.0
+    """weight of each penalty, in nats for a factor of e above what is allowed"""
+    ramp: float = 0.5
+    """part of the training over which the budget tightens, geometrically, from what the model spends at first"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Help from a trained model."""
+
+    start: str | None = None
+    """a run whose weights of the same name and shape this model starts from, such as an RWKV-4 twin's"""
+    model: str | None = None
+    """a run whose predictions this model learns beside the text's own"""
+    share: float = 0.5
+    """of the teacher's predictions in the loss, the rest is the text's"""
+
+
+class Budget:
+    """strength (relu(log(operations / allowed)) + mean over layers of relu(log(rate / allowed rate))).
+
+    The logarithm makes the pull independent of scale: each spike spared counts by its share of all that are left.
+    """
+
+    def __init__(self, config: BudgetConfig):
+        allowed = (*config.rates, 1.0 if config.ops_per_token is None else config.ops_per_token)
+        if not all(0 < number < float("inf") for number in allowed) or not 0 <= config.strength < float("inf"):
+            raise ConfigError("budget", "numbers above 0", f"{config}", "mend them")
+        if not 0 <= config.ramp <= 1:
+            raise ConfigError("budget.ramp", "a part of 1", str(config.ramp), "mend it")
+        self.config = config
+        self.first: float | None = None
+
+    def __call__(self, model, runs, done: float) -> Tensor | float:
+        """The penalty on what a run did, when the part `done` of the training is over."""
+        c, excess = self.config, 0.0
+        if c.ops_per_token is not None:
+            spent = model.operations(runs)
+            self.first = self.first or max(spent.item(), c.ops_per_token)
+            left = max(0.0, 1 - done / c.ramp) if c.ramp else 0.0
+            allowed = c.ops_per_token * (self.first / c.ops_per_token) ** left
+            excess = excess + torch.relu(torch.log(spent / allowed))
+        if c.rates:
+            rates = model.rates(runs)
+            limits = c.rates * len(rates) if len(c.rates) == 1 else c.rates
+            if len(limits) != len(rates):
+                raise ConfigError("budget.rates", f"{len(rates)} layers or one", f"{len(limits)}", "name each layer's")
+            over = [torch.relu(torch.log(r.mean() / most + 1e-9)) for r, most in zip(rates, limits, strict=True)]
+            excess = excess + sum(over) / len(over)
+        return c.strength * excess
+
+
+class Teacher:
+    """Distillation: the loss becomes (1 - share) cross-entropy + share KL(teacher || student), per token.
+
+    Source: Hinton, Vinyals, Dean, arXiv 1503.02531, at temperature 1. The teacher carries its own state.
+    """
+
+    def __init__(self, config: TeacherConfig, vocabulary: int, device: str):
+        if not 0 <= config.share <= 1:
+            raise ConfigError("teacher.share", "a part of 1", str(config.share), "mend it")
+        self.share, self.model, self.state = config.share, load_model(config.model).to(device).eval(), None
+        if self.model.config.vocabulary != vocabulary:
+            got = f"a vocabulary of {self.model.config.vocabulary}"
+            raise ConfigError("teacher.model", f"a model of {vocabulary} tokens", got, "name another run")
+
+    def __call__(self, tokens: Tensor, logits: Tensor, loss: Tensor, fresh: bool) -> Tensor:
+        """The blended loss of a batch, tokens [B, T] and the student's logits [B, T, V]."""
+        with torch.no_grad():
+            wanted, self.state = self.model(tokens, None if fresh else self.state)
+        apart = F.kl_div(F.log_softmax(logits, -1), F.log_softmax(wanted, -1), reduction="sum", log_target=True)
+        return (1 - self.share) * loss + self.share * apart / tokens.numel()
+
+
+class Objective:
+    """The whole loss of a training; what it carries from step to step goes into checkpoints.
+
+    loss = cross-entropy, blended with a teacher's word, + the model's penalty + the budget's
+    """
+
+    def __init__(self, budget: BudgetConfig, teacher: TeacherConfig, model, device: str):
+        self.budget = Budget(budget)
+        self.teacher = Teacher(teacher, model.config.vocabulary, device) if teacher.model else None
+
+    def __call__(self, model, batch, logits: Tensor, runs, done: float) -> tuple[Tensor, Tensor]:
+        """(cross-entropy of the text, whole loss) of a batch (tokens, targets, fresh) when `done` of 1 is over."""
+        tokens, targets, fresh = batch
+        text = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = self.teacher(tokens, logits, text, fresh) if self.teacher else text
+        return text, loss + model.penalty(runs) + self.budget(model, runs, done)
+
+    def carried(self) -> dict:
+        """What a checkpoint must hold to go on."""
+        state = self.teacher.state if self.teacher else None
+        return {"budget": self.budget.first, "teacher": state and tuple(tuple(layer) for layer in state)}
+
+    def carry(self, saved: dict, device: str) -> None:
+        """Go on from what `carried` gave."""
+        self.budget.first = saved["budget"]
+        if saved["teacher"] is not None:
+            layers = [[part.to(device) for part in layer] for layer in saved["teacher"]]
+            self.teacher.state = self.teacher.model.as_state(layers)
+
+
+@torch.no_grad()
+def warm_start(model, path: str) -> int:
+    """Take over every parameter of the same name and shape from a trained model; the number of tensors taken.
+
+    raises  ConfigError: nothing fits
+    """
+    own, found = model.state_dict(), load_model(path).state_dict()
+    fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise ConfigError("teacher.start", "a model of the same names and sizes", str(path), "name another run")
+    model.load_state_dict(own | fitting)
+    return len(fitting)

@@ -1,0 +1,224 @@
+"""The forms of SpikeGPT that its original does not have, and what training adds to the cross-entropy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_golden_spikegpt import small, tokens_for
+
+from rheobase import load
+from rheobase.backends import count, simulate
+from rheobase.models import RWKV4, RWKV4Config
+from rheobase.models._rwkv import StaticNorm
+from rheobase.models.training import loop
+from rheobase.models.training.objective import Budget, BudgetConfig, Objective, TeacherConfig, warm_start
+from rheobase.models.training.run import RunConfig
+from rheobase.spiking.errors import ConfigError, UnsupportedError
+
+FED = {"placement": "spike_fed"}
+FORMS = {
+    "static": {**FED, "norm": "static"},
+    "static, spiking head": {**FED, "norm": "static", "head": "spiking", "binary_embedding": False},
+    "spiking head": {**FED, "head": "spiking"},
+    "continuous": {"placement": "continuous", "binary_embedding": False},
+}
+
+
+def form(name):
+    """A model of that form whose norms, where they are static, hold statistics of their own and are removed."""
+    model = small(**FORMS[name])
+    if model.config.norm == "static":
+        model.train()
+        for _ in range(3):
+            model(tokens_for(model, steps=20))
+        model.advance(1.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", FORMS)
+@torch.no_grad()
+def test_step_form_is_sequence_form_at_any_cut(name):
+    model = form(name)
+    tokens = tokens_for(model)
+    logits, end, runs = model.run(tokens)
+    for cut in (0, 1, 6, 11):
+        first, middle = model(tokens[:, :cut])
+        second, last = model(tokens[:, cut:], middle)
+        assert (torch.cat([first, second], 1) - logits).abs().max() <= 1e-12
+        for a, b in zip(last, end, strict=True):
+            assert all(torch.allclose(x, y, atol=1e-12, rtol=0) for x, y in zip(a, b, strict=True))
+    rates = [s.mean().item() for s in runs.spikes]
+    assert not rates or 0.02 < sum(rates) / len(rates) < 0.9 and max(rates) < 0.95
+
+
+@pytest.mark.parametrize("on", ["event", "torch"])
+@pytest.mark.parametrize("name", FORMS)
+@torch.no_grad()
+def test_the_lowered_model_gives_its_spikes_and_logits(name, on):
+    model = form(name)
+    tokens = tokens_for(model, steps=40)
+    logits, _, runs = model.run(tokens)
+    trace = simulate(model.lower(), tokens, on=on)
+    assert np.abs(trace.outputs["logits"] - logits.numpy()).max() < 1e-9
+    names = [f"blocks.{i}.{path}.s" for i, b in enumerate(model.blocks) for path in b.neurons]
+    names += ["lif_out.s"] if model.lif_out is not None else []
+    assert len(names) == len(runs.spikes)
+    for path, spikes in zip(names, runs.spikes, strict=True):
+        assert np.array_equal(trace.events[path].to_dense(), spikes.numpy()), path
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_counts(name):
+    """Both counters agree on products with weights and events; what a budget sees is what they count."""
+    model = form(name)
+    tokens = tokens_for(model, steps=30)
+    torch_count, graph_count = count(model, tokens), simulate(model.lower(), tokens).tally
+    assert torch_count.uncounted == ()
+    if model.config.norm == "layer":
+        assert torch_count.total.without_bytes() == graph_count.total.without_bytes()
+    else:
+        assert "rsqrt" in count(small(**FED), tokens).total.transcendentals
+        assert "rsqrt" not in graph_count.total.transcendentals
+        for field in ("dense_macs", "macs", "acs", "state_updates"):
+            assert getattr(torch_count, field) == getattr(graph_count, field), field
+        binary = model.embed(tokens).sum().item() if model.config.binary_embedding else 0
+        assert torch_count.events - graph_count.events == binary, "the table holds what became of the embedding"
+        assert graph_count.products < torch_count.products
+    if model.config.placement == "spike_fed":
+        operations = model.operations(model.run(tokens)[2]).item() * tokens.numel()
+        assert operations == pytest.approx(graph_count.macs + graph_count.acs, rel=1e-12)
+        if model.config.head == "spiking":
+            assert graph_count.macs == 0
+
+
+@torch.no_grad()
+def test_a_static_norm_goes_from_layer_norm_to_its_constants():
+    torch.manual_seed(0)
+    norm, x = StaticNorm(6).double(), 3 * torch.randn(4, 50, 6).double() + 1
+    norm.weight.copy_(torch.linspace(0.5, 2, 6))
+    norm.bias.copy_(torch.linspace(-1, 1, 6))
+    plain = torch.nn.functional.layer_norm(x, (6,), norm.weight, norm.bias)
+    assert torch.equal(norm(x), plain)
+    mean, deviation = x.mean().item(), (x.var(-1, correction=0) + 1e-5).sqrt().mean().item()
+    assert norm.mean.item() == pytest.approx(mean) and norm.deviation.item() == pytest.approx(deviation)
+    norm(x + 1)
+    assert norm.mean.item() == pytest.approx(mean + 0.01)
+    norm.eval()
+    norm(x + 9)
+    norm.mean.fill_(mean)
+    constant = (x - mean) / norm.deviation * norm.weight + norm.bias
+    for removed in (0.25, 1.0):
+        norm.removed.fill_(removed)
+        assert torch.allclose(norm(x), (1 - removed) * plain + removed * constant, atol=1e-12)
+    assert torch.allclose(norm(x) - norm(x * 0), norm.scale() * x, atol=1e-12), "linear"
+
+
+def test_the_schedule_of_the_norms():
+    model = small(**FED, norm="static")
+    shares = []
+    for done in (0.0, 0.2, 0.4, 0.6, 1.0):
+        model.advance(done)
+        shares.append(round(model.ln_out.removed.item(), 12))
+        assert model.complete == (done >= 0.6)
+        if not model.complete:
+            with pytest.raises(UnsupportedError, match="train to the end of the schedule"):
+                model.lower()
+    assert shares == [0, 0, 0.5, 1, 1] and small().complete
+
+
+def test_rwkv4_has_the_parameters_of_its_spiking_twin():
+    torch.manual_seed(0)
+    twin = RWKV4(RWKV4Config(vocabulary=13, embedding=8, depth=3)).double()
+    assert {n: p.shape for n, p in twin.named_parameters()} == {n: p.shape for n, p in small().named_parameters()}
+    runs = twin.run(tokens_for(twin))[2]
+    assert runs.spikes == [] == twin.rates(runs)
+    with pytest.raises(ConfigError, match='expected placement = "continuous"'):
+        RWKV4(RWKV4Config(placement="spike_fed"))
+    with pytest.raises(ConfigError, match='expected placement = "spike_fed"'):
+        twin.operations(runs)
+
+
+@pytest.mark.parametrize("options", [{"norm": "static"}, {"head": "spiking"}])
+def test_forms_that_need_spikes_before_the_products_say_so(options):
+    with pytest.raises(ConfigError, match="expected placement = \"spike_fed\", got 'reference'"):
+        small(**options)
+
+
+def test_a_budget_tightens_and_pulls_the_rates_down():
+    model = small(**FED)
+    tokens = tokens_for(model)
+    runs = model.run(tokens)[2]
+    spent = model.operations(runs).item()
+    budget = Budget(BudgetConfig(ops_per_token=spent / 4, strength=2.0, ramp=0.5))
+    wanted = {0.0: 0.0, 0.25: 2 * math.log(2), 0.5: 2 * math.log(4), 1.0: 2 * math.log(4)}
+    for done, penalty in wanted.items():
+        assert torch.as_tensor(budget(model, runs, done)).item() == pytest.approx(penalty, abs=1e-9)
+    budget(model, runs, 1.0).backward()
+    gradient = model.blocks[0].ln1.weight.grad.clone()
+    with torch.no_grad():
+        model.blocks[0].ln1.weight -= 0.3 * gradient / gradient.norm()
+    assert model.operations(model.run(tokens)[2]).item() < spent
+    assert Budget(BudgetConfig(ops_per_token=2 * spent))(model, runs, 1.0).item() == 0
+    assert Budget(BudgetConfig())(model, runs, 1.0) == 0
+    rates = [r.mean().item() for r in model.rates(runs)]
+    per_layer = Budget(BudgetConfig(rates=tuple(r / 2 for r in rates)))
+    assert per_layer(model, runs, 0.0).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert Budget(BudgetConfig(rates=(0.999,)))(model, runs, 0.0).item() == 0
+    with pytest.raises(ConfigError, match="expected 21 layers or one, got 2"):
+        Budget(BudgetConfig(rates=(0.1, 0.2)))(model, runs, 0.0)
+    for wrong in ({"ops_per_token": 0.0}, {"rates": (-1.0,)}, {"ramp": 2.0}, {"strength": math.inf}):
+        with pytest.raises(ConfigError, match="budget"):
+            Budget(BudgetConfig(**wrong))
+
+
+def test_a_teachers_word_is_the_divergence_from_it(tmp_path):
+    model, teacher = small(), small(seed=5)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokens, targets = tokens_for(model), tokens_for(model).roll(1, 0)
+    objective = Objective(BudgetConfig(), TeacherConfig(model=str(tmp_path / "teacher"), share=0.25), model, "cpu")
+    logits, _, runs = model.run(tokens)
+    text, whole = objective(model, (tokens, targets, True), logits, runs, 0.0)
+    p, q = (m(tokens)[0].softmax(-1) for m in (teacher, model))
+    apart = (p * (p / q).log()).sum(-1).mean()
+    assert (whole - model.penalty(runs)).item() == pytest.approx((0.75 * text + 0.25 * apart).item(), rel=1e-9)
+    state = objective.carried()["teacher"]
+    second, _, _ = teacher.run(torch.cat([tokens, tokens], 1))
+    again = Objective(BudgetConfig(), TeacherConfig(model=str(tmp_path / "teacher"), share=1.0), model, "cpu")
+    again.carry({"budget": None, "teacher": state}, "cpu")
+    _, whole = again(model, (tokens, targets, False), logits, runs, 0.0)
+    apart = (second[:, tokens.shape[1] :].softmax(-1).log() - logits.log_softmax(-1)) * second[:, 11:].softmax(-1)
+    assert (whole - model.penalty(runs)).item() == pytest.approx(apart.sum(-1).mean().item(), rel=1e-9)
+    small(vocabulary=5).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="expected a model of 13 tokens, got a vocabulary of 5"):
+        Objective(BudgetConfig(), TeacherConfig(model=str(tmp_path / "other")), model, "cpu")
+
+
+def test_a_warm_start_takes_what_fits(tmp_path):
+    twin, model = small(**FORMS["continuous"]), small(seed=3, **FED, learn=("theta",))
+    twin.save_pretrained(tmp_path / "twin")
+    assert warm_start(model, tmp_path / "twin") == len(twin.state_dict())
+    assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in twin.state_dict().items())
+    small(embedding=5).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="a model of the same names and sizes"):
+        warm_start(RWKV4(RWKV4Config(vocabulary=2, embedding=3)), tmp_path / "other")
+
+
+def test_a_run_with_all_of_it_resumes_to_the_same_bits(tmp_path):
+    sizes = {"embedding": 12, "depth": 1}
+    train = {"steps": 8, "batch": 2, "context": 8, "warmup": 2, "evaluate_every": 8, "checkpoint_every": 4}
+    common = {"train": {**train, "evaluate_batch": 256}}
+    twin = loop.start(tmp_path / "twin", RunConfig.from_table({"model": {"name": "rwkv4", **sizes}, **common}))
+    table = {
+        "model": {"name": "spikegpt", **sizes, **FED, "norm": "static", "head": "spiking"},
+        "budget": {"ops_per_token": 500.0, "rates": [0.1]},
+        "teacher": {"start": str(twin.folder), "model": str(twin.folder)},
+        **common,
+    }
+    run = loop.start(tmp_path / "run", RunConfig.from_table(table))
+    assert run.config == RunConfig.from_table(table)
+    before = run.model().state_dict()
+    (run.checkpoints / "step-00000008.ckpt").unlink()
+    after = loop.resume(run.folder).model()
+    assert all(torch.equal(tensor, after.state_dict()[n]) for n, tensor in before.items())
+    assert load(run.folder).complete and "Affine" in {type(n.op).__name__ for n in after.lower().nodes}
