@@ -231,11 +231,12 @@ class SpikeGPT(LanguageModel):
 
     @classmethod
     def from_reference(
-        cls, path_or_state_dict: str | Path | Mapping[str, Tensor], *, binary_embedding: bool
+        cls, path_or_state_dict: str | Path | Mapping[str, Tensor], *, binary_embedding: bool, say=None
     ) -> "SpikeGPT":
         """Read a checkpoint of the original (weights only); sizes and ffnPre are read off the tensors.
 
         binary_embedding  whether the embedding's values become spikes: the file does not say
+        say               called with a line about what was mapped
         returns           the model in evaluation mode
         raises            FormatError: a key is missing, unknown or of the wrong shape, or the file holds more
         """
@@ -255,6 +256,12 @@ class SpikeGPT(LanguageModel):
         )
         model = cls(config)
         fit_tensors(model, tensors, where)
+        if say:
+            first = "ffnPre and ffn" if config.ffn_pre else "att and ffn"
+            say(
+                f"{len(tensors)} tensors, {model.n_parameters:,} numbers, each under its own name: vocabulary "
+                f"{config.vocabulary}, width {config.embedding}, {config.depth} blocks, {first} in the first"
+            )
         return model.eval()
 
     def to_reference(self) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from rheobase.backends.artifact import MANIFEST, open_artifact
 from rheobase.backends.counting import load_target, target_names
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
+from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import sample as sample_text
@@ -158,6 +159,11 @@ def inspect(args) -> Answer:
         lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
         lines.append(f"not claimed: {m['not_claimed']}")
         return Answer({"kind": "artefact", "manifest": m}, "\n".join(lines))
+    if path.suffix in (".pt", ".pth"):
+        lines = []
+        model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)
+        lines.append("a SpikeGPT of the original; whether its embedding is binary the file does not say")
+        return Answer({"kind": "spikegpt", "config": dataclasses.asdict(model.config)}, "\n".join(lines))
     if path.suffix in (".h5", ".hdf5"):
         trace = load_trace(path)
         lines = [f"trace of {trace.tokens.shape[1]} tokens on {trace.simulator}, graph {trace.graph[:12]}"]
@@ -181,6 +187,11 @@ def diff(args) -> Answer:
 
 def _signals(path: Path) -> dict[str, np.ndarray]:
     """Signals [B, T, n] of a trace, of an artefact's trace, or of a run: its log by step, and its weights."""
+    if path.suffix in (".pt", ".pth"):
+        lines = []
+        model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)
+        lines.append("a SpikeGPT of the original; whether its embedding is binary the file does not say")
+        return Answer({"kind": "spikegpt", "config": dataclasses.asdict(model.config)}, "\n".join(lines))
     if path.suffix in (".h5", ".hdf5"):
         return dict(load_trace(path).signals)
     if (path / MANIFEST).is_file():

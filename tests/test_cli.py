@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import h5py
 import pytest
@@ -63,6 +64,13 @@ def test_export_verify_inspect(small_run, tmp_path, ask):
     assert text.startswith("s2lm/1") and "pe/000.bin" in text and "not claimed" in text
     assert "differ" in ask("diff", tmp_path / "image", tmp_path / "image")
     assert "egru_lm" in ask("inspect", small_run.folder)
+
+
+def test_inspect_says_what_it_reads_off_an_originals_file(ask):
+    path = Path(__file__).parent / "golden" / "spikegpt_reference.pt"
+    text = ask("inspect", path)
+    assert "78 tensors, 59,712 numbers" in text and "vocabulary 77, width 32, 4 blocks, att and ffn" in text
+    assert ask("inspect", path, "--json")["config"]["depth"] == 4
 
 
 def test_report_is_one_self_contained_page(small_run, tmp_path, ask):
