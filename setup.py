@@ -1,5 +1,7 @@
 """Maps the top-level folders to rheobase.* and compiles the C sources; the metadata is in pyproject.toml."""
 
+import os
+
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
@@ -19,7 +21,8 @@ class BuildNative(build_ext):
 
 native = Extension(
     "rheobase.spiking.ops.native._native",
-    sources=["spiking/ops/native/gather.c"],
+    sources=["spiking/ops/native/gather.c", "spiking/ops/native/egru.c"],
+    libraries=["m"] if os.name == "posix" else [],
     extra_compile_args=["-std=c99", "-O3", "-ffp-contract=off"],
     optional=True,
 )

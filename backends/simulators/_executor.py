@@ -1,7 +1,7 @@
 """Runs an EventGraph: one schedule for every simulator, which brings only its kernels.
 
-A group of nodes that depend on each other through delayed edges runs step by step; every other node runs once,
-on all steps at hand. B streams, T steps; values are kept time-major, [T, B, n].
+A group of nodes that depend on each other through delayed edges runs step by step, or in one call where the simulator
+has one for it; every other node runs once, on all steps at hand. B streams, T steps; values are kept time-major, [T, B, n].
 """
 
 import numpy as np
@@ -36,6 +36,14 @@ class Kernels:
         """The simulator's array as NumPy's."""
         return array
 
+    def sequence(self, nodes, edges, values, carried):
+        """A group of nodes over all steps in one call, or None where it must go step by step.
+
+        edges    node -> its input port -> edge;  values, carried: as `execute` holds them
+        returns  outputs, "node.port" -> [T, B, n], and the state after the last step, "node.port" -> [B, n]
+        """
+        return None
+
     def tally(self, tokens: int) -> Tally | None:
         """What was counted since `begin`, or None."""
         return None
@@ -66,7 +74,12 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
         if isinstance(nodes[0].op, Tokens):
             values[f"{nodes[0].name}.out"] = tokens.T[..., None]
         elif any(n.op.state or any(e.source_node in group for e in edges[n.name].values()) for n in nodes):
-            _run_by_step(nodes, edges, values, carried, wanted, (steps, streams), graph, kernels)
+            whole = kernels.sequence(nodes, edges, values, carried)
+            if whole is None:
+                _run_by_step(nodes, edges, values, carried, wanted, (steps, streams), graph, kernels)
+            else:
+                values |= {name: array for name, array in whole[0].items() if name in wanted}
+                carried |= whole[1]
         else:
             _run_at_once(nodes[0], edges[nodes[0].name], values, carried, (steps, streams), kernels)
     for e in graph.edges:

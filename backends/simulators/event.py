@@ -6,9 +6,10 @@ Products whose operand is DENSE are dense, and are counted so. N items (streams,
 import numpy as np
 
 from rheobase.backends.simulators._executor import Kernels
-from rheobase.spiking.graph import Linear, WKVCell
+from rheobase.spiking.graph import EGRUCell, Linear, WKVCell
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import Gather
+from rheobase.spiking.ops.native.egru import egru_sequence
 from rheobase.spiking.tally import BINARY, EVENT_KINDS, TERNARY, Counts, Tally
 
 
@@ -18,7 +19,7 @@ def sigmoid(x):
 
 
 class EventKernels(Kernels):
-    """Kernels in NumPy with the C gather; they count what they do as they do it."""
+    """Kernels in NumPy with the C gather and the C EGRU layer; they count what they do as they do it."""
 
     def begin(self, graph):
         self.graph = graph
@@ -67,22 +68,26 @@ class EventKernels(Kernels):
 
     def linear(self, node, inputs):
         x, product = inputs["x"], self.arrays[node.name]["product"]
-        kind, (n_in, n_out) = self.kind[node.name]["x"], product.weight.shape
-        if kind in EVENT_KINDS:
+        if self.kind[node.name]["x"] in EVENT_KINDS:
             out, rows = product(x)
         else:
             out, rows = x @ product.weight, x.size
             if product.bias is not None:
                 out += product.bias
+        self.count_linear(node, len(x), rows)
+        return {"out": out}
+
+    def count_linear(self, node, n_items, rows):
+        product, kind = self.arrays[node.name]["product"], self.kind[node.name]["x"]
+        n_in, n_out = product.weight.shape
         self.count(
             node.name,
-            dense_macs=len(x) * n_in * n_out,
+            dense_macs=n_items * n_in * n_out,
             rows=rows,
-            weight_bytes=(rows * n_out + (len(x) * n_out if product.bias is not None else 0)) * self.size,
-            activation_bytes=(rows + len(x) * n_out) * self.size,
+            weight_bytes=(rows * n_out + (n_items * n_out if product.bias is not None else 0)) * self.size,
+            activation_bytes=(rows + n_items * n_out) * self.size,
             **{"acs" if kind in (BINARY, TERNARY) else "macs": rows * n_out},
         )
-        return {"out": out}
 
     def relu(self, node, inputs):
         x = inputs["x"]
@@ -103,10 +108,14 @@ class EventKernels(Kernels):
         thr = self.arrays[node.name]["thr"]
         o = p - thr > 0
         y = np.where(o, p, 0)
-        n, n_events = c.size, np.count_nonzero(o)
+        self.count_egrucell(node, c.size, np.count_nonzero(o))
+        trace = TRACE_DECAY * state["trace"] + (1 - TRACE_DECAY) * y
+        return {"y": y, "c": np.where(o, p - thr, p), "trace": trace}
+
+    def count_egrucell(self, node, n, n_events):
         self.count(
             node.name,
-            products=(9 if zoneout else 7) * n,
+            products=(9 if node.op.zoneout else 7) * n,
             state_updates=2 * n,
             comparisons=n,
             events=n_events,
@@ -116,8 +125,26 @@ class EventKernels(Kernels):
             weight_bytes=n * self.size,
             activation_bytes=(6 * n + n_events) * self.size,
         )
-        trace = TRACE_DECAY * state["trace"] + (1 - TRACE_DECAY) * y
-        return {"y": y, "c": np.where(o, p - thr, p), "trace": trace}
+
+    def sequence(self, nodes, edges, values, carried):
+        """An EGRU layer in C: a cell with the product of its own last events, as `egrucell` and `linear` step it."""
+        by_op = {type(n.op): n for n in nodes}
+        if len(nodes) != 2 or by_op.keys() != {Linear, EGRUCell}:
+            return None
+        cell, linear = by_op[EGRUCell], by_op[Linear]
+        a, q, x = edges[cell.name]["a"], edges[cell.name]["q"], edges[linear.name]["x"]
+        inside = (x.source, x.delay, q.source, q.delay) == (f"{cell.name}.y", 1, f"{linear.name}.out", 0)
+        product, thr = self.arrays[linear.name]["product"], self.arrays[cell.name]["thr"]
+        typed = product.dtype == thr.dtype == self.dtype
+        if not inside or a.delay or a.source == q.source or not typed or product.function is None:
+            return None
+        before = tuple(carried[f"{cell.name}.{port}"] for port in ("y", "c", "trace"))
+        run = egru_sequence(values[a.source], product, thr, before, zoneout=cell.op.zoneout, decay=TRACE_DECAY)
+        steps, streams = run.q.shape[:2]
+        self.count_linear(linear, steps * streams, run.rows)
+        self.count_egrucell(cell, steps * streams * thr.size, run.events)
+        outputs = {q.source: run.q, **{f"{cell.name}.{port}": getattr(run, port)[1:] for port in cell.op.outputs}}
+        return outputs, {f"{cell.name}.{port}": getattr(run, port)[-1].copy() for port in cell.op.state}
 
     def lstmcell(self, node, inputs, state):
         c = state["c"]

@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 
-_FUNCTIONS = {np.dtype(np.float32): "gather_f32", np.dtype(np.float64): "gather_f64"}
+SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 
 
 @functools.cache
@@ -16,9 +16,11 @@ def library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     lib = ctypes.CDLL(spec.origin)
-    for name in _FUNCTIONS.values():
-        getattr(lib, name).argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3
-        getattr(lib, name).restype = ctypes.c_int64
+    for suffix in SUFFIXES.values():
+        gather, egru = getattr(lib, f"gather_{suffix}"), getattr(lib, f"egru_{suffix}")
+        gather.argtypes, gather.restype = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3, ctypes.c_int64
+        egru.argtypes = [ctypes.c_void_p] * 9 + [ctypes.c_double] * 2 + [ctypes.c_int64] * 3
+        egru.restype = None
     return lib
 
 
@@ -35,8 +37,8 @@ class Gather:
         self.bias = None if bias_O is None else np.ascontiguousarray(bias_O, self.weight.dtype)
         self.dtype = self.weight.dtype
         self.function = None
-        if native and self.dtype in _FUNCTIONS and library() is not None:
-            self.function = getattr(library(), _FUNCTIONS[self.dtype])
+        if native and self.dtype in SUFFIXES and library() is not None:
+            self.function = getattr(library(), f"gather_{SUFFIXES[self.dtype]}")
             self.pointers = self.weight.ctypes.data, None if self.bias is None else self.bias.ctypes.data
 
     def __call__(self, x_ND: np.ndarray) -> tuple[np.ndarray, int]:
