@@ -54,7 +54,9 @@ def main() -> None:
                 tokens = np.random.default_rng(1).integers(0, 256, (1, steps))
                 few, all_ = medians(graphs, tokens, options.repeats)
                 name = str(dtype).removeprefix("torch.")
-                print(f"{units:5}  {steps:6}  {name}  {1e3 * few:8.2f}  {1e3 * all_:9.2f}   {few / all_:.3f}", flush=True)
+                print(
+                    f"{units:5}  {steps:6}  {name}  {1e3 * few:8.2f}  {1e3 * all_:9.2f}   {few / all_:.3f}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from rheobase.backends import count, simulate
+from rheobase.backends.simulators.event import EventKernels
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
 from rheobase.spiking.graph import Edge, EventGraph
+from rheobase.spiking.ops.native import Gather, library
+from rheobase.spiking.ops.native.egru import egru_sequence
 from rheobase.spiking.tally import DENSE, GRADED
 
 TEXT = "\n\n".join(topics[k] for k in sorted(topics)).encode()
@@ -63,6 +66,58 @@ def test_events_and_logits_are_the_models_over_a_thousand_tokens(model, on):
         assert np.array_equal(events != 0, layer.o.numpy() != 0)
         assert np.abs(events - layer.y.numpy()).max() < 1e-9
         assert np.abs(trace.state[f"layers.{i}.c"] - state[i].c.numpy()).max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("zoneout", [0.0, 0.2])
+def test_c_runs_an_egru_layer_as_numpy_steps_it(monkeypatch, dtype, tolerance, zoneout):
+    if library() is None:
+        pytest.skip("no C library")
+    graph, record = egru(zoneout=zoneout).to(dtype).lower(), ["layers.*"]
+    x, more = tokens(1000 if dtype == torch.float64 else 100), tokens(70, 3)
+    whole = [simulate(graph, part, record=record) for part in (x, more, more[:, :0])]
+    calls = []
+    monkeypatch.setattr(EventKernels, "sequence", lambda *_: calls.append(1))
+    for part, by_c in zip((x, more, more[:, :0]), whole, strict=True):
+        by_step = simulate(graph, part, record=record)
+        assert by_c.recorded.keys() == by_step.recorded.keys() and by_c.state.keys() == by_step.state.keys()
+        for got, wanted in ((by_c.recorded, by_step.recorded), (by_c.state, by_step.state)):
+            for name in wanted:
+                assert got[name].shape == wanted[name].shape and got[name].dtype == wanted[name].dtype
+                assert np.abs(got[name] - wanted[name]).max(initial=0) < tolerance
+        if dtype == torch.float64 and part.size:
+            assert by_c.tally == by_step.tally
+            for name, events in by_step.events.items():
+                assert np.array_equal(by_c.events[name].to_dense() != 0, events.to_dense() != 0)
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_c_layer_saturates_as_sigmoid_and_tanh_do(dtype):
+    if library() is None:
+        pytest.skip("no C library")
+    far = np.array([-1e30, -800, -100, -30, -1, -1e-3, 0, 1e-3, 1, 30, 100, 800, 1e30, np.nan], dtype)
+    units, tiny = far.size, np.finfo(dtype).eps
+    zeros, thr = np.zeros((1, units), dtype), np.full(units, 2, dtype)
+    silent = Gather(np.zeros((units, 3 * units), dtype))
+    for gates, wanted in (
+        ((far, 0 * far, 0 * far), 1 / (1 + np.exp(-far.astype(np.float64).clip(-700)))),
+        ((far * 0 - 1e30, 0 * far, far), np.tanh(far.astype(np.float64))),
+    ):
+        a = np.nan_to_num(np.concatenate(gates), nan=np.nan)[None, None].astype(dtype)
+        run = egru_sequence(a, silent, thr, (zeros, zeros + 1, zeros), zoneout=0.0, decay=0.9)
+        assert np.allclose(run.c[1, 0], wanted, rtol=0, atol=2 * tiny, equal_nan=True)
+        assert (run.rows, run.events) == (0, 0)
+
+
+def test_a_cell_whose_product_reads_something_else_goes_step_by_step():
+    """The layer in C is for a layer's own y, a step late; a product of c gives what the dense simulator gives."""
+    graph, x = egru(layers=(40,)).lower(), tokens(50)
+    edges = tuple(Edge("layers.0.c", e.target, DENSE, e.shape, 1) if e.delay else e for e in graph.edges)
+    changed = EventGraph(graph.nodes, edges, graph.arrays, graph.outputs)
+    logits = simulate(changed, x).outputs["logits"]
+    assert np.abs(logits - simulate(changed, x, on="torch").outputs["logits"]).max() < 1e-9
+    assert np.abs(logits - simulate(graph, x).outputs["logits"]).max() > 1e-6
 
 
 def test_rows_gathered_are_events_delivered(model):

@@ -1,7 +1,8 @@
 """Runs an EventGraph: one schedule for every simulator, which brings only its kernels.
 
 A group of nodes that depend on each other through delayed edges runs step by step, or in one call where the simulator
-has one for it; every other node runs once, on all steps at hand. B streams, T steps; values are kept time-major, [T, B, n].
+has one for it; every other node runs once, on all steps at hand. B streams, T steps; values are kept time-major,
+[T, B, n].
 """
 
 import numpy as np
