@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from rheobase.spiking.errors import GraphError
-from rheobase.spiking.tally import BINARY, DENSE, GRADED, KINDS
+from rheobase.spiking.tally import BINARY, DENSE, GRADED, KINDS, TERNARY
 
 Shape = tuple[int, ...]
 
@@ -149,8 +149,19 @@ class LIFCell(Op):
     decay_input: bool = True
     fire: str = ">="
 
+    @property
+    def initial(self):
+        return {"v": self.v_reset or 0.0}
+
     def shapes(self, name, inputs, arrays):
         return {"s": inputs["x"], "v": inputs["x"]}
+
+
+@dataclass(frozen=True)
+class TernaryLIFCell(LIFCell):
+    """LIF units that fire at -theta too, with a spike of -1: `ops.lif` with ternary=True."""
+
+    outputs = {"s": TERNARY, "v": DENSE}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 from rheobase.backends import count, simulate
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
-from rheobase.spiking.graph import Edge, EventGraph
+from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Tokens
 from rheobase.spiking.ops.native import Gather, library
 from rheobase.spiking.ops.native.egru import egru_sequence
-from rheobase.spiking.tally import DENSE, GRADED
+from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
 
 TEXT = "\n\n".join(topics[k] for k in sorted(topics)).encode()
 
@@ -118,6 +119,52 @@ def test_a_cell_whose_product_reads_something_else_goes_step_by_step():
     logits = simulate(changed, x).outputs["logits"]
     assert np.abs(logits - simulate(changed, x, on="torch").outputs["logits"]).max() < 1e-9
     assert np.abs(logits - simulate(graph, x).outputs["logits"]).max() > 1e-6
+
+
+class OneLayer(torch.nn.Module):
+    """Embedding, LIF, linear layer; and the same by hand as a graph."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.emb, self.lif, self.out = torch.nn.Embedding(7, 5), LIF(5, **options), torch.nn.Linear(5, 3)
+
+    def forward(self, tokens):
+        return self.out(self.lif(self.emb(tokens))[0])
+
+    def lower(self):
+        nodes = (
+            Node("tokens", Tokens(7)),
+            Node("emb", Embedding(), {"table": "emb.weight"}),
+            Node("lif", self.lif.lower()),
+            Node("out", Linear(transposed=True), {"weight": "out.weight", "bias": "out.bias"}),
+        )
+        edges = (
+            Edge("tokens.out", "emb.token", BINARY, (7,)),
+            Edge("emb.out", "lif.x", DENSE, (5,)),
+            Edge("lif.s", "out.x", TERNARY if self.lif.ternary else BINARY, (5,)),
+        )
+        arrays = {name: p.detach().numpy() for name, p in self.named_parameters()}
+        return EventGraph(nodes, edges, arrays, {"logits": "out.out"})
+
+
+@pytest.mark.parametrize("ternary", [False, True])
+@pytest.mark.parametrize("fire", [">", ">="])
+@pytest.mark.parametrize("v_reset", [0.1, None])
+def test_lif_nodes_give_the_layers_spikes_and_both_counts(ternary, fire, v_reset):
+    torch.manual_seed(0)
+    model = OneLayer(ternary=ternary, fire=fire, v_reset=v_reset, tau=3.0, theta=0.4).double()
+    x = torch.randint(7, (2, 50))
+    with torch.no_grad():
+        spikes, logits = model.lif(model.emb(x))[0], model(x)
+    for on in ("event", "torch"):
+        trace = simulate(model.lower(), x.numpy(), on=on)
+        assert np.array_equal(trace.events["lif.s"].to_dense(), spikes.numpy())
+        assert np.abs(trace.outputs["logits"] - logits.numpy()).max() < 1e-12
+    assert set(spikes.unique().tolist()) == ({-1, 0, 1} if ternary else {0, 1})
+    tally = count(model, x)
+    assert tally.uncounted == () and tally.without_bytes() == simulate(model.lower(), x.numpy()).tally.without_bytes()
+    assert tally.operators["lif"].comparisons == 2 * 50 * 5 * (2 if ternary else 1)
+    assert tally.operators["out"].acs == 3 * int((spikes != 0).sum()) and tally.operators["out"].macs == 0
 
 
 def test_rows_gathered_are_events_delivered(model):

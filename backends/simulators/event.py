@@ -168,24 +168,30 @@ class EventKernels(Kernels):
         self.count(node.name, comparisons=n, events=sent, activation_bytes=(n + sent) * self.size)
         return {"out": s}
 
-    def lifcell(self, node, inputs, state):
+    def lifcell(self, node, inputs, state, ternary=False):
         op, x, v = node.op, inputs["x"], state["v"]
         rest = 0.0 if op.v_reset is None else op.v_reset
         h = v + (x - (v - rest)) / op.tau if op.decay_input else v - (v - rest) / op.tau + x
-        fired = h - op.theta > 0 if op.fire == ">" else h - op.theta >= 0
-        n, sent = x.size, np.count_nonzero(fired)
+        beyond = np.greater if op.fire == ">" else np.greater_equal
+        s = fired = beyond(h - op.theta, 0).astype(self.dtype)
+        if ternary:
+            below = beyond(-h - op.theta, 0).astype(self.dtype)
+            s, fired = s - below, s + below
+        n, sent = x.size, np.count_nonzero(s)
         self.count(
             node.name,
             products=n,
             division=n,
-            comparisons=n,
+            comparisons=(2 if ternary else 1) * n,
             state_updates=n,
             events=sent,
             state_bytes=2 * n * self.size,
             activation_bytes=(n + sent) * self.size,
         )
-        s = fired.astype(self.dtype)
-        return {"s": s, "v": h - s * op.theta if op.v_reset is None else h - s * (h - op.v_reset)}
+        return {"s": s, "v": h - s * op.theta if op.v_reset is None else h - fired * (h - op.v_reset)}
+
+    def ternarylifcell(self, node, inputs, state):
+        return self.lifcell(node, inputs, state, ternary=True)
 
     def wkvcell(self, node, inputs, state):
         arrays, k, v = self.arrays[node.name], inputs["k"], inputs["v"]

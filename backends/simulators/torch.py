@@ -69,11 +69,14 @@ class TorchKernels(Kernels):
     def spike(self, node, inputs):
         return {"out": (inputs["x"] >= 0).to(inputs["x"].dtype)}
 
-    def lifcell(self, node, inputs, state):
+    def lifcell(self, node, inputs, state, ternary=False):
         op = node.op
         settings = {n: getattr(op, n) for n in ("tau", "theta", "v_reset", "decay_input", "fire")}
-        s, v = lif_step(inputs["x"], state["v"], detach_reset=False, surrogate=Triangle(), **settings)
+        s, v = lif_step(inputs["x"], state["v"], detach_reset=False, surrogate=Triangle(), ternary=ternary, **settings)
         return {"s": s, "v": v}
+
+    def ternarylifcell(self, node, inputs, state):
+        return self.lifcell(node, inputs, state, ternary=True)
 
     def wkvcell(self, node, inputs, state):
         arrays = self.arrays[node.name]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rheobase.spiking.errors import ConfigError, ShapeError
-from rheobase.spiking.graph import LIFCell
+from rheobase.spiking.graph import LIFCell, TernaryLIFCell
 from rheobase.spiking.neurons._cell import Cell
 from rheobase.spiking.ops.lif.reference import lif, lif_step
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
@@ -29,6 +29,7 @@ class LIF(Cell):
     decay_input   whether the input is divided by tau too
     fire          ">=" or ">"
     detach_reset  whether the reset is cut from the gradient
+    ternary       whether units fire at -theta too, with a spike of -1
     learn         names among "tau" and "theta" to be learnt, one value a unit; `project_` keeps tau >= 1 and
                   theta >= 0.001
 
@@ -48,6 +49,7 @@ class LIF(Cell):
         fire: str = ">=",
         detach_reset: bool = False,
         surrogate: Surrogate = ATan(),
+        ternary: bool = False,
         learn: tuple[str, ...] = (),
     ):
         super().__init__()
@@ -65,10 +67,10 @@ class LIF(Cell):
         for name, value in (("tau", tau), ("theta", theta)):
             setattr(self, name, nn.Parameter(torch.full((units,), float(value))) if name in learn else value)
         self.v_reset, self.decay_input, self.fire = v_reset, decay_input, fire
-        self.detach_reset, self.surrogate = detach_reset, surrogate
+        self.detach_reset, self.surrogate, self.ternary = detach_reset, surrogate, ternary
 
     def _settings(self) -> dict:
-        names = ("tau", "theta", "v_reset", "decay_input", "fire", "detach_reset", "surrogate")
+        names = ("tau", "theta", "v_reset", "decay_input", "fire", "detach_reset", "surrogate", "ternary")
         return {name: getattr(self, name) for name in names}
 
     def _check(self, x: Tensor) -> None:
@@ -99,7 +101,8 @@ class LIF(Cell):
     def lower(self) -> LIFCell:
         """The graph op of the same equations."""
         names = ("tau", "theta", "v_reset", "decay_input", "fire")
-        return LIFCell(**{name: getattr(self, name) for name in names})
+        cell = TernaryLIFCell if self.ternary else LIFCell
+        return cell(**{name: getattr(self, name) for name in names})
 
     @torch.no_grad()
     def project_(self):
@@ -109,9 +112,12 @@ class LIF(Cell):
 
 
 def examples() -> list[Cell]:
-    """Small instances for the laws: both resets, both firing rules, both input forms, learnable parameters."""
+    """Small instances for the laws: both resets, both firing rules, both input forms, two and three values,
+    learnable parameters."""
     return [
         LIF(3),
         LIF(2, tau=4.0, v_reset=None, decay_input=False, fire=">"),
         LIF(4, tau=3.0, theta=0.7, v_reset=-0.2, detach_reset=True, learn=("tau", "theta")),
+        LIF(3, tau=3.0, theta=0.6, v_reset=0.1, ternary=True, learn=("tau", "theta")),
+        LIF(2, tau=4.0, v_reset=None, decay_input=False, fire=">", ternary=True, learn=("theta",)),
     ]

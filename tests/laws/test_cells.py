@@ -111,31 +111,34 @@ def test_from_rest_is_the_same_as_from_the_initial_state(neuron):
     law()
 
 
-def lif_by_hand(x, v, tau, theta, v_reset, decay_input, fire):
+def lif_by_hand(x, v, tau, theta, v_reset, decay_input, fire, ternary):
     """The equations of `lif`, one number at a time."""
     spikes, rest = [], 0.0 if v_reset is None else v_reset
     v = rest if v is None else v
     for current in x:
         h = v + (current - (v - rest)) / tau if decay_input else v - (v - rest) / tau + current
-        s = h > theta or (fire == ">=" and h == theta)
-        v = h if not s else h - theta if v_reset is None else v_reset
+        sign = -1 if ternary and h < 0 else 1
+        s = sign if sign * h > theta or (fire == ">=" and sign * h == theta) else 0
+        v = h if not s else h - s * theta if v_reset is None else v_reset
         spikes.append((float(s), v))
     return spikes
 
 
 @given(
-    st.lists(st.integers(-8, 16), max_size=8),
+    st.lists(st.integers(-16, 16), max_size=8),
     st.none() | st.integers(-4, 4),
     st.sampled_from([2.0, 4.0]),
     st.sampled_from([0.5, 1.0]),
     st.sampled_from([None, 0.0, -0.25]),
     st.booleans(),
     st.sampled_from([">", ">="]),
+    st.booleans(),
 )
-def test_lif_computes_its_equations(quarters, start, tau, theta, v_reset, decay_input, fire):
+def test_lif_computes_its_equations(quarters, start, tau, theta, v_reset, decay_input, fire, ternary):
     """On multiples of a quarter: exact in binary, so the membrane often lies right on the threshold."""
     x, v = [q / 4 for q in quarters], None if start is None else start / 4
     options = {"tau": tau, "theta": theta, "v_reset": v_reset, "decay_input": decay_input, "fire": fire}
+    options["ternary"] = ternary
     x_BTD = torch.tensor(x, dtype=torch.float64).view(1, -1, 1)
     s, membrane = lif(x_BTD, None if v is None else torch.full((1, 1), v).double(), **options)
     wanted = lif_by_hand(x, v, **options)
@@ -149,6 +152,8 @@ def test_lif_fires_at_its_threshold_unless_told_otherwise():
     at_threshold = torch.full((1, 1, 1), 2.0)  # tau 2 halves it
     assert LIF()(at_threshold)[0].item() == lif(at_threshold)[0].item() == 1
     assert LIF(fire=">")(at_threshold)[0].item() == lif(at_threshold, fire=">")[0].item() == 0
+    assert lif(-at_threshold, ternary=True)[0].item() == -1 and lif(-at_threshold)[0].item() == 0
+    assert lif(-at_threshold, fire=">", ternary=True)[0].item() == 0
 
 
 def test_egru_is_silent_at_its_threshold():
@@ -172,6 +177,22 @@ def test_a_detached_reset_has_no_gradient(detach_reset, v_reset):
     wanted = 1 - slope if v_reset is None else 1 - 1 - slope * (h - v_reset)
     (gradient,) = torch.autograd.grad(end.v.sum(), x)
     assert abs(gradient.item() - wanted / 2) <= 1e-12
+
+
+@pytest.mark.parametrize("v_reset", [0.25, None])
+@pytest.mark.parametrize("drive", [3.0, -4.0, 0.5])
+def test_the_gradient_of_a_ternary_spike_is_that_of_its_two_thresholds(drive, v_reset):
+    """ds/dx = (a + b) / 2 with the slopes a at h - theta and b at -h - theta; dv/dx through the reset as well."""
+    cell = LIF(1, v_reset=v_reset, ternary=True).double()
+    x = torch.full((1, 1, 1), drive, dtype=torch.float64, requires_grad=True)
+    s, end = cell(x, LIFState(torch.zeros(1, 1, dtype=torch.float64)))
+    h = drive / 2 + (v_reset or 0.0) / 2
+    a, b = (cell.surrogate.slope(torch.tensor(u, dtype=torch.float64)).item() for u in (h - 1, -h - 1))
+    fired = abs(s.item())
+    assert s.item() == (h >= 1) - (h <= -1)
+    wanted = 1 - (a + b) if v_reset is None else 1 - fired - (a - b) * (h - v_reset)
+    (of_s,), (of_v,) = (torch.autograd.grad(part.sum(), x, retain_graph=True) for part in (s, end.v))
+    assert abs(of_s.item() - (a + b) / 2) <= 1e-12 and abs(of_v.item() - wanted / 2) <= 1e-12
 
 
 @pytest.mark.parametrize("training", [False, True])

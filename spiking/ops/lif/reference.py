@@ -8,15 +8,20 @@ from torch import Tensor
 
 from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
-from rheobase.spiking.tally import BINARY, announce, mark
+from rheobase.spiking.tally import BINARY, TERNARY, announce, mark
 
 
-def lif_step(x, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate):
+def lif_step(x, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary=False):
     """One step of `lif`: x and v of one shape -> (s, v after the reset)."""
     rest = 0.0 if v_reset is None else v_reset
     h = v + (x - (v - rest)) / tau if decay_input else v - (v - rest) / tau + x
-    s = mark(surrogate.spike(h - theta, fire), BINARY)
-    reset = s.detach() if detach_reset else s
+    s = fired = surrogate.spike(h - theta, fire)
+    if ternary:
+        below = surrogate.spike(-h - theta, fire)
+        s, fired = s - below, s + below
+    mark(s, TERNARY if ternary else BINARY)
+    reset = s if v_reset is None else fired
+    reset = reset.detach() if detach_reset else reset
     v = h - reset * theta if v_reset is None else h - reset * (h - v_reset)
     announce(state_updates=v)
     return s, v
@@ -33,21 +38,25 @@ def lif(
     fire: str = ">=",
     detach_reset: bool = False,
     surrogate: Surrogate = ATan(),
+    ternary: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Leaky integrate-and-fire neurons along the time axis of x.
 
         h_t = v + (x_t - (v - v_rest)) / tau      decay_input=True
         h_t = v - (v - v_rest) / tau + x_t        decay_input=False
         s_t = [h_t >= theta] or [h_t > theta]
-        v_t = h_t - s_t (h_t - v_reset)           hard reset, v_rest = v_reset
+        s_t = [h_t >= theta] - [h_t <= -theta]    ternary=True, or both strict
+        v_t = h_t - |s_t| (h_t - v_reset)         hard reset, v_rest = v_reset
         v_t = h_t - s_t theta                     v_reset=None: reset by subtraction, v_rest = 0
 
     x_BTD         input current, in units of theta                                 [B, T, D]
     v             membrane before the first step, at rest if not given              [B, D]
     tau           time constant in steps, at least 1 (a number, or one a unit [D])
-    theta         threshold (a number, or one a unit [D])
+    theta         threshold (a number, or one a unit [D]); above 0 where ternary
     detach_reset  True: no gradient flows through the reset's s_t
-    returns       (s_BTD in {0, 1}, v_BTD the membrane after each step's reset); the state to carry is v_BTD[:, -1]
+    ternary       True: units fire at -theta too, with a spike of -1; the surrogate's slope is taken at both
+    returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset); the
+                  state to carry is v_BTD[:, -1]
     raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule
 
     Source: SpikeGPT's LIF is tau=2, theta=1, v_reset=0, decay_input=True, fire=">=", ATan(2); SNN texts write
@@ -78,6 +87,7 @@ def lif(
             fire=fire,
             detach_reset=detach_reset,
             surrogate=surrogate,
+            ternary=ternary,
         )
         spikes.append(s)
         membranes.append(v)
