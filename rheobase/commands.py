@@ -29,6 +29,7 @@ from rheobase.models.training.sample import sample as sample_text
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, RheobaseError
+from rheobase.spiking.ops.choice import taken
 from rheobase.spiking.ops.native import library
 
 
@@ -238,6 +239,7 @@ def doctor(args) -> Answer:
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "c_library": library() is not None,
+        **{f"{op}_kernels": taken(op) for op in ("lif",)},
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         **{name: version(name) for name in packages},
     }

@@ -109,6 +109,11 @@ class Tally:
 _listeners: list = []
 
 
+def listens() -> bool:
+    """Whether any counter listens just now."""
+    return bool(_listeners)
+
+
 def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
     """Tell listening counters that `tensor` carries events of this kind, and returns it.
 

@@ -6,6 +6,7 @@ from hypothesis import settings
 
 from rheobase.models.training import loop
 from rheobase.models.training.run import RunConfig
+from rheobase.spiking.ops.native import library
 
 torch.set_num_threads(1)
 settings.register_profile("laws", max_examples=200, deadline=None, derandomize=True, database=None)
@@ -15,6 +16,15 @@ SMALL = {
     "model": {"name": "egru_lm", "embedding": 48, "layers": [64, 48], "thr_mean": 0.1, "embedding_range": 0.5},
     "train": {"steps": 60, "batch": 16, "context": 32, "warmup": 5, "evaluate_every": 60, "checkpoint_every": 60},
 }
+
+
+@pytest.fixture(params=["reference", "native"])
+def kernels(request, monkeypatch):
+    """The test once by the reference in torch, once by the kernels in C."""
+    if request.param == "native" and library() is None:
+        pytest.skip("no C library: no compiler at install")
+    monkeypatch.setenv("RHEOBASE_KERNELS", request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

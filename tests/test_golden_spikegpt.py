@@ -50,7 +50,7 @@ def tokens_for(model, batch=2, steps=11):
     return torch.randint(0, model.config.vocabulary, (batch, steps), generator=torch.Generator().manual_seed(1))
 
 
-def test_float64(monkeypatch):
+def test_float64(monkeypatch, kernels):
     seen = []
 
     def watched(x, v=None, **options):
@@ -77,7 +77,7 @@ def test_float64(monkeypatch):
         assert (p.grad - wanted).abs().max() <= 1e-10 * wanted.abs().max(), name
 
 
-def test_float32():
+def test_float32(kernels):
     logits, _, (_, spikes) = original(torch.float32).run(TOKENS)
     assert all(torch.equal(s, fixture(f"f32.block{i // 2}.lif{i % 2 + 1}.spk")) for i, s in enumerate(spikes))
     assert (logits - fixture("f32.logits")).abs().max() <= 1e-5
@@ -96,7 +96,7 @@ def test_float32():
     ],
 )
 @torch.no_grad()
-def test_step_form_is_sequence_form_at_any_cut(options):
+def test_step_form_is_sequence_form_at_any_cut(options, kernels):
     model = small(**options)
     tokens = tokens_for(model)
     logits, end, (_, spikes) = model.run(tokens)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.graph import LIFCell, TernaryLIFCell
 from rheobase.spiking.neurons._cell import Cell
-from rheobase.spiking.ops.lif.reference import lif, lif_step
+from rheobase.spiking.ops import lif
+from rheobase.spiking.ops.lif.reference import lif_step
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
 
 TAU_MIN, THETA_MIN = 1.0, 1e-3

@@ -15,6 +15,14 @@ FOLDER = "rheobase.spiking.neurons"
 NEURONS = registry.names(FOLDER)
 
 
+@pytest.fixture(params=[*((name, "auto") for name in NEURONS), ("lif", "reference")], ids="-".join)
+def neuron(request, monkeypatch):
+    """Each neuron by the kernels that it takes of itself, and LIF by its reference too."""
+    name, kernels = request.param
+    monkeypatch.setenv("RHEOBASE_KERNELS", kernels)
+    return name
+
+
 @st.composite
 def cases(draw, neuron, least=1):
     """A small instance in float64, an input [B, T, D] and an initial state."""
@@ -38,7 +46,6 @@ def test_there_are_neurons_with_examples():
     assert settings.default.max_examples >= 200
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 def test_the_examples_fire_and_stay_silent(neuron):
     """Laws over neurons that never fire, or always do, would say nothing."""
     fired = []
@@ -52,7 +59,6 @@ def test_the_examples_fire_and_stay_silent(neuron):
     assert len(fired) >= 200 and 0.05 < sum(fired) / len(fired) < 0.95
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 def test_sequence_is_the_fold_of_step(neuron):
     @given(cases(neuron))
     def law(case):
@@ -61,7 +67,6 @@ def test_sequence_is_the_fold_of_step(neuron):
     law()
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 def test_any_cut_changes_nothing(neuron):
     @given(cases(neuron), st.integers(0, 7))
     def law(case, cut):
@@ -70,7 +75,6 @@ def test_any_cut_changes_nothing(neuron):
     law()
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 def test_no_steps_change_nothing(neuron):
     @given(cases(neuron))
     def law(case):
@@ -79,7 +83,6 @@ def test_no_steps_change_nothing(neuron):
     law()
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 def test_gradients_reach_the_initial_state(neuron):
     @given(cases(neuron))
     def law(case):
@@ -90,7 +93,6 @@ def test_gradients_reach_the_initial_state(neuron):
     law()
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 def test_the_relaxed_form_has_the_gradients_it_claims(neuron):
     @given(cases(neuron))
     def law(case):
@@ -102,7 +104,6 @@ def test_the_relaxed_form_has_the_gradients_it_claims(neuron):
     law()
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 def test_from_rest_is_the_same_as_from_the_initial_state(neuron):
     @given(cases(neuron, least=0))
     def law(case):

@@ -1,0 +1,84 @@
+"""LIF over a sequence: `reference.py` in plain torch is the truth, `native.py` the same in C.
+
+B batch, T steps, D units.
+"""
+
+from torch import Tensor
+
+from rheobase.spiking.errors import ConfigError, ShapeError
+from rheobase.spiking.ops.choice import takes_native
+from rheobase.spiking.ops.lif import native, reference
+from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
+
+
+def lif(
+    x_BTD: Tensor,
+    v: Tensor | None = None,
+    *,
+    tau: float | Tensor = 2.0,
+    theta: float | Tensor = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    fire: str = ">=",
+    detach_reset: bool = False,
+    surrogate: Surrogate = ATan(),
+    ternary: bool = False,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Leaky integrate-and-fire neurons along the time axis of x.
+
+        h_t = v + (x_t - (v - v_rest)) / tau      decay_input=True
+        h_t = v - (v - v_rest) / tau + x_t        decay_input=False
+        s_t = [h_t >= theta] or [h_t > theta]
+        s_t = [h_t >= theta] - [h_t <= -theta]    ternary=True, or both strict
+        v_t = h_t - |s_t| (h_t - v_reset)         hard reset, v_rest = v_reset
+        v_t = h_t - s_t theta                     v_reset=None: reset by subtraction, v_rest = 0
+
+    x_BTD         input current, in units of theta                                 [B, T, D]
+    v             membrane before the first step, at rest if not given              [B, D]
+    tau           time constant in steps, at least 1 (a number, or one a unit [D])
+    theta         threshold (a number, or one a unit [D]); above 0 where ternary
+    detach_reset  True: no gradient flows through the reset's s_t
+    ternary       True: units fire at -theta too, with a spike of -1; the surrogate's slope is taken at both
+    kernels       "auto": in C where this call can be, else plain torch; "reference": plain torch; "native": in C. The
+                  environment variable RHEOBASE_KERNELS goes before it
+    returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset); the
+                  state to carry is v_BTD[:, -1]
+    raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule or kernels;
+                  UnsupportedError: "native" where this call cannot be in C
+
+    Source: SpikeGPT's LIF is tau=2, theta=1, v_reset=0, decay_input=True, fire=">=", ATan(2); SNN texts write
+    beta = 1 - 1/tau. Peers: snnTorch's `Leaky` is decay_input=False, fire=">", tau = 1/(1 - beta), and equals this
+    only with reset_delay=False (by default it resets one step later) and, resetting by subtraction, only while v
+    stays below 2 theta (beyond, it subtracts before it fires). Norse's `lif_feed_forward_step` is decay_input=True,
+    fire=">", tau = 1/(dt tau_mem_inv), with the input through a synaptic current: with tau_syn_inv = 1/dt that
+    current is the input itself.
+    """
+    if x_BTD.dim() != 3:
+        raise ShapeError("lif", "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add the missing axis")
+    if fire not in FIRE_RULES:
+        raise ConfigError("lif fire", "'>' or '>='", repr(fire), "name the firing rule")
+    batch, _, units = x_BTD.shape
+    if v is None:
+        v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset)
+    if v.shape != (batch, units):
+        raise ShapeError("lif", f"v of shape {(batch, units)}", f"{tuple(v.shape)}", "start a new state")
+    parameters = [p for p in (tau, theta) if isinstance(p, Tensor)]
+    obstacle = None
+    if type(surrogate).spike is not Surrogate.spike:
+        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, 'use kernels="auto"'
+    elif any(p.shape not in ((), (units,)) for p in parameters):
+        obstacle = f"tau and theta of shape ({units},)", "another shape", 'use kernels="auto"'
+    run = native.lif if takes_native("lif", kernels, [x_BTD, v, *parameters], obstacle) else reference.lif
+    return run(
+        x_BTD,
+        v,
+        tau=tau,
+        theta=theta,
+        v_reset=v_reset,
+        decay_input=decay_input,
+        fire=fire,
+        detach_reset=detach_reset,
+        surrogate=surrogate,
+        ternary=ternary,
+    )

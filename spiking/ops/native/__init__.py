@@ -1,4 +1,4 @@
-"""Event-driven matrix products on the CPU: in C where the library was compiled at install, else in NumPy."""
+"""The C library that is compiled at install, and event-driven matrix products on the CPU by it, else by NumPy."""
 
 import ctypes
 import functools
@@ -22,6 +22,15 @@ def library() -> ctypes.CDLL | None:
         egru.argtypes = [ctypes.c_void_p] * 9 + [ctypes.c_double] * 2 + [ctypes.c_int64] * 3
         egru.restype = None
     return lib
+
+
+@functools.cache
+def function(name: str, *argument_types) -> ctypes._CFuncPtr | None:
+    """A function of the library that returns nothing, or None where there is no library or it has no such function."""
+    found = getattr(library(), name, None)
+    if found is not None:
+        found.argtypes, found.restype = argument_types, None
+    return found
 
 
 class Gather:

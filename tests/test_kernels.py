@@ -1,0 +1,157 @@
+"""Kernels in C against their references, and the rule that chooses between them."""
+
+import itertools
+
+import pytest
+import torch
+
+from rheobase.backends import count
+from rheobase.spiking import LIF, ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
+from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.ops import lif
+from rheobase.spiking.ops.choice import taken
+from rheobase.spiking.ops.lif import native as lif_in_c
+from rheobase.spiking.ops.native import library
+from rheobase.spiking.surrogates import Relaxed
+
+needs_c = pytest.mark.skipif(library() is None, reason="no C library: no compiler at install")
+SURROGATES = [ATan(), ATan(3.0), Sigmoid(), Triangle(), FastSigmoid(), StraightThrough()]
+SIZES = [(3, 9, 37), (1, 1, 1), (2, 5, 300), (0, 4, 3), (2, 0, 3), (2, 4, 0)]
+TYPES = {torch.float64: 1e-10, torch.float32: 2e-5}
+"""type -> largest error of a gradient, relative to its largest element"""
+
+
+def assert_close(got, wanted, tolerance):
+    assert got.shape == wanted.shape and got.dtype == wanted.dtype
+    if wanted.numel():
+        assert (got - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+def both_lifs(x, v, parameters, weights, **settings):
+    """(spikes, membranes, gradients to x, v and the parameters) by the reference, and in C."""
+    results = []
+    for kernels in ("reference", "native"):
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in (x, v, *parameters.values())]
+        named = dict(zip(parameters, leaves[2:], strict=True))
+        s, membranes = lif(*leaves[:2], **named, **settings, kernels=kernels)
+        loss = sum((w * part).sum() for w, part in zip(weights, (s, membranes), strict=True) if w is not None)
+        gradients = torch.autograd.grad(loss.requires_grad_(), leaves, allow_unused=True, materialize_grads=True)
+        results.append((s, membranes, gradients))
+    return results
+
+
+@needs_c
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("v_reset", [0.0, None, -0.2])
+def test_lif_in_c_is_its_reference(v_reset, dtype):
+    """Spikes and membranes to the last bit, for every setting; on multiples of 1/4 many lie on the threshold."""
+    cases = itertools.product([True, False], [">", ">="], [False, True], [False, True], [2.0, 3.0, "learnt"], SIZES)
+    for i, (decay_input, fire, ternary, detach_reset, tau, size) in enumerate(cases):
+        g = torch.Generator().manual_seed(i)
+        batch, steps, units = size
+        x, v = (2 * torch.randn(s, generator=g, dtype=dtype) for s in (size, (batch, units)))
+        if i % 2:
+            x, v = (4 * x).round() / 4, (4 * v).round() / 4
+        settings = {"decay_input": decay_input, "fire": fire, "ternary": ternary, "detach_reset": detach_reset}
+        parameters = {}
+        if tau == "learnt":
+            tau_D, theta_D = torch.rand(2, units, generator=g, dtype=dtype)
+            parameters = {"tau": 1 + 3 * tau_D, "theta": 0.3 + theta_D}
+        else:
+            settings |= {"tau": tau, "theta": 0.75}
+        weights = [torch.randn(size, generator=g, dtype=dtype) for _ in range(2)]
+        if i % 3:
+            weights[i % 3 - 1] = None
+        by_torch, in_c = both_lifs(
+            x, v, parameters, weights, v_reset=v_reset, surrogate=SURROGATES[i % len(SURROGATES)], **settings
+        )
+        assert torch.equal(by_torch[0], in_c[0]) and torch.equal(by_torch[1], in_c[1]), settings
+        for wanted, got in zip(by_torch[2], in_c[2], strict=True):
+            assert_close(got, wanted, TYPES[dtype])
+
+
+@needs_c
+def test_lif_in_c_takes_any_strides_and_passes_nan_on():
+    x = torch.randn(5, 3, 7, dtype=torch.float64).transpose(0, 1)
+    v = torch.randn(14, dtype=torch.float64)[::2].expand(3, 7)
+    s, membranes = lif(x, v, kernels="native")
+    assert torch.equal(s, lif(x, v, kernels="reference")[0])
+    assert torch.equal(membranes, lif(x.contiguous(), v.contiguous(), kernels="native")[1])
+    x[1, 2, 3] = torch.nan
+    for a, b in zip(lif(x, v, kernels="native"), lif(x, v, kernels="reference"), strict=True):
+        assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+class Watched:
+    """Counts the calls of a function."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        return self.function(*args, **options)
+
+
+@pytest.fixture
+def lif_calls(monkeypatch):
+    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
+    watched = Watched(lif_in_c.lif)
+    monkeypatch.setattr(lif_in_c, "lif", watched)
+    return watched
+
+
+@needs_c
+def test_auto_takes_c_wherever_it_can(lif_calls, monkeypatch):
+    x = torch.randn(2, 4, 3)
+    lif(x)
+    lif(x.double(), tau=torch.full((3,), 2.0).double())
+    assert lif_calls.calls == 2 and taken("lif") == "native"
+    lif(x, kernels="reference")
+    lif(x.bfloat16())
+    lif(x, tau=torch.full((3,), 2.0).double())
+    lif(x, surrogate=Relaxed(ATan()))
+    lif(x, tau=torch.full((2, 3), 2.0))
+    count(LIF(3), x)
+    assert lif_calls.calls == 2
+    monkeypatch.setenv("RHEOBASE_KERNELS", "reference")
+    lif(x, kernels="native")
+    assert lif_calls.calls == 2 and taken("lif") == "reference"
+    monkeypatch.setenv("RHEOBASE_KERNELS", "native")
+    lif(x, kernels="reference")
+    assert lif_calls.calls == 3
+    assert count(LIF(3), x).comparisons == x.numel(), "a counter watches the reference whatever is wanted"
+
+
+@needs_c
+def test_native_runs_c_or_says_why_not(lif_calls):
+    x = torch.randn(2, 4, 3)
+    cases = [
+        (x.half(), {}, "expected all float32 or all float64, got torch.float16"),
+        (x.to("meta"), {}, "expected plain tensors on a CPU, got Tensor on meta"),
+        (x, {"surrogate": Relaxed(ATan())}, "expected a surrogate whose spike is the step, got Relaxed"),
+        (x, {"theta": torch.ones(2, 3)}, r"expected tau and theta of shape \(3,\)"),
+    ]
+    for tensor, settings, message in cases:
+        with pytest.raises(UnsupportedError, match=f'lif kernels: {message}.*; use kernels="auto"'):
+            lif(tensor, kernels="native", **settings)
+    assert lif_calls.calls == 0
+
+
+def test_without_the_library(lif_calls, monkeypatch):
+    monkeypatch.setattr("rheobase.spiking.ops.choice.function", lambda *_: None)
+    x = torch.randn(2, 4, 3)
+    lif(x)
+    assert lif_calls.calls == 0 and taken("lif") == "reference"
+    with pytest.raises(UnsupportedError, match="expected the C library, got none; install a C compiler"):
+        lif(x, kernels="native")
+
+
+def test_unknown_kernels_are_refused(monkeypatch):
+    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
+    x = torch.randn(2, 4, 3)
+    with pytest.raises(ConfigError, match="kernels: expected auto or reference or native, got cuda"):
+        lif(x, kernels="cuda")
+    monkeypatch.setenv("RHEOBASE_KERNELS", "c")
+    with pytest.raises(ConfigError, match="RHEOBASE_KERNELS: expected auto or reference or native, got c"):
+        lif(x)
