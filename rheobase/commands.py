@@ -239,7 +239,7 @@ def doctor(args) -> Answer:
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "c_library": library() is not None,
-        **{f"{op}_kernels": taken(op) for op in ("lif",)},
+        **{f"{op}_kernels": taken(op) for op in ("lif", "wkv")},
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         **{name: version(name) for name in packages},
     }

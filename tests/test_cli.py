@@ -85,5 +85,5 @@ def test_targets_and_doctor(ask):
     assert "spinnaker2" in ask("targets") and "ISSCC" in ask("targets", "horowitz-45nm")
     table = ask("doctor", "--json")
     assert table["rheobase"] == __version__ and isinstance(table["c_library"], bool) and "cuda" in table
-    assert table["lif_kernels"] in ("native", "reference")
+    assert {table["lif_kernels"], table["wkv_kernels"]} <= {"native", "reference"}
     assert "torch" in ask("doctor")

@@ -8,10 +8,11 @@ import torch
 from rheobase.backends import count
 from rheobase.spiking import LIF, ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
 from rheobase.spiking.errors import ConfigError, UnsupportedError
-from rheobase.spiking.ops import lif
+from rheobase.spiking.ops import WKVState, lif, wkv
 from rheobase.spiking.ops.choice import taken
 from rheobase.spiking.ops.lif import native as lif_in_c
 from rheobase.spiking.ops.native import library
+from rheobase.spiking.ops.wkv.native import EVERY
 from rheobase.spiking.surrogates import Relaxed
 
 needs_c = pytest.mark.skipif(library() is None, reason="no C library: no compiler at install")
@@ -80,6 +81,96 @@ def test_lif_in_c_takes_any_strides_and_passes_nan_on():
     x[1, 2, 3] = torch.nan
     for a, b in zip(lif(x, v, kernels="native"), lif(x, v, kernels="reference"), strict=True):
         assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def wkv_case(seed, size, scale, state_counts):
+    """Inputs [time_decay, time_first, k, v, p, q, o] and weights of y and of the last state, in float64.
+
+    Where the seed is odd, all exponents are whole numbers, so that the larger of two is often both.
+    """
+    batch, steps, channels = size
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    inputs = [draw(channels), draw(channels), scale * draw(*size), draw(*size)]
+    inputs += [draw(batch, channels), draw(batch, channels).abs() + 0.1, draw(batch, channels)]
+    if seed % 2:
+        inputs[0].zero_()
+        inputs = [x.round() if i in (1, 2, 6) else x for i, x in enumerate(inputs)]
+    return inputs, [draw(*size), *(state_counts * draw(batch, channels) for _ in range(3))]
+
+
+def run_wkv(inputs, weights, kernels):
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    y, state = wkv(*leaves[:4], WKVState(*leaves[4:]), kernels=kernels)
+    loss = sum((w * part).sum() for w, part in zip(weights, (y, *state), strict=True))
+    return (y, *state), torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
+
+
+@needs_c
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 50.0])
+@pytest.mark.parametrize("state_counts", [False, True])
+def test_wkv_in_c_is_its_reference(scale, state_counts):
+    """float64 to rounding; float32, whose exponents up to 5 have an error of 1e-6, to 1e-5."""
+    sizes = [(2, EVERY, 64), (3, 2 * EVERY + 1, 70), (2, 6, 3), *SIZES]
+    for seed, size in enumerate([size for size in sizes for _ in range(4)]):
+        inputs, weights = wkv_case(seed, size, scale, state_counts)
+        wanted = run_wkv(inputs, weights, "reference")
+        got = run_wkv(inputs, weights, "native")
+        for a, b, tolerance in zip(got, wanted, (1e-12, 1e-10), strict=True):
+            for part, right in zip(a, b, strict=True):
+                assert torch.allclose(part, right, atol=1e-13, rtol=0) or not assert_close(part, right, tolerance)
+        if scale <= 5:
+            got = run_wkv([x.float() for x in inputs], [w.float() for w in weights], "native")
+            for part, right in zip((*got[0], *got[1]), (*wanted[0], *wanted[1]), strict=True):
+                assert part.dtype == torch.float32
+                assert torch.allclose(part.double(), right, atol=1e-6, rtol=0) or not assert_close(
+                    part.double(), right, 1e-5
+                )
+
+
+@needs_c
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", ["k", "v"])
+def test_wkv_in_c_passes_on_what_is_not_finite(value, which, dtype):
+    (w, u, k, v, *state), _ = wkv_case(0, (1, 5, 3), 1.0, False)
+    {"k": k, "v": v}[which][0, 2, 1] = value
+    w, u, k, v, *state = (x.to(dtype) for x in (w, u, k, v, *state))
+    (y, end), (z, last) = (wkv(w, u, k, v, WKVState(*state), kernels=name) for name in ("native", "reference"))
+    for a, b in zip((y, *end), (z, *last), strict=True):
+        assert torch.equal(a.isnan(), b.isnan()) and torch.allclose(a, b, rtol=1e-5, equal_nan=True)
+
+
+@needs_c
+def test_float32_wkv_has_an_exponential_within_two_units_in_the_last_place():
+    """One step from p = q = 0, o = k + x, x <= 0: the last state's q is e^k-k = 1; from q = 1: it is 1 e^x + 1."""
+    x = -torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 88
+    zeros, ones = torch.zeros(1, len(x)), torch.ones(1, len(x))
+    state = WKVState(ones, zeros, x[None] + torch.exp(torch.zeros(len(x))))  # o + w = x with w = -1
+    o = state.o[0] - 1
+    _, last = wkv(zeros[0], zeros[0], zeros[None], zeros[None], state, kernels="native")
+    wanted = torch.exp(o.double())
+    normal = o > -87.3
+    unit = torch.exp2(torch.floor(torch.log2(wanted)) - 23)
+    assert ((last.p[0].double() - wanted).abs() / unit)[normal].max() <= 2
+    assert (last.p[0][~normal] == 0).all() and (~normal).any()
+
+
+@needs_c
+def test_wkv_in_c_keeps_little_for_its_backward_pass():
+    """k, v and 3 numbers a channel every 16 steps; with y and the gradients, below three times k and v."""
+    size = 4, 128, 64
+    inputs = [torch.randn(64), torch.randn(64), *(torch.randn(size) for _ in range(2))]
+    leaves = [x.requires_grad_() for x in inputs]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y, _ = wkv(*leaves, kernels="native")
+    own = {t.data_ptr(): t.numel() for t in kept}
+    assert sum(own.values()) + y.numel() + 2 * y.numel() < 6 * y.numel()
+    assert sum(own.values()) < 2.5 * y.numel()
 
 
 class Watched:

@@ -35,7 +35,7 @@ def closed_form(time_decay, u, k, v):
     return out
 
 
-def test_the_originals_values_and_gradients():
+def test_the_originals_values_and_gradients(kernels):
     leaves = [fixture(n).requires_grad_() for n in "wukv"]
     y, _ = wkv(*leaves)
     assert (y - fixture("y")).abs().max() <= 1e-12
@@ -45,31 +45,40 @@ def test_the_originals_values_and_gradients():
         assert (leaf.grad - wanted).abs().max() <= 1e-10 * wanted.abs().max()
 
 
-@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(0, 7), st.integers(1, 4))
-def test_it_is_the_closed_form(seed, batch, steps, channels):
-    w, u, k, v = draw(seed, batch, steps, channels)
-    assert torch.allclose(wkv(w, u, k, v)[0], closed_form(w, u, k, v), atol=1e-12, rtol=1e-10)
+def test_it_is_the_closed_form(kernels):
+    @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(0, 7), st.integers(1, 4))
+    def law(seed, batch, steps, channels):
+        w, u, k, v = draw(seed, batch, steps, channels)
+        assert torch.allclose(wkv(w, u, k, v)[0], closed_form(w, u, k, v), atol=1e-12, rtol=1e-10)
+
+    law()
 
 
-@given(st.integers(0, 2**31), st.integers(0, 6), st.sampled_from([0.1, 1.0, 50.0]))
-def test_any_cut_changes_nothing(seed, cut, scale):
-    w, u, k, v = draw(seed, scale=scale)
-    y, end = wkv(w, u, k, v)
-    first, state = wkv(w, u, k[:, :cut], v[:, :cut])
-    second, last = wkv(w, u, k[:, cut:], v[:, cut:], state)
-    assert torch.equal(torch.cat([first, second], 1), y)
-    assert all(torch.equal(a, b) for a, b in zip(end, last, strict=True))
+def test_any_cut_changes_nothing(kernels):
+    @given(st.integers(0, 2**31), st.integers(0, 6), st.sampled_from([0.1, 1.0, 50.0]))
+    def law(seed, cut, scale):
+        w, u, k, v = draw(seed, scale=scale)
+        y, end = wkv(w, u, k, v)
+        first, state = wkv(w, u, k[:, :cut], v[:, :cut])
+        second, last = wkv(w, u, k[:, cut:], v[:, cut:], state)
+        assert torch.equal(torch.cat([first, second], 1), y)
+        assert all(torch.equal(a, b) for a, b in zip(end, last, strict=True))
+
+    law()
 
 
-@given(st.integers(0, 2**31))
-def test_gradients_reach_everything_and_the_initial_state(seed):
-    w, u, k, v = draw(seed, batch=1, steps=3, channels=2)
-    state = wkv(w, u, k, v)[1]
-    inputs = [x.detach().requires_grad_() for x in (w, u, k, v, *state)]
-    assert torch.autograd.gradcheck(lambda *x: (lambda y, s: (y, *s))(*wkv(*x[:4], WKVState(*x[4:]))), inputs)
+def test_gradients_reach_everything_and_the_initial_state(kernels):
+    @given(st.integers(0, 2**31))
+    def law(seed):
+        w, u, k, v = draw(seed, batch=1, steps=3, channels=2)
+        state = wkv(w, u, k, v)[1]
+        inputs = [x.detach().requires_grad_() for x in (w, u, k, v, *state)]
+        assert torch.autograd.gradcheck(lambda *x: (lambda y, s: (y, *s))(*wkv(*x[:4], WKVState(*x[4:]))), inputs)
+
+    law()
 
 
-def test_large_keys_do_not_overflow_and_order_of_memory_does_not_matter():
+def test_large_keys_do_not_overflow_and_order_of_memory_does_not_matter(kernels):
     w, u, k, v = draw(0, scale=1e4)
     y, state = wkv(w, u, k, v)
     assert y.isfinite().all() and all(part.isfinite().all() for part in state)

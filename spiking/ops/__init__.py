@@ -3,6 +3,6 @@
 
 from rheobase.spiking.ops.egru.reference import egru
 from rheobase.spiking.ops.lif import lif
-from rheobase.spiking.ops.wkv.reference import WKVState, wkv
+from rheobase.spiking.ops.wkv import WKVState, wkv
 
 __all__ = ["WKVState", "egru", "lif", "wkv"]

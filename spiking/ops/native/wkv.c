@@ -1,0 +1,186 @@
+/* WKV over a sequence, forward and backward; equations: `ops.wkv`. Arrays are [batch, steps, channels], row-major.
+ *
+ * Of the two exponentials of e^(x1 - n) and e^(x2 - n), n = max(x1, x2), one is always 1: each step takes one.
+ *
+ * The state is kept before every EVERYth step; backward runs each such stretch again before it walks back through it.
+ * Neither y nor the next step's values change when p, q are scaled by e^-c and o rises by c. So with the gradients
+ * P, Q, O of a state, rest = O - P p - Q q is not touched by any y: a step passes it on to the o before, to k where k
+ * is the larger exponent, or half to each where they are equal, as torch's maximum does. It is 0 wherever the last
+ * state has no gradient, and never comes out of a difference of large numbers.
+ */
+#ifndef REAL
+
+#include <math.h>
+#include <string.h>
+
+#include "native.h"
+
+enum { CHANNELS = 64, EVERY = 16 };
+
+/* e^x for x <= 0, within 2 ulp; 0 below -87.3, where e^x falls below the smallest normal number.
+ * x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first short enough that n times it is exact. */
+INLINE float exp_f32(float x)
+{
+    const float rounder = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number, kept in the lowest bits */
+    const float shifted = x * 1.44269504f + rounder, n = shifted - rounder;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    const float tail =
+        0.49999993f + r * (0.1666652f + r * (0.0416684f + r * (0.00836885f + r * 0.00138143f))); /* (e^r - 1 - r)/r^2 */
+    int32_t bits;
+    float scale;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (int32_t)((uint32_t)bits << 23) + 0x3f800000;
+    memcpy(&scale, &bits, sizeof scale);
+    const float result = scale * (1 + (r + r * r * tail));
+    return x < -87.3f ? 0 : result;
+}
+
+INLINE double exp_f64(double x)
+{
+    return exp(x);
+}
+
+#define REAL float
+#define NAME(name) name##_f32
+#include "wkv.c"
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(name) name##_f64
+#include "wkv.c"
+
+#else
+
+/* n = max(x1, x2) and e^(x1 - n), e^(x2 - n); not a number where torch's maximum and exp give none. */
+typedef struct {
+    REAL n, a, e;
+} NAME(shares);
+
+INLINE NAME(shares) NAME(share)(REAL x1, REAL x2)
+{
+    const int first = x1 >= x2;
+    const REAL apart = x1 - x2;
+    const REAL most = first ? x1 : x2, least = NAME(exp)(first ? -apart : apart);
+    const REAL n = least == least ? most : least, one = 1 + (n - n);
+    return (NAME(shares)){n, first ? one : least, first ? least : one};
+}
+
+/* state, last: p, q, o before the first and after the last step, [3, batch, channels]. kept: the states before steps
+ * 0, EVERY, 2 EVERY ..., [batch, ceil(steps / EVERY), 3, channels], or NULL to keep none. */
+CLONES void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
+                              const REAL *restrict v, const REAL *restrict state, REAL *restrict y,
+                              REAL *restrict last, REAL *restrict kept, int64_t batch, int64_t steps,
+                              int64_t channels)
+{
+    const int64_t part = batch * channels, stretches = (steps + EVERY - 1) / EVERY;
+    for (int64_t b = 0; b < batch; b++) {
+        for (int64_t first = 0; first < channels; first += CHANNELS) {
+            const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
+            const size_t size = (size_t)n * sizeof(REAL);
+            const REAL *w_n = w + first, *u_n = u + first;
+            REAL p[CHANNELS], q[CHANNELS], o[CHANNELS];
+            memcpy(p, state + b * channels + first, size);
+            memcpy(q, state + part + b * channels + first, size);
+            memcpy(o, state + 2 * part + b * channels + first, size);
+            for (int64_t t = 0; t < steps; t++) {
+                const int64_t at = (b * steps + t) * channels + first;
+                const REAL *k_t = k + at, *v_t = v + at;
+                REAL *restrict y_t = y + at;
+                if (kept && t % EVERY == 0) {
+                    REAL *row = kept + (b * stretches + t / EVERY) * 3 * channels + first;
+                    memcpy(row, p, size);
+                    memcpy(row + channels, q, size);
+                    memcpy(row + 2 * channels, o, size);
+                }
+                for (int64_t d = 0; d < n; d++) {
+                    const NAME(shares) now = NAME(share)(o[d], u_n[d] + k_t[d]);
+                    y_t[d] = (now.a * p[d] + now.e * v_t[d]) / (now.a * q[d] + now.e);
+                    const NAME(shares) next = NAME(share)(w_n[d] + o[d], k_t[d]);
+                    p[d] = next.a * p[d] + next.e * v_t[d];
+                    q[d] = next.a * q[d] + next.e;
+                    o[d] = next.n;
+                }
+            }
+            memcpy(last + b * channels + first, p, size);
+            memcpy(last + part + b * channels + first, q, size);
+            memcpy(last + 2 * part + b * channels + first, o, size);
+        }
+    }
+}
+
+/* g_y: gradient of y. g_state: on entry P, Q and rest of the last state, on return those of the first,
+ * [3, batch, channels]. g_w, g_u: [channels], added to. */
+CLONES void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
+                               const REAL *restrict v, const REAL *restrict kept, const REAL *restrict g_y,
+                               REAL *restrict g_state, REAL *restrict g_w, REAL *restrict g_u, REAL *restrict g_k,
+                               REAL *restrict g_v, int64_t batch, int64_t steps, int64_t channels)
+{
+    const int64_t part = batch * channels, stretches = (steps + EVERY - 1) / EVERY;
+    for (int64_t b = 0; b < batch; b++) {
+        for (int64_t first = 0; first < channels; first += CHANNELS) {
+            const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
+            const size_t size = (size_t)n * sizeof(REAL);
+            const REAL *w_n = w + first, *u_n = u + first;
+            REAL *g_first = g_state + b * channels + first;
+            REAL of_p[CHANNELS], of_q[CHANNELS], rest[CHANNELS], of_w[CHANNELS] = {0}, of_u[CHANNELS] = {0};
+            REAL p[EVERY + 1][CHANNELS], q[EVERY + 1][CHANNELS], o[EVERY + 1][CHANNELS];
+            REAL a[EVERY][CHANNELS], e[EVERY][CHANNELS];
+            memcpy(of_p, g_first, size);
+            memcpy(of_q, g_first + part, size);
+            memcpy(rest, g_first + 2 * part, size);
+            for (int64_t stretch = stretches - 1; stretch >= 0; stretch--) {
+                const int64_t from = stretch * EVERY, count = steps - from < EVERY ? steps - from : EVERY;
+                const REAL *row = kept + (b * stretches + stretch) * 3 * channels + first;
+                memcpy(p[0], row, size);
+                memcpy(q[0], row + channels, size);
+                memcpy(o[0], row + 2 * channels, size);
+                for (int64_t i = 0; i < count; i++) {
+                    const int64_t at = (b * steps + from + i) * channels + first;
+                    const REAL *k_t = k + at, *v_t = v + at;
+                    for (int64_t d = 0; d < n; d++) {
+                        const NAME(shares) next = NAME(share)(w_n[d] + o[i][d], k_t[d]);
+                        a[i][d] = next.a;
+                        e[i][d] = next.e;
+                        p[i + 1][d] = next.a * p[i][d] + next.e * v_t[d];
+                        q[i + 1][d] = next.a * q[i][d] + next.e;
+                        o[i + 1][d] = next.n;
+                    }
+                }
+                for (int64_t i = count - 1; i >= 0; i--) {
+                    const int64_t at = (b * steps + from + i) * channels + first;
+                    const REAL *k_t = k + at, *v_t = v + at, *g_y_t = g_y + at;
+                    REAL *restrict g_k_t = g_k + at, *restrict g_v_t = g_v + at;
+                    for (int64_t d = 0; d < n; d++) {
+                        const NAME(shares) now = NAME(share)(o[i][d], u_n[d] + k_t[d]);
+                        const REAL inverse = 1 / (now.a * q[i][d] + now.e);
+                        const REAL y = (now.a * p[i][d] + now.e * v_t[d]) * inverse, g = g_y_t[d] * inverse;
+                        /* e (v - y), which cancels where e is nearly all: by v - y = a (q v - p) / (a q + e) */
+                        const REAL by_now = g * now.e * now.a * (q[i][d] * v_t[d] - p[i][d]) * inverse;
+
+                        const REAL decayed = w_n[d] + o[i][d];
+                        const REAL to_k = (REAL)((decayed < k_t[d]) + (decayed <= k_t[d])) / 2 * rest[d];
+                        const REAL to_o = rest[d] - to_k;
+                        const REAL of_p_d = of_p[d], of_q_d = of_q[d];
+
+                        g_v_t[d] = g * now.e + of_p_d * e[i][d];
+                        g_k_t[d] = by_now + e[i][d] * (of_p_d * v_t[d] + of_q_d) + to_k;
+                        of_u[d] += by_now;
+                        of_w[d] += a[i][d] * (of_p_d * p[i][d] + of_q_d * q[i][d]) + to_o;
+                        of_p[d] = a[i][d] * of_p_d + g * now.a;
+                        of_q[d] = a[i][d] * of_q_d - g * now.a * y;
+                        rest[d] = to_o;
+                    }
+                }
+            }
+            memcpy(g_first, of_p, size);
+            memcpy(g_first + part, of_q, size);
+            memcpy(g_first + 2 * part, rest, size);
+            for (int64_t d = 0; d < n; d++) {
+                g_w[first + d] += of_w[d];
+                g_u[first + d] += of_u[d];
+            }
+        }
+    }
+}
+
+#endif
