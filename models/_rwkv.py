@@ -130,7 +130,7 @@ class ChannelMix(nn.Module):
 
 def make_neuron(config, units: int) -> Cell:
     """The neuron of one layer, as the configuration names it."""
-    return LIF(units, **NEURON, surrogate=ATan(config.alpha), learn=config.learn)
+    return LIF(units, **NEURON, surrogate=ATan(config.alpha), ternary=config.ternary, learn=config.learn)
 
 
 def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
