@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         arg("--prompt", default="The ", help="text to go on from"),
         arg("--length", type=_positive, default=300, help="bytes to write (default 300)"),
         arg("--temperature", type=float, default=0.8, help="0 takes the likeliest byte (default 0.8)"),
+        arg("--top-k", type=int, default=0, help="draw from the K likeliest bytes; 0 is off (default)"),
+        arg("--top-p", type=float, default=1.0, help="draw from the likeliest bytes of this mass; 1 is off (default)"),
+        arg("--typical", type=float, default=1.0, help="from the most typical of this mass; 1 is off (default)"),
+        arg("--repetition-penalty", type=float, default=1.0, help="above 1 repeats less; 1 is off (default)"),
+        arg("--trials", type=_positive, default=1, help="texts to write, with seeds SEED, SEED + 1, ... (default 1)"),
         arg("--seed", type=int, default=0),
     )
     command(

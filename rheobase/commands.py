@@ -1,6 +1,8 @@
 """What each command does: it takes the parsed arguments and gives an Answer, for people and for programs."""
 
+import codecs
 import dataclasses
+import functools
 import platform
 import sys
 import time
@@ -25,7 +27,7 @@ from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
-from rheobase.models.training.sample import sample as sample_text
+from rheobase.models.training.sample import SampleConfig, stream
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, RheobaseError
@@ -82,14 +84,35 @@ def eval(args) -> Answer:
 
 def sample(args) -> Answer:
     run = Run.open(args.run)
-    prompt = args.prompt.encode(errors="surrogateescape")
     if run.config.settings.vocabulary != 256:
         raise ConfigError(
             "sample", "a model of bytes", f"a vocabulary of {run.config.settings.vocabulary}", "train one"
         )
-    text = sample_text(run.model(), prompt, args.length, temperature=args.temperature, seed=args.seed)
-    whole = (prompt + text).decode(errors="replace")
-    return Answer({"text": whole}, whole)
+    names = [f.name for f in dataclasses.fields(SampleConfig)]
+    config = SampleConfig(**{name: getattr(args, name) for name in names})
+    seeds = range(args.seed, args.seed + args.trials)
+    titles = [f"--- seed {seed} ---\n" if args.trials > 1 else "" for seed in seeds]
+    model = run.model()
+    show = _quiet if args.json else functools.partial(print, end="", flush=True)
+    show(titles[0])
+    steps = []
+    for pieces in _continue(model, args.prompt, args.length, config, seeds):
+        show(pieces[0])
+        steps.append(pieces)
+    show("\n")
+    texts = ["".join(pieces) for pieces in zip(*steps, strict=True)]
+    rest = "\n".join(title + text for title, text in zip(titles[1:], texts[1:], strict=True))
+    return Answer({"seeds": list(seeds), "texts": texts}, rest)
+
+
+def _continue(model, prompt: str, length: int, config: SampleConfig, seeds):
+    """Yield what can be shown of each row's text, the prompt first: a character once all its bytes are there."""
+    waiting = prompt.encode(errors="surrogateescape")
+    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in seeds]
+    for tokens in stream(model, [waiting] * len(seeds), length, config, seeds):
+        yield [d.decode(waiting + bytes([token])) for d, token in zip(decoders, tokens.tolist(), strict=True)]
+        waiting = b""
+    yield [d.decode(b"", final=True) for d in decoders]
 
 
 def count(args) -> Answer:

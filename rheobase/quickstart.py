@@ -225,7 +225,7 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             events=trace.events,
             text=bytes(stretch[0].astype(np.uint8)),
             image=shown,
-            sample=sample(model, PROMPT, 500).decode(errors="replace"),
+            sample=bytes(sample(model, [PROMPT], 500)[0].tolist()).decode(errors="replace"),
             prompt=PROMPT.decode(),
         ),
     )

@@ -33,6 +33,18 @@ def test_eval_sample_and_cite(small_run, ask):
     assert "@inproceedings{subramoney2023egru" in ask("cite", small_run.folder)
 
 
+def test_sample_streams_the_first_trial_and_gives_all(small_run, ask):
+    arguments = ("sample", small_run.folder, "--length", 40, "--prompt", "if ", "--top-p", 0.9, "--top-k", 50)
+    table = ask(*arguments, "--trials", 3, "--seed", 5, "--json")
+    assert table["seeds"] == [5, 6, 7] and len(set(table["texts"])) == 3
+    assert all(text.startswith("if ") for text in table["texts"])
+    assert ask(*arguments, "--seed", 6) == table["texts"][1] + "\n"
+    titled = [f"--- seed {seed} ---\n{text}\n" for seed, text in zip((5, 6, 7), table["texts"], strict=True)]
+    assert ask(*arguments, "--trials", 3, "--seed", 5) == "".join(titled)
+    greedy = [ask("sample", small_run.folder, "--temperature", 0, "--seed", seed) for seed in (0, 9)]
+    assert greedy[0] == greedy[1]
+
+
 def test_count_gives_operators_and_bills(small_run, ask):
     text = ask(
         "count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--target", "horowitz-45nm", "--strict"

@@ -18,7 +18,6 @@ from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoi
 from rheobase.models.training.data import Batches, DataConfig, each_once, read_text, split
 from rheobase.models.training.evaluate import evaluate
 from rheobase.models.training.run import Run, RunConfig, TrainConfig, config_names, config_path
-from rheobase.models.training.sample import sample
 from rheobase.spiking.config import read_toml, to_toml
 
 TABLE = {
@@ -102,13 +101,6 @@ def test_a_run_is_a_whole_folder_and_learns(small_run):
     thresholds = torch.cat([layer.thr for layer in small_run.model().layers])
     assert thresholds.min() >= 0 and thresholds.max() <= 1
     assert load_model(small_run.folder).n_parameters == small_run.metrics()["parameters"]
-
-
-def test_sampling_continues_a_prompt(small_run):
-    model = small_run.model()
-    text = sample(model, b"The ", 40, seed=3)
-    assert len(text) == 40 and text == sample(model, b"The ", 40, seed=3) != sample(model, b"The ", 40, seed=4)
-    assert sample(model, b"The ", 5, temperature=0) == sample(model, b"The ", 5, temperature=0, seed=9)
 
 
 def test_built_in_configurations_are_valid():
