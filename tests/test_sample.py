@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rheobase.commands import _continue
-from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
+from rheobase.models import EGRULM, LSTMLM, RWKV4, EGRULMConfig, LSTMLMConfig, RWKV4Config, SpikeGPT, SpikeGPTConfig
 from rheobase.models.training.sample import SampleConfig, draw, filter_logits, sample, stream
 from rheobase.spiking.errors import ConfigError, RheobaseError, ShapeError
 
@@ -95,7 +95,8 @@ def test_what_is_off_leaves_every_bit(x):
 def test_the_order_is_temperature_top_k_top_p_typical(x, temperature, p, typical, k):
     config = SampleConfig(temperature=temperature, top_k=k, top_p=p, typical=typical)
     row = torch.tensor([x], dtype=torch.float64)
-    wanted = (row - row.max()) / temperature
+    wanted = filter_logits(row, SampleConfig(temperature=temperature))
+    assert torch.allclose(wanted.softmax(-1), (row / temperature).softmax(-1), atol=1e-12, rtol=0)
     for options in ({"top_k": k}, {"top_p": p}, {"typical": typical}):
         wanted = filter_logits(wanted, SampleConfig(**PLAIN | options))
     assert torch.equal(filter_logits(row, config), wanted)
@@ -128,6 +129,8 @@ MODELS = {
     "lstm": lambda: LSTMLM(LSTMLMConfig(embedding=12, layers=(12,), embedding_range=1.0)),
     "spikegpt": lambda: SpikeGPT(SpikeGPTConfig(embedding=8, depth=2)),
     "spike_fed": lambda: SpikeGPT(SpikeGPTConfig(embedding=8, depth=2, placement="spike_fed")),
+    "spiking_head": lambda: SpikeGPT(SpikeGPTConfig(embedding=8, depth=1, placement="spike_fed", head="spiking")),
+    "rwkv4": lambda: RWKV4(RWKV4Config(embedding=8, depth=2)),
 }
 
 
