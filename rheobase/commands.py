@@ -211,11 +211,6 @@ def diff(args) -> Answer:
 
 def _signals(path: Path) -> dict[str, np.ndarray]:
     """Signals [B, T, n] of a trace, of an artefact's trace, or of a run: its log by step, and its weights."""
-    if path.suffix in (".pt", ".pth"):
-        lines = []
-        model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)
-        lines.append("a SpikeGPT of the original; whether its embedding is binary the file does not say")
-        return Answer({"kind": "spikegpt", "config": dataclasses.asdict(model.config)}, "\n".join(lines))
     if path.suffix in (".h5", ".hdf5"):
         return dict(load_trace(path).signals)
     if (path / MANIFEST).is_file():
