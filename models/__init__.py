@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rheobase.models._pretrained import LanguageModel
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
+from rheobase.models.gru_lm import GRULM, GRULMConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
 from rheobase.models.rwkv4 import RWKV4, RWKV4Config
 from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
@@ -38,6 +39,8 @@ def load_model(path: str | Path) -> LanguageModel:
 __all__ = [
     "EGRULM",
     "EGRULMConfig",
+    "GRULM",
+    "GRULMConfig",
     "LSTMLM",
     "LSTMLMConfig",
     "LanguageModel",

@@ -129,6 +129,23 @@ class LSTMCell(Op):
 
 
 @dataclass(frozen=True)
+class GRUCell(Op):
+    """GRU from its two pre-activations a and q, each [3H], gates in the order r, z, n; reset after the product.
+
+    r, z = sigmoid of a + q;   n = tanh(a_n + r q_n);   h = n + z (h - n).
+    Source: Cho et al., EMNLP 2014; torch.nn.GRU.
+    """
+
+    inputs, outputs, state = ("a", "q"), {"h": DENSE}, ("h",)
+
+    def shapes(self, name, inputs, arrays):
+        require(name, "q", inputs["q"], inputs["a"])
+        units = inputs["a"][0] // 3
+        require(name, "a", inputs["a"], (3 * units,))
+        return {"h": (units,)}
+
+
+@dataclass(frozen=True)
 class Spike(Op):
     """out = 1 where x >= 0, else 0."""
 

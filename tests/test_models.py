@@ -1,4 +1,4 @@
-"""What both language models promise: streaming, dropout, regularisers, saving and loading."""
+"""What the recurrent language models promise: streaming, dropout, regularisers, saving and loading."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rheobase
-from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig
 from rheobase.models._recurrent import variational_dropout
 from rheobase.spiking import restart_cell
 from rheobase.spiking.errors import ConfigError, FormatError
@@ -17,10 +17,11 @@ TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(
 def models(**options):
     torch.manual_seed(0)
     egru = EGRULM(EGRULMConfig(embedding=12, layers=(10, 12), thr_mean=0.1, **options)).double()
-    return [egru, LSTMLM(LSTMLMConfig(embedding=12, layers=(10, 12), **options)).double()]
+    lstm = LSTMLM(LSTMLMConfig(embedding=12, layers=(10, 12), **options)).double()
+    return [egru, lstm, GRULM(GRULMConfig(embedding=12, layers=(10, 12), **options)).double()]
 
 
-@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("kind", [0, 1, 2])
 @torch.no_grad()
 def test_cutting_and_carrying_the_state_changes_nothing(kind):
     model = models()[kind].eval()
@@ -35,15 +36,16 @@ def test_cutting_and_carrying_the_state_changes_nothing(kind):
 
 @torch.no_grad()
 def test_restart_zeroes_c_and_nothing_else():
-    egru, lstm = models()
+    egru, lstm, gru = models()
     _, state = egru(TOKENS)
     restarted = egru.restart(state)
     for before, after in zip(state, restarted, strict=True):
         assert after.c.abs().max() == 0 and before.c.abs().max() > 0
         assert torch.equal(after.y, before.y) and torch.equal(after.trace, before.trace)
         assert restart_cell(before)._fields == before._fields
-    _, state = lstm(TOKENS)
-    assert lstm.restart(state) is state
+    for model in (lstm, gru):
+        _, state = model(TOKENS)
+        assert model.restart(state) is state
 
 
 def test_a_dropout_mask_is_shared_over_time_and_not_over_the_batch():
@@ -55,7 +57,7 @@ def test_a_dropout_mask_is_shared_over_time_and_not_over_the_batch():
     assert variational_dropout(x, 0.25, False) is x
 
 
-@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("kind", [0, 1, 2])
 def test_dropconnect_and_dropout_act_in_training_only(kind):
     model = models(dropconnect=0.5, dropout_embedding=0.1, dropout_forward=0.1, dropout_output=0.1)[kind]
     plain = models()[kind].eval()
@@ -98,14 +100,14 @@ def test_the_rate_regulariser_pulls_towards_its_target():
 
 
 def test_projection_keeps_thresholds_in_range():
-    egru, _ = models()
+    egru = models()[0]
     with torch.no_grad():
         egru.layers[0].thr += torch.linspace(-2, 2, 10)
     egru.project_()
     assert egru.layers[0].thr.min() == 0 and egru.layers[0].thr.max() == 1
 
 
-@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("kind", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_saving_and_loading(kind, dtype, tmp_path):
     model = models()[kind].to(dtype).eval()
@@ -122,7 +124,8 @@ def test_saving_and_loading(kind, dtype, tmp_path):
 
 
 def test_parameter_counts_by_hand():
-    egru, lstm = models()
+    egru, lstm, gru = models()
     table = 256 * 12 + 256
     assert egru.n_parameters == table + sum(3 * h * (i + h) + 6 * h + h for i, h in ((12, 10), (10, 12)))
     assert lstm.n_parameters == table + sum(4 * h * (i + h) + 8 * h for i, h in ((12, 10), (10, 12)))
+    assert gru.n_parameters == table + sum(3 * h * (i + h) + 6 * h for i, h in ((12, 10), (10, 12)))

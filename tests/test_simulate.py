@@ -9,7 +9,7 @@ import torch
 
 from rheobase.backends import count, simulate
 from rheobase.backends.simulators.event import EventKernels
-from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
+from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
 from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Tokens
@@ -35,12 +35,19 @@ def lstm(**options):
     return LSTMLM(LSTMLMConfig(**{"embedding": 40, "layers": (56, 40), **options})).double().eval()
 
 
+def gru(**options):
+    torch.manual_seed(1)
+    return GRULM(GRULMConfig(**{"embedding": 40, "layers": (56, 40), **options})).double().eval()
+
+
 MODELS = {
     "egru": egru,
     "egru zoneout": lambda: egru(zoneout=0.2),
     "egru projection": lambda: egru(layers=(56, 48), projection=True),
     "lstm": lstm,
     "lstm projection": lambda: lstm(layers=(32, 48), projection=True),
+    "gru": gru,
+    "gru projection": lambda: gru(layers=(32, 48), projection=True),
 }
 
 

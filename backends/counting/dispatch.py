@@ -22,6 +22,7 @@ _KEEP_KIND = {
         aten.reshape,
         aten.t,
         aten.transpose,
+        aten.transpose_,
         aten.permute,
         aten.select,
         aten.slice,
@@ -240,8 +241,8 @@ def _mkldnn_rnn(mode, args, outputs):
     n = n_items * n_units
     for weight in (w_in, w_rec):
         mode.add(mode.operator_of(weight), weight_bytes=gates * n * x.element_size())
-    transcendentals = {"sigmoid": 3 * n, "tanh": 2 * n} if gates == 4 else {"sigmoid": 2 * n, "tanh": n}
-    mode.add(products=3 * n, transcendentals=transcendentals, activation_bytes=2 * n * x.element_size())
+    transcendentals = {"sigmoid": (gates - 1) * n, "tanh": (gates - 2) * n}
+    mode.add(products=(gates - 1) * n, transcendentals=transcendentals, activation_bytes=2 * n * x.element_size())
 
 
 def _softmax(mode, args, outputs):

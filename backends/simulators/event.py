@@ -162,6 +162,22 @@ class EventKernels(Kernels):
         )
         return {"h": sigmoid(o) * np.tanh(c), "c": c}
 
+    def grucell(self, node, inputs, state):
+        h = state["h"]
+        (a_r, a_z, a_n), (q_r, q_z, q_n) = (np.split(inputs[port], 3, axis=1) for port in "aq")
+        new = np.tanh(a_n + sigmoid(a_r + q_r) * q_n)
+        n = h.size
+        self.count(
+            node.name,
+            products=2 * n,
+            state_updates=n,
+            sigmoid=2 * n,
+            tanh=n,
+            state_bytes=2 * n * self.size,
+            activation_bytes=7 * n * self.size,
+        )
+        return {"h": new + sigmoid(a_z + q_z) * (h - new)}
+
     def spike(self, node, inputs):
         s = (inputs["x"] >= 0).astype(self.dtype)
         n, sent = s.size, np.count_nonzero(s)

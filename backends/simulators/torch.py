@@ -66,6 +66,11 @@ class TorchKernels(Kernels):
         c = torch.sigmoid(f) * state["c"] + torch.sigmoid(i) * torch.tanh(g)
         return {"h": torch.sigmoid(o) * torch.tanh(c), "c": c}
 
+    def grucell(self, node, inputs, state):
+        (a_r, a_z, a_n), (q_r, q_z, q_n) = inputs["a"].chunk(3, 1), inputs["q"].chunk(3, 1)
+        n = torch.tanh(a_n + torch.sigmoid(a_r + q_r) * q_n)
+        return {"h": n + torch.sigmoid(a_z + q_z) * (state["h"] - n)}
+
     def spike(self, node, inputs):
         return {"out": (inputs["x"] >= 0).to(inputs["x"].dtype)}
 
