@@ -16,8 +16,8 @@ from rheobase.backends.artifact import open_artifact
 from rheobase.backends.counting import target_names
 from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.models.training import loop
-from rheobase.models.training.data import BUILT_IN, read_text
-from rheobase.models.training.evaluate import Evaluation, bits_per_byte, evaluate
+from rheobase.models.training.data import BUILT_IN
+from rheobase.models.training.evaluate import Evaluation, bits_per_byte, evaluate_part
 from rheobase.models.training.run import Run, RunConfig, config_path
 from rheobase.models.training.sample import sample
 from rheobase.spiking.config import read_toml
@@ -33,8 +33,7 @@ PROMPT = b"The "
 
 def test(run: Run) -> Evaluation:
     """The run's model on the test part of its text."""
-    t = run.config.train
-    return evaluate(run.model(), run.splits().test, batch=t.evaluate_batch, context=t.context, restart=t.restart)
+    return evaluate_part(run.model(), run.splits(), "test", run.config.train)
 
 
 def test_tokens(run: Run, n: int) -> np.ndarray:
@@ -86,12 +85,16 @@ def _quickstart(out: Path, small: bool, text: str | None, say) -> dict:
             out, "a folder that does not exist yet", "an existing one", "choose another --out or remove it"
         )
     configs = {name: _config(name, small, text) for name in ("egru", "lstm")}
-    n_bytes = len(read_text(configs["egru"].data))
+    corpora = {name: config.corpus() for name, config in configs.items()}
+    parts = {name: len(part) for name, part in corpora["egru"].splits.parts.items()}
+    n_bytes = sum(parts.values())
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    shares = ", ".join(f"{100 * n / n_bytes:.0f} % {names[part]}" for part, n in parts.items())
     source = text or "Python's language reference (pydoc_data.topics)"
     say(f"rheobase {__version__}: an EGRU language model, from text to a verified SpiNNaker 2 image")
-    say(f"text      {source}, {n_bytes:,} bytes: 80 % training, 10 % validation, 10 % test")
-    for config in configs.values():
-        loop.prepare(config)
+    say(f"text      {source}, {n_bytes:,} bytes: {shares}")
+    for name, config in configs.items():
+        loop.prepare(config, corpora[name])
 
     runs, tested = {}, {}
     for name, config in configs.items():

@@ -23,14 +23,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new and nothing between."""
+@contextlib.contextmanager
+def open_atomic(path: str | Path):
+    """Yield a binary file to fill; a reader, or a crash at any moment, sees the old content or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with open(beside, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -38,6 +39,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write a whole file by `open_atomic`."""
+    with open_atomic(path) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager

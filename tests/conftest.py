@@ -45,3 +45,12 @@ def small_image_once(small_run, tmp_path_factory):
 def small_image(small_image_once, tmp_path):
     """A copy of the small run's SpiNNaker 2 image, to be damaged at will."""
     return shutil.copytree(small_image_once, tmp_path / "image")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """The user's cache and data folders are neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RHEOBASE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("RHEOBASE_DATA", raising=False)
+        yield

@@ -1,10 +1,10 @@
-"""Bytes of text: where they come from, how they are split, and which of them a step sees.
+"""Texts: where they come from, and which of their tokens a step sees.
 
-B streams, T steps of context, N bytes.
+B streams, T steps of context.
 """
 
 import codecs
-import hashlib
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rheobase.models.training.cache import unpacked
+from rheobase.models.training.datasets import DATA_SETS, locate
+from rheobase.models.training.shards import Shards
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 BUILT_IN = "pydoc"
@@ -21,12 +24,25 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which text, and how it is cut."""
+    """Which text, how it becomes tokens, and how it is cut."""
 
     text: str = BUILT_IN
-    """a file, or "pydoc": the language reference that every CPython carries (pydoc_data.topics)"""
+    """a file (also .xz); a data set of `datasets.DATA_SETS`; a folder of uint16 token shards (.bin); or "pydoc": the
+    language reference that every CPython carries (pydoc_data.topics)"""
+    valid_text: str | None = None
+    """a file of its own for validation; without a `test_text` its second half is the test part"""
+    test_text: str | None = None
+    """a file of its own for the test"""
+    folder: str | None = None
+    """where named data sets lie; if not given $RHEOBASE_DATA, the cache, or a download"""
+    tokenizer: str = "bytes"
+    """"bytes", "characters", "words", or a JSON file: one of ours, or of the tokenizers library"""
+    unknown: str = ""
+    """with "characters": the one that stands for those that the training part lacks; if none, they are refused"""
     encoding: str = "utf-8"
-    """what the file must be: "utf-8", "ascii", or "bytes" for anything; the model sees bytes in every case"""
+    """what the text must be: "utf-8", "ascii", or "bytes" for anything"""
+    splits: tuple[int, ...] = ()
+    """bytes (of shards: tokens) of the three parts, in place of `valid` and `test`"""
     valid: float = 0.1
     """fraction of the text, before the test part, that chooses settings"""
     test: float = 0.1
@@ -35,34 +51,48 @@ class DataConfig:
     """"streams": B contiguous streams, state carried from step to step; "crops": random crops, state at rest"""
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The three parts of a text, arrays of bytes that may be memory-mapped; they do not overlap."""
-
-    train: np.ndarray
-    valid: np.ndarray
-    test: np.ndarray
-
-
-def read_text(config: DataConfig) -> np.ndarray:
-    """The bytes of a text, memory-mapped where it is a file.
+def read_texts(config: DataConfig) -> list[np.ndarray]:
+    """The bytes of the text, or of its training, validation and test files, memory-mapped where they are files.
 
     raises  FormatError: no such file, no bytes, or not in the encoding asked for
     """
     if config.encoding not in ENCODINGS:
         raise ConfigError("data.encoding", f"one of {', '.join(ENCODINGS)}", repr(config.encoding), "mend the config")
+    if config.test_text and not config.valid_text:
+        raise ConfigError("data.test_text", "a data.valid_text beside it", "none", "give both, or the second alone")
     if config.text == BUILT_IN:
         from pydoc_data.topics import topics
 
-        return np.frombuffer("\n\n".join(topics[k] for k in sorted(topics)).encode(), np.uint8)
-    path = Path(config.text)
+        first = [np.frombuffer("\n\n".join(topics[k] for k in sorted(topics)).encode(), np.uint8)]
+    elif config.text in DATA_SETS:
+        paths = locate(config.text, config.folder)
+        first = [_read(path, path, config.encoding) for path in paths]
+    else:
+        first = [_read_file(config.text, config.encoding)]
+    return first + [_read_file(name, config.encoding) for name in (config.valid_text, config.test_text) if name]
+
+
+def read_text(config: DataConfig) -> np.ndarray:
+    """The first of `read_texts`: the whole text where there is one."""
+    return read_texts(config)[0]
+
+
+def _read_file(name: str, encoding: str) -> np.ndarray:
+    path = Path(name)
     if not path.is_file():
-        raise FormatError(path, "a text file", "no file", "check data.text or --text")
+        near = difflib.get_close_matches(name, [BUILT_IN, *DATA_SETS], n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "check data.text or --text"
+        raise FormatError(path, "a text file", "no file", remedy)
+    return _read(path, unpacked(path), encoding)
+
+
+def _read(where: Path, path: Path, encoding: str) -> np.ndarray:
+    """The bytes of an unpacked file, checked piece by piece."""
     if path.stat().st_size < 2:
-        raise FormatError(path, "at least 2 bytes of text", f"{path.stat().st_size}", "give a longer text")
+        raise FormatError(where, "at least 2 bytes of text", f"{path.stat().st_size}", "give a longer text")
     data = np.memmap(path, np.uint8, "r")
-    if config.encoding != "bytes":
-        decoder = codecs.getincrementaldecoder(config.encoding)()
+    if encoding != "bytes":
+        decoder = codecs.getincrementaldecoder(encoding)()
         for start in range(0, len(data), _PIECE):
             piece = data[start : start + _PIECE].tobytes()
             try:
@@ -70,47 +100,12 @@ def read_text(config: DataConfig) -> np.ndarray:
             except UnicodeDecodeError as error:
                 at = start + error.start
                 raise FormatError(
-                    path,
-                    f"{config.encoding} text",
+                    where,
+                    f"{encoding} text",
                     f"the byte 0x{error.object[error.start]:02x} near byte {at}",
                     'give a text in that encoding or set data.encoding = "bytes"',
                 ) from None
     return data
-
-
-def text_digest(text: np.ndarray) -> str:
-    """The SHA-256 of a text's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(text)).hexdigest()
-
-
-def split(text: np.ndarray, config: DataConfig, context: int) -> Splits:
-    """Train, validation and test part, in the order of the text.
-
-    raises  ConfigError: fractions that leave nothing;  ShapeError: a part shorter than the context
-    """
-    if not (0 < config.valid and 0 < config.test and config.valid + config.test < 1):
-        raise ConfigError(
-            "data.valid, data.test",
-            "fractions with a sum below 1",
-            f"{config.valid}, {config.test}",
-            "mend them",
-        )
-    n_test, n_valid = int(len(text) * config.test), int(len(text) * config.valid)
-    n_train = len(text) - n_test - n_valid
-    parts = {
-        "train": text[:n_train],
-        "valid": text[n_train : n_train + n_valid],
-        "test": text[n_train + n_valid :],
-    }
-    for name, part in parts.items():
-        if len(part) <= context:
-            raise ShapeError(
-                f"the {name} part of the text",
-                f"more than the context of {context} bytes",
-                f"{len(part)}",
-                "give a longer text or lower train.context",
-            )
-    return Splits(**parts)
 
 
 class Batches:
@@ -118,23 +113,36 @@ class Batches:
 
     order "streams"  B contiguous streams through the text; `fresh` is True where they start anew
     order "crops"    B random crops, drawn from (seed, step); always fresh
+    vocabulary       ids must be below it
+    unit             what a token is called, for messages
     """
 
-    def __init__(self, data: np.ndarray, batch: int, context: int, order: str, seed: int):
+    def __init__(
+        self,
+        data: np.ndarray | Shards,
+        batch: int,
+        context: int,
+        order: str,
+        seed: int,
+        *,
+        vocabulary: int | None = None,
+        unit: str = "byte",
+    ):
         if order not in ("streams", "crops"):
             raise ConfigError("data.order", "'streams' or 'crops'", repr(order), "mend the config")
+        self.vocabulary = vocabulary
         self.data, self.batch, self.context, self.order, self.seed = data, batch, context, order, seed
         self.stride = (len(data) - 1) // batch
         if order == "streams" and self.stride < context:
             raise ShapeError(
                 "the training text",
-                f"{batch} streams of {context} bytes, {batch * context + 1} in all",
-                f"{len(data)} bytes",
+                f"{batch} streams of {context} {unit}s, {batch * context + 1} in all",
+                f"{len(data)} {unit}s",
                 "give a longer text, or lower train.batch or train.context",
             )
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, bool]:
-        """tokens [B, T], targets [B, T] one byte later, and whether the state starts at rest."""
+        """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest."""
         if self.order == "crops":
             starts = np.random.default_rng((self.seed, step)).integers(0, len(self.data) - self.context, self.batch)
             fresh = True
@@ -143,12 +151,16 @@ class Batches:
             starts = np.arange(self.batch) * self.stride + segment * self.context
             fresh = segment == 0
         rows = np.stack([self.data[s : s + self.context + 1] for s in starts]).astype(np.int64)
+        if self.vocabulary is not None and rows.max() >= self.vocabulary:
+            wanted = f"ids from 0 to {self.vocabulary - 1}"
+            remedy = "check data.tokenizer and model.vocabulary"
+            raise ShapeError("the training tokens", wanted, str(rows.max()), remedy)
         both = torch.from_numpy(rows)
         return both[:, :-1], both[:, 1:], fresh
 
 
-def each_once(data: np.ndarray, batch: int, context: int):
-    """Yield (tokens [B, T], targets [B, T]) such that every byte but the first is a target exactly once.
+def each_once(data: np.ndarray | Shards, batch: int, context: int):
+    """Yield (tokens [B, T], targets [B, T]) such that every token but the first is a target exactly once.
 
     B contiguous streams whose state is to be carried, of lengths that differ by at most one; where a stream has
     ended its target is -100.

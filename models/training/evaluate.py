@@ -1,4 +1,4 @@
-"""How good a model is: every token once, in bits a byte and perplexity, and how often its units fire."""
+"""How good a model is: every token once, in bits and perplexity, and how often its units fire."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rheobase.models.training.corpus import Splits
 from rheobase.models.training.data import each_once
+from rheobase.models.training.shards import Shards
 
 DEAD, SATURATED = 0.0, 0.99
 
@@ -16,15 +18,17 @@ DEAD, SATURATED = 0.0, 0.99
 class Evaluation:
     """One pass over a text.
 
-    bits_per_byte   mean of -log2 p(next byte)
-    perplexity      2 ** bits_per_byte
+    bits_per_byte   sum of -log2 p(next token) over the bytes of the text predicted; None if those are not known
+    bits_per_token  the mean over tokens: the same for bytes, bits a character for characters
+    perplexity      2 ** bits_per_token
     tokens          number of predictions
     rates           mean firing of each event-based layer
     dead            units that never fired, a layer
     saturated       units that fired at more than 99 % of the steps, a layer
     """
 
-    bits_per_byte: float
+    bits_per_byte: float | None
+    bits_per_token: float
     perplexity: float
     tokens: int
     rates: tuple[float, ...] = ()
@@ -38,10 +42,20 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model, data: np.ndarray, *, batch: int, context: int, restart: bool = False, progress=None) -> Evaluation:
-    """Predict every byte but the first exactly once, in `batch` contiguous streams that carry their state.
+def evaluate(
+    model,
+    data: np.ndarray | Shards,
+    *,
+    batch: int,
+    context: int,
+    restart: bool = False,
+    n_bytes: int | None = None,
+    progress=None,
+) -> Evaluation:
+    """Predict every token but the first exactly once, in `batch` contiguous streams that carry their state.
 
     restart   zero c at every cut of `context` steps, as the reference does
+    n_bytes   bytes of the text predicted, 0 if not known; as many as tokens if None
     progress  called with the number of predictions after each cut
     """
     was_training = model.training
@@ -64,15 +78,23 @@ def evaluate(model, data: np.ndarray, *, batch: int, context: int, restart: bool
         model.train(was_training)
     bits = nats / tokens / math.log(2)
     perplexity = 2**bits if bits < 1000 else math.inf
+    n_bytes = tokens if n_bytes is None else n_bytes
     units = [f / steps for f in fired]
     return Evaluation(
-        bits_per_byte=bits,
+        bits_per_byte=bits * (tokens / n_bytes) if n_bytes else None,
+        bits_per_token=bits,
         perplexity=perplexity,
         tokens=tokens,
         rates=tuple(float(u.mean()) for u in units),
         dead=tuple(int((u <= DEAD).sum()) for u in units),
         saturated=tuple(int((u > SATURATED).sum()) for u in units),
     )
+
+
+def evaluate_part(model, splits: Splits, name: str, train) -> Evaluation:
+    """`evaluate` on the part "valid" or "test" with the settings of a TrainConfig."""
+    options = {"batch": train.evaluate_batch, "context": train.context, "restart": train.restart}
+    return evaluate(model, getattr(splits, name), n_bytes=splits.n_bytes.get(name, 0), **options)
 
 
 def bits_per_byte(logits_TV: np.ndarray, targets_T: np.ndarray) -> float:

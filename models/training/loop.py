@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from rheobase.models.training.data import Batches, read_text, text_digest
-from rheobase.models.training.evaluate import evaluate
+from rheobase.models.training.corpus import Corpus
+from rheobase.models.training.data import Batches
+from rheobase.models.training.evaluate import evaluate_part
 from rheobase.models.training.objective import Objective, warm_start
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
@@ -44,28 +45,30 @@ def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
 
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
     """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
-    rehearse(config)
+    corpus = config.corpus()
+    config = config.fitted(corpus.tokenizer)
+    rehearse(config, corpus)
     with threads(config.train.threads):
-        return _train(Run.create(folder, config), quiet)
+        return _train(Run.create(folder, config, corpus.tokenizer), corpus, quiet)
 
 
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     """Go on from the newest checkpoint of a run, or from its first step if it has none; its own config decides."""
     run = Run.open(folder)
     with threads(run.config.train.threads):
-        return _train(run, quiet)
+        return _train(run, run.config.corpus(run.tokenizer()), quiet)
 
 
-def prepare(config: RunConfig):
-    """The splits, batches and new model of a configuration; raises what a training would, and writes nothing."""
-    t = config.train
+def prepare(config: RunConfig, corpus: Corpus):
+    """The batches and the new model of a configuration; raises what a training would, and writes nothing."""
+    t, unit = config.train, corpus.tokenizer.unit
     kind = t.device.partition(":")[0]
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
-    splits = config.splits()
-    batches = Batches(splits.train, t.batch, t.context, config.data.order, t.seed)
+    order, vocabulary = config.data.order, config.settings.vocabulary
+    batches = Batches(corpus.splits.train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
     torch.manual_seed(t.seed)
-    return splits, batches, config.build().to(t.device).train()
+    return batches, config.build().to(t.device).train()
 
 
 @contextlib.contextmanager
@@ -79,13 +82,13 @@ def threads(n: int | None):
         torch.set_num_threads(before)
 
 
-def rehearse(config: RunConfig) -> None:
+def rehearse(config: RunConfig, corpus: Corpus) -> None:
     """Everything that a training does, once, on two tokens; raises what it would, and writes nothing.
 
     raises  ConfigError: settings with which a first step fails
     """
     device = config.train.device
-    _, batches, model = prepare(config)
+    batches, model = prepare(config, corpus)
     objective = Objective(config.budget, config.teacher, model, device)
     try:
         make_optimiser(model, config.train)
@@ -99,9 +102,10 @@ def rehearse(config: RunConfig) -> None:
         raise ConfigError("train", "settings that can be trained", str(error).splitlines()[0], "mend them") from None
 
 
-def _train(run: Run, quiet: bool | None) -> Run:
+def _train(run: Run, corpus: Corpus, quiet: bool | None) -> Run:
     config, t = run.config, run.config.train
-    splits, batches, model = prepare(config)
+    splits, tokenizer = corpus.splits, corpus.tokenizer
+    batches, model = prepare(config, corpus)
     optimiser = make_optimiser(model, t)
     objective = Objective(config.budget, config.teacher, model, t.device)
     step, state, best, elapsed, log_bytes = 0, None, None, 0.0, 0
@@ -109,7 +113,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
     if newest:
         saved = load_checkpoint(newest)
         _same(run, "config", saved.get("config"), json.dumps(config.fixed()))
-        _same(run, "text", saved.get("text_sha256"), text_digest(read_text(config.data)))
+        _same(run, "text", saved.get("text_sha256"), corpus.digest)
         try:
             model.load_state_dict(saved["model"])
             optimiser.load_state_dict(saved["optimiser"])
@@ -127,7 +131,6 @@ def _train(run: Run, quiet: bool | None) -> Run:
         model.wake(batches(0)[0].to(t.device))
 
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
-    digest = text_digest(read_text(config.data))
     bar = _progress(t.steps, step, quiet, run.folder.name)
     model.advance(step / t.steps)
     with open(run.log_path, "ab") as log:
@@ -167,7 +170,7 @@ def _train(run: Run, quiet: bool | None) -> Run:
                 speed = seen / max(now - seen_at, 1e-9)
                 write(
                     step=step,
-                    bits_per_byte=bits,
+                    **{tokenizer.measure: bits},
                     learning_rate=learning_rate(step - 1, t),
                     gradient_norm=norm.item(),
                     rates=rates,
@@ -175,30 +178,30 @@ def _train(run: Run, quiet: bool | None) -> Run:
                     elapsed_s=now - began,
                 )
                 rate = f" {100 * sum(rates) / len(rates):.0f}% active" if rates else ""
-                bar.set_postfix_str(f"{bits:.3f} bits/byte{rate} {speed / 1000:.1f}k bytes/s")
+                bar.set_postfix_str(f"{bits:.3f} bits/{tokenizer.unit}{rate} {speed / 1000:.1f}k {tokenizer.unit}s/s")
                 seen_at, seen = now, 0
             if step % t.evaluate_every == 0 or step == t.steps:
-                look = evaluate(model, splits.valid, batch=t.evaluate_batch, context=t.context, restart=t.restart)
+                look = evaluate_part(model, splits, "valid", t)
                 write(
                     step=step,
-                    valid=look.bits_per_byte,
+                    valid=look.bits_per_token,
                     rates=look.rates,
                     dead=look.dead,
                     saturated=look.saturated,
                 )
-                if not math.isfinite(look.bits_per_byte):
-                    where, got = f"{run.folder} step {step}", str(look.bits_per_byte)
+                if not math.isfinite(look.bits_per_token):
+                    where, got = f"{run.folder} step {step}", str(look.bits_per_token)
                     raise RheobaseError(where, "a finite validation loss", got, "lower train.learning_rate")
-                if model.complete and (best is None or look.bits_per_byte < best["bits_per_byte"]):
+                if model.complete and (best is None or look.bits_per_token < best["bits_per_token"]):
                     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-                    best = {"step": step, "bits_per_byte": look.bits_per_byte, "model": weights}
+                    best = {"step": step, "bits_per_token": look.bits_per_token, "model": weights}
                 seen_at = time.monotonic()
             if step % t.checkpoint_every == 0 or step == t.steps:
                 os.fsync(log.fileno())
                 checkpoint = {
                     "step": step,
                     "config": json.dumps(config.fixed()),
-                    "text_sha256": digest,
+                    "text_sha256": corpus.digest,
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "state": tuple(tuple(s) for s in state),
@@ -215,11 +218,11 @@ def _train(run: Run, quiet: bool | None) -> Run:
         raise FormatError(run.folder, "a run with at least one step to do", "none", "raise train.steps")
     model.load_state_dict(best["model"])
     model.eval().cpu().save_pretrained(run.model_path)
-    final = evaluate(model, splits.valid, batch=t.evaluate_batch, context=t.context, restart=t.restart)
+    final = evaluate_part(model, splits, "valid", t)
     seconds = time.monotonic() - began
     run.add_metrics(
         fresh=True,
-        text_sha256=digest,
+        text_sha256=corpus.digest,
         valid=final,
         best_step=best["step"],
         parameters=model.n_parameters,

@@ -1,13 +1,15 @@
-"""A run: a folder with config.toml, model/, checkpoints/, log.jsonl and metrics.json."""
+"""A run: a folder with config.toml, tokenizer.json, model/, checkpoints/, log.jsonl and metrics.json."""
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rheobase.models import load_model
-from rheobase.models.training.data import DataConfig, Splits, read_text, split, text_digest
+from rheobase.models.training.corpus import Corpus, Splits, load_corpus
+from rheobase.models.training.data import DataConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
+from rheobase.models.training.tokenizers import Bytes, Tokenizer, read_tokenizer
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError
@@ -22,6 +24,8 @@ RANGES = {
     "clip": (1e-12, math.inf),
     "seed": (0, 2**63),
 }
+FROM_TOKENIZER = 0
+"""the model's vocabulary before `RunConfig.fitted`, where the configuration gives none"""
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -49,7 +53,7 @@ class TrainConfig:
     batch: int = 32
     """sequences an update"""
     context: int = 64
-    """bytes a sequence; the gradient is cut there"""
+    """tokens a sequence; the gradient is cut there"""
     learning_rate: float = 1e-2
     """at its highest"""
     warmup: int = 40
@@ -107,11 +111,10 @@ class RunConfig:
         module = registry.get("rheobase.models", name)
         if not hasattr(module, "Config"):
             raise ConfigError(where, "a model", repr(name), 'name one, such as "egru_lm"')
-        config = cls(
-            model=name,
-            settings=from_table(module.Config, model, "model"),
-            **{section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()},
-        )
+        sections = {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
+        if sections["data"].tokenizer != "bytes":
+            model.setdefault("vocabulary", FROM_TOKENIZER)
+        config = cls(model=name, settings=from_table(module.Config, model, "model"), **sections)
         if config.train.threads is not None and config.train.threads < 1:
             raise ConfigError("train.threads", "at least 1", str(config.train.threads), "raise it or leave it out")
         for key, (least, most) in RANGES.items():
@@ -126,7 +129,20 @@ class RunConfig:
     def fixed(self) -> dict:
         """The part of the table that a run may not change between a checkpoint and its resumption."""
         table = self.to_table()
-        return table | {"train": {k: v for k, v in table["train"].items() if k not in FREE}}
+        data = {k: v for k, v in table["data"].items() if k != "folder"}
+        return table | {"data": data, "train": {k: v for k, v in table["train"].items() if k not in FREE}}
+
+    def fitted(self, tokenizer: Tokenizer) -> "RunConfig":
+        """The same with the tokenizer's vocabulary where none was given.
+
+        raises  ConfigError: a vocabulary smaller than the tokenizer's; of bytes it may be, if the text has no others
+        """
+        given, needed = self.settings.vocabulary, tokenizer.vocabulary
+        if given == FROM_TOKENIZER:
+            return replace(self, settings=replace(self.settings, vocabulary=needed))
+        if given < needed and tokenizer.unit != "byte":
+            raise ConfigError("model.vocabulary", f"the tokenizer's {needed} or more", str(given), "leave it out")
+        return self
 
     def to_table(self) -> dict:
         """The table that `from_table` reads."""
@@ -137,9 +153,13 @@ class RunConfig:
         """A new model with these settings."""
         return registry.get("rheobase.models", self.model).Model(self.settings)
 
+    def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus:
+        """The text, cut and encoded, by a tokenizer made as [data] says if none is given."""
+        return load_corpus(self.data, self.train.context, tokenizer)
+
     def splits(self) -> Splits:
-        """The text, cut."""
-        return split(read_text(self.data), self.data, self.train.context)
+        """The parts of `corpus`."""
+        return self.corpus().splits
 
 
 @dataclass(frozen=True)
@@ -149,13 +169,15 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, folder: str | Path, config: RunConfig) -> "Run":
-        """Make the folder and write its config.toml; raises FormatError if a run is there already."""
+    def create(cls, folder: str | Path, config: RunConfig, tokenizer: Tokenizer) -> "Run":
+        """Make the folder, with tokenizer.json unless it is bytes; raises FormatError if a run is there already."""
         run = cls(Path(folder))
         if run.config_path.exists():
             raise FormatError(
                 folder, "a folder without a run", "a run", "resume it with --resume or choose another --out"
             )
+        if tokenizer.unit != "byte":
+            write_atomic(run.tokenizer_path, tokenizer.to_json().encode())
         write_atomic(run.config_path, to_toml(config.to_table()).encode())
         return run
 
@@ -170,6 +192,10 @@ class Run:
     @property
     def config_path(self) -> Path:
         return self.folder / "config.toml"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / "tokenizer.json"
 
     @property
     def log_path(self) -> Path:
@@ -187,14 +213,21 @@ class Run:
     def config(self) -> RunConfig:
         return RunConfig.from_table(read_toml(self.config_path), str(self.config_path))
 
-    def splits(self) -> Splits:
-        """The text, cut; raises FormatError if it is no longer the text that the run was trained on."""
+    def tokenizer(self) -> Tokenizer:
+        """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign."""
+        return Bytes() if self.config.data.tokenizer == "bytes" else read_tokenizer(self.tokenizer_path)
+
+    def corpus(self) -> Corpus:
+        """The text, cut and encoded; raises FormatError if it is no longer the text that the run was trained on."""
         config = self.config
-        text = read_text(config.data)
-        trained_on = self.metrics().get("text_sha256")
-        if trained_on not in (None, text_digest(text)):
+        corpus = config.corpus(self.tokenizer())
+        if self.metrics().get("text_sha256") not in (None, corpus.digest):
             raise FormatError(config.data.text, "the text of the training", "another", "put the same text back")
-        return split(text, config.data, config.train.context)
+        return corpus
+
+    def splits(self) -> Splits:
+        """The parts of `corpus`."""
+        return self.corpus().splits
 
     def model(self):
         """The trained model: the one that was best on the validation part."""

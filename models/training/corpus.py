@@ -1,0 +1,164 @@
+"""A corpus: the training, validation and test part of a text as token ids, and the tokenizer that made them."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rheobase.models.training.cache import cached_array
+from rheobase.models.training.data import DataConfig, read_texts
+from rheobase.models.training.datasets import DATA_SETS
+from rheobase.models.training.shards import Shards, read_shards
+from rheobase.models.training.tokenizers import PIECE, Tokenizer, named_tokenizer, pieces
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
+
+PARTS = ("train", "valid", "test")
+Ids = np.ndarray | Shards
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a text as ids, which may be memory-mapped; they do not overlap.
+
+    parts    the ids of "train", "valid" and, unless the text at hand ends before it, "test"
+    n_bytes  bytes of each part's text from its second token on: what an evaluation predicts; empty for shards
+    """
+
+    parts: dict[str, Ids]
+    n_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def train(self) -> Ids:
+        return self.parts["train"]
+
+    @property
+    def valid(self) -> Ids:
+        return self.parts["valid"]
+
+    @property
+    def test(self) -> Ids:
+        """The test part; raises FormatError where the text at hand ends before it."""
+        if "test" not in self.parts:
+            remedy = "use the whole text, or the figure of the validation part"
+            raise FormatError("the test part", "a text that reaches to it", "one that ends before it", remedy)
+        return self.parts["test"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Splits, their tokenizer, and a SHA-256 of the text they are made of."""
+
+    splits: Splits
+    tokenizer: Tokenizer
+    digest: str
+
+
+def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Read, cut and encode the text of a configuration.
+
+    context    each part must be longer than this many tokens
+    tokenizer  if None it is made as the configuration says, a vocabulary from the training part alone
+    raises     ConfigError: splits that leave nothing;  ShapeError: a part that is too short;  FormatError: a text
+               that is not there, damaged, or holds what the tokenizer does not know
+    """
+    if config.unknown and config.tokenizer != "characters":
+        wanted = 'none unless data.tokenizer is "characters"'
+        raise ConfigError("data.unknown", wanted, repr(config.unknown), "leave it out")
+    kind = tokenizer or named_tokenizer(config.tokenizer)
+    folder = Path(config.text)
+    if config.text not in DATA_SETS and folder.is_dir():
+        return _load_shards(folder, config, context, kind)
+    parts = _cut(read_texts(config), config, kind.boundary)
+    if isinstance(kind, type):
+        options = {"unknown": config.unknown} if config.unknown else {}
+        tokenizer = kind.from_text(pieces(kind.boundary, parts["train"], "vocabulary"), **options)
+    else:
+        tokenizer = kind
+    whole, ids, n_bytes = hashlib.sha256(), {}, {}
+    for name, part in parts.items():
+        whole.update(part)
+        ids[name] = encode(tokenizer, part)
+        _check_length(name, ids[name], context, tokenizer.unit)
+        n_bytes[name] = len(part) - len(tokenizer.decode(ids[name][:1]))
+    return Corpus(Splits(ids, n_bytes), tokenizer, whole.hexdigest())
+
+
+def encode(tokenizer: Tokenizer, text: np.ndarray) -> np.ndarray:
+    """The ids of a text: its own bytes, or an array, which for a long text lies in the cache, memory-mapped."""
+    if tokenizer.unit == "byte":
+        return text
+
+    def arrays():
+        done = 0
+        for piece in pieces(tokenizer.boundary, text, "encoding"):
+            ids = tokenizer.encode(piece, done)
+            done += len(ids)
+            yield ids
+
+    if len(text) < PIECE:
+        return np.concatenate(list(arrays()))
+    key = hashlib.sha256(hashlib.sha256(text).digest() + tokenizer.digest.encode()).hexdigest()
+    return cached_array(key, tokenizer.dtype, arrays())
+
+
+def _cut(texts: list[np.ndarray], config: DataConfig, boundary) -> dict[str, np.ndarray]:
+    """The bytes of each part. Of two files the second is halved; one is cut by counts or by fractions."""
+    if len(texts) == 3:
+        return dict(zip(PARTS, texts, strict=True))
+    if len(texts) == 2:
+        middle = boundary(texts[1], len(texts[1]) // 2)
+        return {"train": texts[0], "valid": texts[1][:middle], "test": texts[1][middle:]}
+    text = texts[0]
+    splits = config.splits or (DATA_SETS[config.text].splits if config.text in DATA_SETS else ())
+    ends = [boundary(text, at) for at in _ends(len(text), splits, config)]
+    cuts = {name: text[low:high] for name, low, high in zip(PARTS, [0, *ends[:-1]], ends, strict=True)}
+    return cuts if len(cuts["test"]) or not splits else {"train": cuts["train"], "valid": cuts["valid"]}
+
+
+def _ends(length: int, splits: tuple[int, ...], config: DataConfig) -> list[int]:
+    """Where the three parts end: by counts, of which the last may reach beyond the text, or by fractions."""
+    if splits:
+        if len(splits) != 3 or min(splits[:2]) < 1 or splits[2] < 0:
+            raise ConfigError("data.splits", "three counts", str(list(splits)), "such as [90000000, 5000000, 5000000]")
+        train, valid = splits[0], splits[0] + splits[1]
+        if valid > length:
+            raise ShapeError("data.splits", f"a text of {valid:,} at least", f"{length:,}", "give the whole text")
+        test = valid + splits[2]
+        if valid < length < test:
+            raise ShapeError(
+                "data.splits", f"a text of {valid:,} (no test part) or {test:,}", f"{length:,}", "give the whole text"
+            )
+        return [train, valid, min(test, length)]
+    if not (0 < config.valid and 0 < config.test and config.valid + config.test < 1):
+        raise ConfigError(
+            "data.valid, data.test",
+            "fractions with a sum below 1",
+            f"{config.valid}, {config.test}",
+            "mend them",
+        )
+    n_test, n_valid = int(length * config.test), int(length * config.valid)
+    return [length - n_test - n_valid, length - n_test, length]
+
+
+def _load_shards(folder: Path, config: DataConfig, context: int, kind) -> Corpus:
+    if isinstance(kind, type):
+        wanted = "the JSON file of the tokenizer that made the shards"
+        raise ConfigError("data.tokenizer", wanted, repr(config.tokenizer), "name it")
+    shards, digest = read_shards(folder)
+    ends = _ends(len(shards), config.splits, config)
+    parts = {name: shards.cut(low, high) for name, low, high in zip(PARTS, [0, *ends[:-1]], ends, strict=True)}
+    parts = {name: part for name, part in parts.items() if len(part) or name != "test"}
+    for name, part in parts.items():
+        _check_length(name, part, context, kind.unit)
+    return Corpus(Splits(parts), kind, digest)
+
+
+def _check_length(name: str, part: Ids, context: int, unit: str) -> None:
+    if len(part) <= context:
+        raise ShapeError(
+            f"the {name} part of the text",
+            f"more than the context of {context} {unit}s",
+            f"{len(part)}",
+            "give a longer text or lower train.context",
+        )
