@@ -48,8 +48,8 @@ class ReportModel:
 
     name        what to call it, such as "EGRU"
     parameters  how many it has
-    log         records of training: {"step", "bits_per_byte", "rates", ...} and {"step", "valid", ...}
-    evaluation  on the test part: bits_per_byte, perplexity, tokens; and, a layer, rates, dead, saturated
+    log         records of training: {"step", the report's measure, "rates", ...} and {"step", "valid", ...}
+    evaluation  on the test part: the measure, perplexity, tokens; and, a layer, rates, dead, saturated
     tally       what some tokens of the test part took
     bills       that tally on each target
     """
@@ -69,8 +69,8 @@ class ReportImage:
     manifest        of the artefact
     partition       its partition.json
     verified        what `verify` found, or None if it was not asked
-    float_bits      bits a byte of the model in floating point, over `integer_tokens` bytes
-    integer_bits    bits a byte of the image over the same bytes
+    float_bits      bits a token of the model in floating point, over `integer_tokens` tokens
+    integer_bits    bits a token of the image over the same
     """
 
     manifest: Mapping
@@ -89,8 +89,10 @@ class ReportData:
     models   the one the report is about, then those to compare it with
     events   "node.port" -> Events of a stretch of text, of which stream 0 is shown: the first 96 steps as a
              raster, all of them in the distribution of rates
-    text     the bytes of that stretch
+    text     that stretch, a string a token; the raster shows the first character of each
     sample   what the model wrote after `prompt`
+    unit     what a token is called
+    measure  the field of logs and evaluations that holds bits a `unit`
     """
 
     title: str
@@ -99,10 +101,12 @@ class ReportData:
     date: str
     models: tuple[ReportModel, ...]
     events: Mapping[str, Events]
-    text: bytes
+    text: Sequence[str]
     image: ReportImage | None
     sample: str
     prompt: str
+    unit: str
+    measure: str
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
@@ -136,8 +140,8 @@ def render(data: ReportData) -> str:
         first=first,
         rate=sum(rates) / len(rates) if rates else None,
         layers=layers,
-        learning=_learning(data.models),
-        firing=_firing(first, layers),
+        learning=_learning(data.models, data.measure),
+        firing=_firing(first, layers, data.measure),
         rasters=[_raster(name, events, data.text) for name, events in stretches],
         spreads=[_spread(name, events) for name, events in stretches],
         counted=_counted(data.models),
@@ -220,20 +224,20 @@ def _plot(series: list[dict], height: int, show, end, log: bool = False) -> dict
     }
 
 
-def _learning(models) -> dict | None:
+def _learning(models, measure) -> dict | None:
     light, strong = [], []
     for i, m in enumerate(models):
-        train = [(r["step"], r["bits_per_byte"]) for r in m.log if "bits_per_byte" in r]
+        train = [(r["step"], r[measure]) for r in m.log if measure in r]
         valid = [(r["step"], r["valid"]) for r in m.log if "valid" in r]
         light.append({"cls": f"m{min(i, 2)} light", "points": train, "dots": False, "label": None})
         strong.append({"cls": f"m{min(i, 2)}", "points": valid, "dots": True, "label": m.name})
     return _plot(light + strong, 320, lambda y: f"{y:g}", lambda y: f"{y:.2f}", log=True)
 
 
-def _firing(model, layers) -> dict | None:
+def _firing(model, layers, measure) -> dict | None:
     series = []
     for i, layer in enumerate(layers):
-        train = [r for r in model.log if "bits_per_byte" in r and len(r.get("rates", ())) > i]
+        train = [r for r in model.log if measure in r and len(r.get("rates", ())) > i]
         points = [(r["step"], r["rates"][i]) for r in train]
         series.append({"cls": f"m0 l{min(i, 3)}", "points": points, "dots": False, "label": layer["name"]})
     return _plot(series, 230, lambda y: f"{100 * y:.3g} %", percent)
@@ -251,7 +255,7 @@ def _layers(evaluation, stretches) -> list[dict]:
     return rows
 
 
-def _raster(name: str, events: Events, text: bytes) -> dict:
+def _raster(name: str, events: Events, text: Sequence[str]) -> dict:
     """Stream 0: one path a shade, units from most to least active; the share active; the characters."""
     steps, units = min(events.n_steps, RASTER_STEPS), events.n_units
     shown = (events.stream == 0) & (events.step < steps)
@@ -281,13 +285,16 @@ def _raster(name: str, events: Events, text: bytes) -> dict:
         "height": min(units * max(1, min(8, 480 // units)), 640) if size.size else 48,
         "paths": [(shade / SHADES, "".join(paths[shade])) for shade in sorted(paths)],
         "area": "".join(f"V{100 - 100 * a / top:.1f}H{t + 1}" for t, a in enumerate(active)),
-        "characters": [(100 * (t + 0.5) / steps, *_character(b)) for t, b in enumerate(text[:steps])],
+        "characters": [(100 * (t + 0.5) / steps, *_character(c)) for t, c in enumerate(text[:steps])],
     }
 
 
-def _character(byte: int) -> tuple[str, bool]:
-    """How a byte is written on an axis, and whether that only stands for it."""
-    return (chr(byte), False) if 33 <= byte <= 126 else ({10: "↵", 32: "·", 9: "⇥"}.get(byte, "▫"), True)
+def _character(token: str) -> tuple[str, bool]:
+    """How a token's first character is written on an axis, and whether that only stands for it."""
+    first = (token.strip(" ") or token)[:1]
+    if first.isprintable() and first not in ("", " ", "\ufffd"):
+        return first, False
+    return {"\n": "↵", " ": "·", "\t": "⇥"}.get(first, "▫"), True
 
 
 def _spread(name: str, events: Events) -> dict:

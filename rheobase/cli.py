@@ -44,16 +44,16 @@ def parser() -> argparse.ArgumentParser:
         arg("--out", help="the run folder (default runs/NAME)"),
         arg("--resume", action="store_true", help="go on with the run in --out, from its last checkpoint"),
     )
-    command("eval", "bits a byte and perplexity on the test part", run)
+    command("eval", "bits and perplexity on the test part", run)
     command(
         "sample",
         "text from a trained model",
         run,
         arg("--prompt", default="The ", help="text to go on from"),
-        arg("--length", type=_positive, default=300, help="bytes to write (default 300)"),
-        arg("--temperature", type=float, default=0.8, help="0 takes the likeliest byte (default 0.8)"),
-        arg("--top-k", type=int, default=0, help="draw from the K likeliest bytes; 0 is off (default)"),
-        arg("--top-p", type=float, default=1.0, help="draw from the likeliest bytes of this mass; 1 is off (default)"),
+        arg("--length", type=_positive, default=300, help="tokens to write (default 300)"),
+        arg("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)"),
+        arg("--top-k", type=int, default=0, help="draw from the K likeliest tokens; 0 is off (default)"),
+        arg("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this mass; 1 is off (default)"),
         arg("--typical", type=float, default=1.0, help="from the most typical of this mass; 1 is off (default)"),
         arg("--repetition-penalty", type=float, default=1.0, help="above 1 repeats less; 1 is off (default)"),
         arg("--trials", type=_positive, default=1, help="texts to write, with seeds SEED, SEED + 1, ... (default 1)"),

@@ -1,6 +1,5 @@
 """What each command does: it takes the parsed arguments and gives an Answer, for people and for programs."""
 
-import codecs
 import dataclasses
 import functools
 import platform
@@ -62,9 +61,9 @@ def train(args) -> Answer:
             set_key(table, assignment)
         config = RunConfig.from_table(table, args.config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
-    m = run.metrics()
-    valid = m["valid"]["bits_per_byte"]
-    text = f"{run.folder}: {valid:.4f} bits a byte on the validation part, best at step {m['best_step']}"
+    m, tokenizer = run.metrics(), run.tokenizer()
+    valid = f"{m['valid'][tokenizer.measure]:.4f} bits a {tokenizer.unit}"
+    text = f"{run.folder}: {valid} on the validation part, best at step {m['best_step']}"
     return Answer({"run": str(run.folder), **m}, f"{text}, {m['train_seconds']:.0f} s")
 
 
@@ -72,9 +71,7 @@ def eval(args) -> Answer:
     run = Run.open(args.run)
     result = test(run)
     run.add_metrics(test=result)
-    lines = [
-        f"{result.bits_per_byte:.4f} bits a byte, perplexity {result.perplexity:.3f}, {result.tokens:,} predictions"
-    ]
+    lines = [_quality(result, run.tokenizer().unit)]
     for i, rate in enumerate(result.rates):
         lines.append(
             f"layer {i}: {100 * rate:.1f} % active, {result.dead[i]} dead, {result.saturated[i]} saturated units"
@@ -82,37 +79,68 @@ def eval(args) -> Answer:
     return Answer(dataclasses.asdict(result), "\n".join(lines))
 
 
+def _quality(result, unit: str) -> str:
+    bits = f"{result.bits_per_token:.4f} bits a {unit}, perplexity {result.perplexity:.3f}"
+    if unit != "byte":
+        bits += f" a {unit}"
+        if result.bits_per_byte is not None:
+            bits += f", {result.bits_per_byte:.4f} bits a byte"
+    return f"{bits}, {result.tokens:,} predictions"
+
+
 def sample(args) -> Answer:
     run = Run.open(args.run)
-    if run.config.settings.vocabulary != 256:
-        raise ConfigError(
-            "sample", "a model of bytes", f"a vocabulary of {run.config.settings.vocabulary}", "train one"
-        )
     names = [f.name for f in dataclasses.fields(SampleConfig)]
     config = SampleConfig(**{name: getattr(args, name) for name in names})
     seeds = range(args.seed, args.seed + args.trials)
     titles = [f"--- seed {seed} ---\n" if args.trials > 1 else "" for seed in seeds]
-    model = run.model()
+    model, tokenizer = run.model(), run.tokenizer()
+    prompt = tokenizer.encode(args.prompt.encode(errors="surrogateescape")).tolist()
     show = _quiet if args.json else functools.partial(print, end="", flush=True)
     show(titles[0])
-    steps = []
-    for pieces in _continue(model, args.prompt, args.length, config, seeds):
-        show(pieces[0])
-        steps.append(pieces)
-    show("\n")
-    texts = ["".join(pieces) for pieces in zip(*steps, strict=True)]
+    writers = [_Writer(tokenizer, prompt) for _ in seeds]
+    for tokens in stream(model, [prompt] * len(seeds), args.length, config, seeds):
+        for writer, token in zip(writers, tokens.tolist(), strict=True):
+            writer.add(token)
+        show(writers[0].fresh())
+    for writer in writers:
+        writer.flush()
+    show(writers[0].fresh() + "\n")
+    texts = [writer.text for writer in writers]
     rest = "\n".join(title + text for title, text in zip(titles[1:], texts[1:], strict=True))
     return Answer({"seeds": list(seeds), "texts": texts}, rest)
 
 
-def _continue(model, prompt: str, length: int, config: SampleConfig, seeds):
-    """Yield what can be shown of each row's text, the prompt first: a character once all its bytes are there."""
-    waiting = prompt.encode(errors="surrogateescape")
-    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in seeds]
-    for tokens in stream(model, [waiting] * len(seeds), length, config, seeds):
-        yield [d.decode(waiting + bytes([token])) for d, token in zip(decoders, tokens.tolist(), strict=True)]
-        waiting = b""
-    yield [d.decode(b"", final=True) for d in decoders]
+class _Writer:
+    """Text of tokens as they come: what ends inside a character waits for the rest of it.
+
+    Tokens are decoded behind those shown last, since the text of a token may hang on the one before.
+    """
+
+    longest = 16
+    """tokens that wait at most: a character has four bytes; what is none for so long is shown as it is"""
+
+    def __init__(self, tokenizer, ids: list[int]):
+        self.tokenizer, self.last, self.waiting, self.text, self.shown = tokenizer, [], list(ids), "", 0
+
+    def add(self, token: int) -> None:
+        self.waiting.append(token)
+        whole = self._decode(self.last + self.waiting)
+        if not whole.endswith("\ufffd") or len(self.waiting) > self.longest:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give up waiting."""
+        self.text += self._decode(self.last + self.waiting)[len(self._decode(self.last)) :]
+        self.last, self.waiting = (self.waiting or self.last)[-self.longest :], []
+
+    def fresh(self) -> str:
+        """What came to the text since the last call."""
+        new, self.shown = self.text[self.shown :], len(self.text)
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids).decode(errors="replace")
 
 
 def count(args) -> Answer:
@@ -216,9 +244,10 @@ def _signals(path: Path) -> dict[str, np.ndarray]:
     if (path / MANIFEST).is_file():
         return dict(load_trace(open_artifact(path).path / "trace.h5").signals)
     run = Run.open(path)
-    losses = np.array([r["bits_per_byte"] for r in run.log() if "bits_per_byte" in r])
+    measure = run.tokenizer().measure
+    losses = np.array([r[measure] for r in run.log() if measure in r])
     weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}
-    return {"log.bits_per_byte": losses.reshape(1, -1, 1), **weights}
+    return {f"log.{measure}": losses.reshape(1, -1, 1), **weights}
 
 
 def report(args) -> Answer:
@@ -250,7 +279,7 @@ def doctor(args) -> Answer:
         except metadata.PackageNotFoundError:
             return None
 
-    packages = ["torch", "numpy", "h5py", "safetensors", "triton", "snntorch", "norse", "nir", "tonic"]
+    packages = "torch numpy h5py safetensors triton snntorch norse nir tonic tokenizers pooch".split()
     table = {
         "rheobase": __version__,
         "python": sys.version.split()[0],

@@ -182,6 +182,8 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
     for run in runs[1:]:
         if run.metrics().get("text_sha256") != first.metrics().get("text_sha256"):
             raise FormatError(run.folder, "a run on the same text", "another text", "compare runs of one text")
+        if run.tokenizer().digest != first.tokenizer().digest:
+            raise FormatError(run.folder, f"the tokens of {first.folder}", "others", "compare runs of one tokenizer")
     if image and open_artifact(image).manifest["graph"] != first.model().lower().hash():
         raise FormatError(image, f"an export of {first.folder}", "of another model", "export this run")
     models = []
@@ -200,7 +202,8 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
                 bills=tuple(price(tally, target) for target in target_names()),
             )
         )
-    model = first.model()
+    model, tokenizer = first.model(), first.tokenizer()
+    prompt = tokenizer.encode(PROMPT).tolist()
     stretch = test_tokens(first, min(RASTER_TOKENS, len(first.splits().test)))
     trace = simulate(model.lower(), stretch)
     shown = None
@@ -226,9 +229,11 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             date=date.today().isoformat(),
             models=tuple(models),
             events=trace.events,
-            text=bytes(stretch[0].astype(np.uint8)),
+            text=[tokenizer.decode([token]).decode(errors="replace") for token in stretch[0]],
             image=shown,
-            sample=bytes(sample(model, [PROMPT], 500)[0].tolist()).decode(errors="replace"),
+            sample=tokenizer.decode(sample(model, [prompt], 500)[0].tolist()).decode(errors="replace"),
             prompt=PROMPT.decode(),
+            unit=tokenizer.unit,
+            measure=tokenizer.measure,
         ),
     )

@@ -78,13 +78,13 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
     whole, ids, n_bytes = hashlib.sha256(), {}, {}
     for name, part in parts.items():
         whole.update(part)
-        ids[name] = encode(tokenizer, part)
+        ids[name] = encode(tokenizer, part, f"{name} part of the text")
         _check_length(name, ids[name], context, tokenizer.unit)
         n_bytes[name] = len(part) - len(tokenizer.decode(ids[name][:1]))
     return Corpus(Splits(ids, n_bytes), tokenizer, whole.hexdigest())
 
 
-def encode(tokenizer: Tokenizer, text: np.ndarray) -> np.ndarray:
+def encode(tokenizer: Tokenizer, text: np.ndarray, where: str = "text") -> np.ndarray:
     """The ids of a text: its own bytes, or an array, which for a long text lies in the cache, memory-mapped."""
     if tokenizer.unit == "byte":
         return text
@@ -92,12 +92,12 @@ def encode(tokenizer: Tokenizer, text: np.ndarray) -> np.ndarray:
     def arrays():
         done = 0
         for piece in pieces(tokenizer.boundary, text, "encoding"):
-            ids = tokenizer.encode(piece, done)
+            ids = tokenizer.encode(piece, done, where)
             done += len(ids)
             yield ids
 
     if len(text) < PIECE:
-        return np.concatenate(list(arrays()))
+        return np.concatenate([np.zeros(0, tokenizer.dtype), *arrays()])
     key = hashlib.sha256(hashlib.sha256(text).digest() + tokenizer.digest.encode()).hexdigest()
     return cached_array(key, tokenizer.dtype, arrays())
 

@@ -20,7 +20,7 @@ FORMAT = "rheobase-tokenizer/1"
 EOS, UNK = b"<eos>", b"<unk>"
 PIECE = 1 << 22
 _CODE_POINTS = 0x110000
-_LINE_END, _WORD_START = re.compile(rb"\n"), re.compile(rb" (?=[A-Za-z])")
+_SPACE, _WORD_START = re.compile(rb"\s"), re.compile(rb" (?=[A-Za-z])")
 
 
 class Tokenizer:
@@ -44,8 +44,8 @@ class Tokenizer:
         """The SHA-256 of `to_json`: equal where the ids are equal."""
         return sha256(self.to_json().encode())
 
-    def encode(self, text: bytes, start: int = 0) -> np.ndarray:
-        """Ids of a text, whose first token is number `start` of a longer one (for messages)."""
+    def encode(self, text: bytes, start: int = 0, where: str = "text") -> np.ndarray:
+        """Ids of a text, whose first token is, for messages, number `start` of what `where` says."""
         raise NotImplementedError(f"{type(self).__name__} does not encode")
 
     def decode(self, ids) -> bytes:
@@ -80,7 +80,7 @@ class Bytes(Tokenizer):
         """The one tokenizer of bytes, whatever the text."""
         return cls()
 
-    def encode(self, text, start=0):
+    def encode(self, text, start=0, where="text"):
         return np.frombuffer(text, np.uint8)
 
     def decode(self, ids):
@@ -123,14 +123,14 @@ class Characters(Tokenizer):
             seen[_code_points(piece)] = True
         return cls("".join(map(chr, np.flatnonzero(seen))), unknown)
 
-    def encode(self, text, start=0):
+    def encode(self, text, start=0, where="text"):
         points = _code_points(text)
         ids = self._ids[points]
         missing = np.flatnonzero(ids < 0)
         if len(missing) and not self.unknown:
             first = chr(points[missing[0]])
             raise FormatError(
-                f"character {start + missing[0]} of the text",
+                f"character {start + missing[0]} of the {where}",
                 f"one of the {self.vocabulary} characters of the vocabulary",
                 f"{first!r} (U+{ord(first):04X})",
                 "train on a text that holds it, or set data.unknown to a character that stands for it",
@@ -168,13 +168,13 @@ class Words(Tokenizer):
 
     @classmethod
     def from_text(cls, pieces: Iterable[bytes]) -> "Words":
-        """The words of a text, given in pieces that end with a line."""
+        """The words of a text, given in pieces that end with white space."""
         words: dict[bytes, None] = {}
         for piece in pieces:
             words.update(dict.fromkeys(_words(piece)))
         return cls(words)
 
-    def encode(self, text, start=0):
+    def encode(self, text, start=0, where="text"):
         unknown = self._ids[UNK]
         return np.array([self._ids.get(word, unknown) for word in _words(text)], self.dtype)
 
@@ -184,7 +184,7 @@ class Words(Tokenizer):
 
     @staticmethod
     def boundary(text, at):
-        found = _LINE_END.search(text, at - 1)
+        found = _SPACE.search(text, at - 1)
         return found.end() if found else len(text)
 
     def to_json(self):
@@ -214,7 +214,7 @@ class Pieces(Tokenizer):
         self._text = text
         self.vocabulary = 1 + max(self._library.get_vocab().values(), default=0)
 
-    def encode(self, text, start=0):
+    def encode(self, text, start=0, where="text"):
         lines = _utf8(text)
         return np.array(self._library.encode(lines, add_special_tokens=False).ids, self.dtype)
 
