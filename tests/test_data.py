@@ -261,7 +261,7 @@ def test_bad_tokenizers_and_texts(tmp_path, say):
         assert "o.json: expected a tokenizer in JSON (ours or the tokenizers library's), got" in line(
             tokenizer=str(other)
         )
-    said = line("model.vocabulary=3", tokenizer="words")
+    said = line("model.vocabulary=3", tokenizer="words", splits=[700, 140, 150])
     assert "model.vocabulary: expected the tokenizer's 4 or more, got 3; leave it out" in said
     packed = lzma.compress(b"words " * 900)
     for damaged in (packed[:-20], packed[:30] + b"xx" + packed[32:], b"no xz"):
