@@ -26,7 +26,7 @@ from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
-from rheobase.models.training.sample import SampleConfig, stream
+from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, RheobaseError
@@ -98,7 +98,8 @@ def sample(args) -> Answer:
     prompt = tokenizer.encode(args.prompt.encode(errors="surrogateescape")).tolist()
     show = _quiet if args.json else functools.partial(print, end="", flush=True)
     show(titles[0])
-    writers = [_Writer(tokenizer, prompt) for _ in seeds]
+    writers = [Writer(tokenizer, prompt) for _ in seeds]
+    show(writers[0].fresh())
     for tokens in stream(model, [prompt] * len(seeds), args.length, config, seeds):
         for writer, token in zip(writers, tokens.tolist(), strict=True):
             writer.add(token)
@@ -109,38 +110,6 @@ def sample(args) -> Answer:
     texts = [writer.text for writer in writers]
     rest = "\n".join(title + text for title, text in zip(titles[1:], texts[1:], strict=True))
     return Answer({"seeds": list(seeds), "texts": texts}, rest)
-
-
-class _Writer:
-    """Text of tokens as they come: what ends inside a character waits for the rest of it.
-
-    Tokens are decoded behind those shown last, since the text of a token may hang on the one before.
-    """
-
-    longest = 16
-    """tokens that wait at most: a character has four bytes; what is none for so long is shown as it is"""
-
-    def __init__(self, tokenizer, ids: list[int]):
-        self.tokenizer, self.last, self.waiting, self.text, self.shown = tokenizer, [], list(ids), "", 0
-
-    def add(self, token: int) -> None:
-        self.waiting.append(token)
-        whole = self._decode(self.last + self.waiting)
-        if not whole.endswith("\ufffd") or len(self.waiting) > self.longest:
-            self.flush()
-
-    def flush(self) -> None:
-        """Give up waiting."""
-        self.text += self._decode(self.last + self.waiting)[len(self._decode(self.last)) :]
-        self.last, self.waiting = (self.waiting or self.last)[-self.longest :], []
-
-    def fresh(self) -> str:
-        """What came to the text since the last call."""
-        new, self.shown = self.text[self.shown :], len(self.text)
-        return new
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids).decode(errors="replace")
 
 
 def count(args) -> Answer:

@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from rheobase.commands import _continue
 from rheobase.models import EGRULM, LSTMLM, RWKV4, EGRULMConfig, LSTMLMConfig, RWKV4Config, SpikeGPT, SpikeGPTConfig
-from rheobase.models.training.sample import SampleConfig, draw, filter_logits, sample, stream
+from rheobase.models.training.sample import SampleConfig, Writer, draw, filter_logits, sample, stream
+from rheobase.models.training.tokenizers import Bytes, Words
 from rheobase.spiking.errors import ConfigError, RheobaseError, ShapeError
 
 ROWS = st.lists(st.integers(-6, 6).map(lambda n: n / 2), min_size=1, max_size=6)
@@ -202,15 +202,29 @@ class Script(nn.Module):
 @pytest.mark.parametrize(
     ("prompt", "text", "pieces"),
     [
-        ("x", "é€😀".encode(), ["x", "é", "", "", "€", "", "", "", "😀", ""]),
-        ("caf\udcc3", b"\xa9!", ["café", "!", ""]),
-        ("x", b"\xe2\x82", ["x", "", "�"]),
-        ("x", b"\xe2a", ["x", "�a", ""]),
+        ("x", "é€😀".encode(), ["x", "", "é", "", "", "€", "", "", "", "😀", ""]),
+        ("caf\udcc3", b"\xa9!", ["", "café", "!", ""]),
+        ("x", b"\xe2\x82", ["x", "", "", "�"]),
+        ("x", b"\xe2a", ["x", "", "�a", ""]),
     ],
 )
 def test_characters_are_shown_whole(prompt, text, pieces):
-    shown = list(_continue(Script(text), prompt, len(text), SampleConfig(), [0, 1]))
-    assert [a for a, _ in shown] == [b for _, b in shown] == pieces
+    ids = list(prompt.encode(errors="surrogateescape"))
+    writer = Writer(Bytes(), ids)
+    shown = [writer.fresh()]
+    for (token,) in stream(Script(text), [ids], len(text), SampleConfig(), [0]):
+        writer.add(token.item())
+        shown.append(writer.fresh())
+    writer.flush()
+    assert [*shown, writer.fresh()] == pieces and writer.text == "".join(pieces)
+
+
+def test_words_keep_their_spaces():
+    words = Words([b"to", b"be"])
+    writer = Writer(words, words.encode(b"to be"))
+    for token in words.encode(b"or be\n"):
+        writer.add(int(token))
+    assert writer.text == "to be <unk> be \n"
 
 
 def test_what_cannot_be_sampled():

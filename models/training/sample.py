@@ -200,3 +200,39 @@ def sample(
     """The rows of `stream` as one tensor [B, length]; seeds 0, 1, ... if not given."""
     rows = list(stream(model, prompts, length, config, range(len(prompts)) if seeds is None else seeds))
     return torch.stack(rows, 1) if rows else torch.empty(len(prompts), 0, dtype=torch.int64)
+
+
+class Writer:
+    """Text of tokens as they come: what ends inside a character waits for the rest of it.
+
+    Tokens are decoded behind those written last, since the text of a token may hang on the one before.
+
+    tokenizer  decodes ids;  ids: those of the prompt
+    text       all that is written so far
+    """
+
+    longest = 16
+    """tokens that wait at most: what is no character by then is written as it is"""
+
+    def __init__(self, tokenizer, ids: Sequence[int]):
+        self.tokenizer, self.last, self.waiting, self.text, self.shown = tokenizer, [], [], "", 0
+        self.add(*ids)
+
+    def add(self, *tokens: int) -> None:
+        """Go on with these tokens."""
+        self.waiting += tokens
+        if not self._decode(self.last + self.waiting).endswith("\ufffd") or len(self.waiting) > self.longest:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, whatever it is."""
+        self.text += self._decode(self.last + self.waiting)[len(self._decode(self.last)) :]
+        self.last, self.waiting = (self.waiting or self.last)[-self.longest :], []
+
+    def fresh(self) -> str:
+        """What came to the text since the last call."""
+        new, self.shown = self.text[self.shown :], len(self.text)
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids).decode(errors="replace")
