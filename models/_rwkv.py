@@ -140,9 +140,9 @@ def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
     return spikes, torch.cat(list(state), 1)
 
 
-def rest(neuron: Cell, batch: int) -> Tensor:
-    """The packed state of a neuron before the first step."""
-    return torch.cat(list(neuron.initial_state(batch)), 1)
+def rest(neuron: Cell, batch: int, **like) -> Tensor:
+    """The packed state of a neuron before the first step, of a dtype and on a device."""
+    return torch.cat(list(neuron.initial_state(batch, **like)), 1)
 
 
 class Block(nn.Module):
@@ -175,7 +175,7 @@ class Block(nn.Module):
         like = {"dtype": self.ln1.weight.dtype, "device": self.ln1.weight.device}
         d = self.ln1.weight.shape[0]
         shifts = [torch.zeros(batch, d, **like) for _ in range(2)]
-        membranes = [rest(self.get_submodule(name), batch) for name in self.neurons]
+        membranes = [rest(self.get_submodule(name), batch, **like) for name in self.neurons]
         sums = [torch.zeros(batch, 0 if self.pre else d, **like) for _ in range(3)]
         return self.state_type(*shifts, *membranes, *sums[:2], torch.full_like(sums[2], -1e38))
 

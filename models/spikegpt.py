@@ -141,7 +141,10 @@ class SpikeGPT(LanguageModel):
     def initial_state(self, batch: int) -> tuple:
         """The state before the first token: one of its type a block, and the head's where it spikes."""
         blocks = tuple(block.initial_state(batch) for block in self.blocks)
-        return blocks if self.lif_out is None else (*blocks, HeadState(rest(self.lif_out, batch)))
+        if self.lif_out is None:
+            return blocks
+        weight = self.head.weight
+        return (*blocks, HeadState(rest(self.lif_out, batch, dtype=weight.dtype, device=weight.device)))
 
     def run(self, tokens, state=None):
         self.check(tokens, state)
