@@ -146,17 +146,16 @@ def test_wkv_in_c_passes_on_what_is_not_finite(value, which, dtype):
 
 @needs_c
 def test_float32_wkv_has_an_exponential_within_two_units_in_the_last_place():
-    """One step from p = q = 0, o = k + x, x <= 0: the last state's q is e^k-k = 1; from q = 1: it is 1 e^x + 1."""
-    x = -torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 88
-    zeros, ones = torch.zeros(1, len(x)), torch.ones(1, len(x))
-    state = WKVState(ones, zeros, x[None] + torch.exp(torch.zeros(len(x))))  # o + w = x with w = -1
-    o = state.o[0] - 1
-    _, last = wkv(zeros[0], zeros[0], zeros[None], zeros[None], state, kernels="native")
-    wanted = torch.exp(o.double())
-    normal = o > -87.3
+    """One step with w = -1, k = 0 from p = 1 and o = 1 + x gives p = e^x."""
+    o = 1 - 88 * torch.rand(1, 100_000, generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros_like(o)
+    _, last = wkv(zeros[0], zeros[0], zeros[None], zeros[None], WKVState(zeros + 1, zeros, o), kernels="native")
+    x = (o - 1).double()
+    wanted = torch.exp(x)
     unit = torch.exp2(torch.floor(torch.log2(wanted)) - 23)
-    assert ((last.p[0].double() - wanted).abs() / unit)[normal].max() <= 2
-    assert (last.p[0][~normal] == 0).all() and (~normal).any()
+    far = x < -87
+    assert ((last.p - wanted).abs() / unit)[~far].max() <= 2
+    assert (last.p[far] == 0).all() and far.any()
 
 
 @needs_c
@@ -196,11 +195,12 @@ def lif_calls(monkeypatch):
 def test_auto_takes_c_wherever_it_can(lif_calls, monkeypatch):
     x = torch.randn(2, 4, 3)
     lif(x)
-    lif(x.double(), tau=torch.full((3,), 2.0).double())
+    lif(x.double(), torch.zeros(2, 3), tau=torch.full((3,), 2.0).double())
     assert lif_calls.calls == 2 and taken("lif") == "native"
     lif(x, kernels="reference")
     lif(x.bfloat16())
     lif(x, tau=torch.full((3,), 2.0).double())
+    lif(x, torch.zeros(2, 3).double())
     lif(x, surrogate=Relaxed(ATan()))
     lif(x, tau=torch.full((2, 3), 2.0))
     count(LIF(3), x)

@@ -3,6 +3,7 @@
 B batch, T steps, D units.
 """
 
+import torch
 from torch import Tensor
 
 from rheobase.spiking.errors import ConfigError, ShapeError
@@ -63,6 +64,8 @@ def lif(
         v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset)
     if v.shape != (batch, units):
         raise ShapeError("lif", f"v of shape {(batch, units)}", f"{tuple(v.shape)}", "start a new state")
+    if torch.result_type(x_BTD, v) == x_BTD.dtype:
+        v = v.to(x_BTD.dtype)  # a narrower state, such as that of a layer without parameters, widens exactly
     parameters = [p for p in (tau, theta) if isinstance(p, Tensor)]
     obstacle = None
     if type(surrogate).spike is not Surrogate.spike:

@@ -17,7 +17,7 @@ from rheobase.spiking.surrogates import ATan, Surrogate
 class _Settings(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("v_reset", "alpha")),
-        *((name, ctypes.c_int32) for name in ("hard", "decay_input", "strict", "ternary", "detach_reset")),
+        *((name, ctypes.c_int32) for name in ("hard", "decay_input", "strict", "ternary", "detach_reset", "learns")),
     ]
 
 
@@ -63,15 +63,16 @@ def _slopes(x, v0, v, tau, theta, settings: _Settings, surrogate: Surrogate) -> 
 
 def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary) -> tuple[Tensor, Tensor]:
     """`ops.lif` in C, for tensors of one type, float32 or float64, on a CPU; it can be differentiated once."""
-    settings = _Settings(
-        v_reset or 0.0,
-        getattr(surrogate, "alpha", 0.0),
-        v_reset is not None,
-        decay_input,
-        fire == ">",
-        ternary,
-        detach_reset,
-    )
     units = x_BTD.shape[2:]
     tau, theta = (torch.as_tensor(p, dtype=x_BTD.dtype).expand(units).contiguous() for p in (tau, theta))
+    settings = _Settings(
+        v_reset=v_reset or 0.0,
+        alpha=getattr(surrogate, "alpha", 0.0),
+        hard=v_reset is not None,
+        decay_input=decay_input,
+        strict=fire == ">",
+        ternary=ternary,
+        detach_reset=detach_reset,
+        learns=tau.requires_grad or theta.requires_grad,
+    )
     return _LIF.apply(x_BTD.contiguous(), v.contiguous(), tau, theta, settings, surrogate)

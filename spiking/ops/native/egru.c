@@ -4,72 +4,7 @@
  * thr is [units]. y, c and trace are [n_steps + 1, n_streams, units]: the first row of each is the state before the
  * first step, the others are written, and so is q, shaped as a. Sets counts to the weight rows read and the events.
  */
-#include <stdint.h>
-#include <string.h>
-
-/* One body for several widths of vector, among which the loader chooses. No width changes a bit: nothing is fused. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define ANY_WIDTH __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define ANY_WIDTH
-#endif
-
-/* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln 2 / 2, and the Taylor polynomial of e^r. Unlike libm's, a
- * compiler runs it on several units at once. x is held where 2^n is a normal number; a sigmoid cannot tell. Adding
- * 1.5 x 2^(bits of the mantissa) rounds to n and leaves n in the lowest bits. ln 2 is subtracted in two parts, the
- * first short enough that n times it is exact (Cody and Waite, Software Manual for the Elementary Functions, 1980).
- */
-static inline float exp_f32(float x)
-{
-    x = x > 87 ? 87 : x;
-    x = x < -87 ? -87 : x;
-    const float shifted = x * 0x1.715476p+0f + 0x1.8p23f;
-    const float n = shifted - 0x1.8p23f;
-    const float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
-    float e = 1.f / 5040;
-    e = e * r + 1.f / 720;
-    e = e * r + 1.f / 120;
-    e = e * r + 1.f / 24;
-    e = e * r + 1.f / 6;
-    e = e * r + 1.f / 2;
-    e = e * r + 1;
-    e = e * r + 1;
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return e * power;
-}
-
-static inline double exp_f64(double x)
-{
-    x = x > 708 ? 708 : x;
-    x = x < -708 ? -708 : x;
-    const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
-    const double n = shifted - 0x1.8p52;
-    const double r = x - n * 0x1.62e42fefap-1 - n * 0x1.cf79abc9e3b39p-40;
-    double e = 1. / 6227020800;
-    e = e * r + 1. / 479001600;
-    e = e * r + 1. / 39916800;
-    e = e * r + 1. / 3628800;
-    e = e * r + 1. / 362880;
-    e = e * r + 1. / 40320;
-    e = e * r + 1. / 5040;
-    e = e * r + 1. / 720;
-    e = e * r + 1. / 120;
-    e = e * r + 1. / 24;
-    e = e * r + 1. / 6;
-    e = e * r + 1. / 2;
-    e = e * r + 1;
-    e = e * r + 1;
-    uint64_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 1023) << 52;
-    double power;
-    memcpy(&power, &bits, sizeof power);
-    return e * power;
-}
+#include "native.h"
 
 #define EGRU(NAME, CELL, SIGMOID, GATHER, REAL, INT, EXP)                                                     \
     int64_t GATHER(const REAL *restrict, const REAL *restrict, const REAL *restrict, REAL *restrict, int64_t, \

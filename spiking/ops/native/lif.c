@@ -7,18 +7,20 @@
  *                                                    up - down, g_f, through the hard reset, that of up + down
  *     g_h  = g_v dv/dh + g_up slope(h - theta) - g_down slope(-h - theta)
  *
- * It takes BLOCK units at a time, so that what they carry from step to step stays in the first-level cache.
+ * g_v0 holds what is carried back. UNITS at a time go through a row, so that what is found again of them stays in the
+ * first-level cache, and STEPS rows are asked for at a time.
  */
 #ifndef REAL
 
 #include "native.h"
 
-enum { BLOCK = 256 };
+enum { UNITS = 256, STEPS = 16 };
 
 typedef struct {
     double v_reset;
     double alpha; /* steepness of the arctangent surrogate, for a backward pass that is given no slopes */
     int32_t hard, decay_input, strict, ternary, detach_reset;
+    int32_t learns; /* whether the gradients of tau and theta are wanted */
 } lif_settings;
 
 #define REAL float
@@ -55,7 +57,7 @@ INLINE REAL NAME(slope)(REAL u, REAL alpha)
     return alpha / 2 / (1 + z * z);
 }
 
-CLONES void NAME(lif_forward)(const lif_settings *set, const REAL *restrict x, const REAL *restrict v0,
+ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *restrict x, const REAL *restrict v0,
                               const REAL *restrict tau, const REAL *restrict theta, REAL *restrict s,
                               REAL *restrict v, int64_t batch, int64_t steps, int64_t units)
 {
@@ -78,36 +80,46 @@ CLONES void NAME(lif_forward)(const lif_settings *set, const REAL *restrict x, c
     }
 }
 
-/* v0, v: membranes before the first and after each step. slope_up, slope_down: the surrogate's slope at h - theta
- * and at -h - theta, or NULL for the arctangent's. g_s, g_v: gradients of s and v, NULL where there are none.
- * g_tau, g_theta: [units], added to. */
-CLONES void NAME(lif_backward)(const lif_settings *set, const REAL *restrict x, const REAL *restrict v0,
-                               const REAL *restrict v, const REAL *restrict tau, const REAL *restrict theta,
-                               const REAL *restrict slope_up, const REAL *restrict slope_down,
-                               const REAL *restrict g_s, const REAL *restrict g_v, REAL *restrict g_x,
-                               REAL *restrict g_v0, REAL *restrict g_tau, REAL *restrict g_theta, int64_t batch,
-                               int64_t steps, int64_t units)
+/* Ask for what is read soon. */
+INLINE void NAME(fetch)(const REAL *row, int64_t count)
+{
+    for (int64_t i = 0; row && i < count; i += 64 / (int64_t)sizeof(REAL))
+        __builtin_prefetch(row + i);
+}
+
+/* `lif_backward` for one kind of neuron: inlined, so that what another kind needs is left out. */
+INLINE void NAME(walk_back)(const int hard, const int ternary, const int learns, const lif_settings *set,
+                            const REAL *restrict x, const REAL *restrict v0, const REAL *restrict v,
+                            const REAL *restrict tau, const REAL *restrict theta, const REAL *restrict slope_up,
+                            const REAL *restrict slope_down, const REAL *restrict g_s, const REAL *restrict g_v,
+                            REAL *restrict g_x, REAL *restrict g_v0, REAL *restrict g_tau, REAL *restrict g_theta,
+                            int64_t batch, int64_t steps, int64_t units)
 {
     const int decay_input = set->decay_input, strict = set->strict;
-    const REAL hard = set->hard, ternary = set->ternary;
     const REAL v_reset = (REAL)set->v_reset, rest = hard ? v_reset : 0, alpha = (REAL)set->alpha;
-    const REAL soft = !hard, through_hard = hard && !set->detach_reset, through_soft = !hard && !set->detach_reset;
-    const REAL none[BLOCK] = {0};
+    const REAL through = !set->detach_reset, none[UNITS] = {0};
+    REAL drive[UNITS], h[UNITS], near_up[UNITS], near_down[UNITS] = {0};
     for (int64_t b = 0; b < batch; b++) {
-        for (int64_t first = 0; first < units; first += BLOCK) {
-            const int64_t n = units - first < BLOCK ? units - first : BLOCK;
-            REAL carried[BLOCK] = {0}, of_tau[BLOCK] = {0}, of_theta[BLOCK] = {0};
-            REAL drive[BLOCK], h[BLOCK], near_up[BLOCK], near_down[BLOCK] = {0}, rate[BLOCK];
-            const REAL *tau_n = tau + first, *theta_n = theta + first;
-            for (int64_t d = 0; d < n; d++)
-                rate[d] = 1 / tau_n[d];
-            for (int64_t t = steps - 1; t >= 0; t--) {
+        for (int64_t d = 0; d < units; d++)
+            g_v0[b * units + d] = 0;
+        for (int64_t t = steps - 1; t >= 0; t--) {
+            if ((t + 1) % STEPS == 0 || t == steps - 1) { /* forwards, as memory is fastest */
+                const int64_t from = t / STEPS * STEPS, count = (t + 1 - from) * units;
+                const int64_t at = (b * steps + from) * units;
+                NAME(fetch)(x + at, count);
+                NAME(fetch)(v + at, count);
+                NAME(fetch)(g_s ? g_s + at : NULL, count);
+                NAME(fetch)(g_x + at, count);
+            }
+            for (int64_t first = 0; first < units; first += UNITS) {
+                const int64_t n = units - first < UNITS ? units - first : UNITS;
                 const int64_t at = (b * steps + t) * units + first;
+                const REAL *tau_n = tau + first, *theta_n = theta + first;
                 const REAL *x_t = x + at, *before = t ? v + at - units : v0 + b * units + first;
                 const REAL *g_s_t = g_s ? g_s + at : none, *g_v_t = g_v ? g_v + at : none;
                 const REAL *up_slope = slope_up ? slope_up + at : near_up;
                 const REAL *down_slope = slope_down ? slope_down + at : near_down;
-                REAL *restrict g_x_t = g_x + at;
+                REAL *restrict g_x_t = g_x + at, *restrict carried = g_v0 + b * units + first;
                 for (int64_t d = 0; d < n; d++) {
                     drive[d] = NAME(drive)(x_t[d], before[d], rest, decay_input);
                     h[d] = NAME(charge)(x_t[d], before[d], drive[d], tau_n[d], decay_input);
@@ -121,25 +133,42 @@ CLONES void NAME(lif_backward)(const lif_settings *set, const REAL *restrict x, 
                 for (int64_t d = 0; d < n; d++) {
                     const REAL now = h[d], threshold = theta_n[d], g = carried[d] + g_v_t[d];
                     const REAL up = NAME(fired)(now - threshold, strict);
-                    const REAL down = ternary * NAME(fired)(-now - threshold, strict);
-                    const REAL of_spike = g_s_t[d] - through_soft * g * threshold;
-                    const REAL of_fired = -through_hard * g * (now - v_reset);
+                    const REAL down = ternary ? NAME(fired)(-now - threshold, strict) : 0;
+                    const REAL of_spike = g_s_t[d] - (hard ? 0 : through * g * threshold);
+                    const REAL of_fired = hard ? -through * g * (now - v_reset) : 0;
                     const REAL g_up = (of_spike + of_fired) * up_slope[d];
-                    const REAL g_down = (of_fired - of_spike) * down_slope[d];
-                    const REAL g_h = g - hard * g * (up + down) + g_up - g_down, g_drive = g_h * rate[d];
+                    const REAL g_down = ternary ? (of_fired - of_spike) * down_slope[d] : 0;
+                    const REAL g_h = (hard ? g * (1 - (up + down)) : g) + g_up - g_down, g_drive = g_h / tau_n[d];
                     g_x_t[d] = decay_input ? g_drive : g_h;
                     carried[d] = g_h - g_drive;
-                    of_tau[d] -= g_drive * drive[d];
-                    of_theta[d] -= g_up + g_down + soft * g * (up - down);
+                    if (learns) {
+                        g_tau[first + d] -= g_drive * drive[d] / tau_n[d];
+                        g_theta[first + d] -= g_up + g_down + (hard ? 0 : g * (up - down));
+                    }
                 }
-            }
-            for (int64_t d = 0; d < n; d++) {
-                g_v0[b * units + first + d] = carried[d];
-                g_tau[first + d] += of_tau[d] * rate[d];
-                g_theta[first + d] += of_theta[d];
             }
         }
     }
+}
+
+/* v0, v: membranes before the first and after each step. slope_up, slope_down: the surrogate's slope at h - theta
+ * and at -h - theta, or NULL for the arctangent's. g_s, g_v: gradients of s and v, NULL where there are none.
+ * g_tau, g_theta: [units], added to. */
+ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const REAL *v0, const REAL *v,
+                                  const REAL *tau, const REAL *theta, const REAL *slope_up, const REAL *slope_down,
+                                  const REAL *g_s, const REAL *g_v, REAL *g_x, REAL *g_v0, REAL *g_tau,
+                                  REAL *g_theta, int64_t batch, int64_t steps, int64_t units)
+{
+#define WALK_BACK(HARD, TERNARY, LEARNS)                                                                      \
+    NAME(walk_back)(HARD, TERNARY, LEARNS, set, x, v0, v, tau, theta, slope_up, slope_down, g_s, g_v, g_x,    \
+                    g_v0, g_tau, g_theta, batch, steps, units)
+    if (set->ternary)
+        set->hard ? WALK_BACK(1, 1, 1) : WALK_BACK(0, 1, 1);
+    else if (set->learns)
+        set->hard ? WALK_BACK(1, 0, 1) : WALK_BACK(0, 0, 1);
+    else
+        set->hard ? WALK_BACK(1, 0, 0) : WALK_BACK(0, 0, 0);
+#undef WALK_BACK
 }
 
 #endif

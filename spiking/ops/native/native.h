@@ -1,16 +1,74 @@
-/* What the sources share. A source that is written once for float and double includes itself with REAL and NAME. */
+/* What the kernels share. A source that is written once for float and double includes itself with REAL and NAME. */
 #ifndef RHEOBASE_NATIVE_H
 #define RHEOBASE_NATIVE_H
 
 #include <stdint.h>
-
-/* Compiled for several x86-64 levels, the best of which is taken when the library is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
+#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+
+/* One body for several widths of vector, among which the loader chooses. No width changes a bit: nothing is fused. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define ANY_WIDTH __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define ANY_WIDTH
+#endif
+
+/* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln 2 / 2, and the Taylor polynomial of e^r. Unlike libm's, a
+ * compiler runs it on several units at once. x is held where 2^n is a normal number; a sigmoid cannot tell. Adding
+ * 1.5 x 2^(bits of the mantissa) rounds to n and leaves n in the lowest bits. ln 2 is subtracted in two parts, the
+ * first short enough that n times it is exact (Cody and Waite, Software Manual for the Elementary Functions, 1980).
+ */
+INLINE float exp_f32(float x)
+{
+    x = x > 87 ? 87 : x;
+    x = x < -87 ? -87 : x;
+    const float shifted = x * 0x1.715476p+0f + 0x1.8p23f;
+    const float n = shifted - 0x1.8p23f;
+    const float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
+    float e = 1.f / 5040;
+    e = e * r + 1.f / 720;
+    e = e * r + 1.f / 120;
+    e = e * r + 1.f / 24;
+    e = e * r + 1.f / 6;
+    e = e * r + 1.f / 2;
+    e = e * r + 1;
+    e = e * r + 1;
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return e * power;
+}
+
+INLINE double exp_f64(double x)
+{
+    x = x > 708 ? 708 : x;
+    x = x < -708 ? -708 : x;
+    const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
+    const double n = shifted - 0x1.8p52;
+    const double r = x - n * 0x1.62e42fefap-1 - n * 0x1.cf79abc9e3b39p-40;
+    double e = 1. / 6227020800;
+    e = e * r + 1. / 479001600;
+    e = e * r + 1. / 39916800;
+    e = e * r + 1. / 3628800;
+    e = e * r + 1. / 362880;
+    e = e * r + 1. / 40320;
+    e = e * r + 1. / 5040;
+    e = e * r + 1. / 720;
+    e = e * r + 1. / 120;
+    e = e * r + 1. / 24;
+    e = e * r + 1. / 6;
+    e = e * r + 1. / 2;
+    e = e * r + 1;
+    e = e * r + 1;
+    uint64_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 1023) << 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return e * power;
+}
 
 #endif

@@ -10,48 +10,26 @@
  */
 #ifndef REAL
 
-#include <math.h>
-#include <string.h>
-
 #include "native.h"
 
 enum { CHANNELS = 64, EVERY = 16 };
 
-/* e^x for x <= 0, within 2 ulp; 0 below -87.3, where e^x falls below the smallest normal number.
- * x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first short enough that n times it is exact. */
-INLINE float exp_f32(float x)
-{
-    const float rounder = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number, kept in the lowest bits */
-    const float shifted = x * 1.44269504f + rounder, n = shifted - rounder;
-    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    const float tail =
-        0.49999993f + r * (0.1666652f + r * (0.0416684f + r * (0.00836885f + r * 0.00138143f))); /* (e^r - 1 - r)/r^2 */
-    int32_t bits;
-    float scale;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (int32_t)((uint32_t)bits << 23) + 0x3f800000;
-    memcpy(&scale, &bits, sizeof scale);
-    const float result = scale * (1 + (r + r * r * tail));
-    return x < -87.3f ? 0 : result;
-}
-
-INLINE double exp_f64(double x)
-{
-    return exp(x);
-}
-
 #define REAL float
 #define NAME(name) name##_f32
+#define LEAST -87
 #include "wkv.c"
 #undef REAL
 #undef NAME
+#undef LEAST
 #define REAL double
 #define NAME(name) name##_f64
+#define LEAST -708
 #include "wkv.c"
 
 #else
 
-/* n = max(x1, x2) and e^(x1 - n), e^(x2 - n); not a number where torch's maximum and exp give none. */
+/* n = max(x1, x2) and e^(x1 - n), e^(x2 - n); not a number where torch's maximum and exp give none, and 0 below
+ * e^LEAST, where numbers cease to be normal. */
 typedef struct {
     REAL n, a, e;
 } NAME(shares);
@@ -60,14 +38,15 @@ INLINE NAME(shares) NAME(share)(REAL x1, REAL x2)
 {
     const int first = x1 >= x2;
     const REAL apart = x1 - x2;
-    const REAL most = first ? x1 : x2, least = NAME(exp)(first ? -apart : apart);
+    const REAL below = first ? -apart : apart, power = NAME(exp)(below), least = below < LEAST ? 0 : power;
+    const REAL most = first ? x1 : x2;
     const REAL n = least == least ? most : least, one = 1 + (n - n);
     return (NAME(shares)){n, first ? one : least, first ? least : one};
 }
 
 /* state, last: p, q, o before the first and after the last step, [3, batch, channels]. kept: the states before steps
  * 0, EVERY, 2 EVERY ..., [batch, ceil(steps / EVERY), 3, channels], or NULL to keep none. */
-CLONES void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
+ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
                               const REAL *restrict v, const REAL *restrict state, REAL *restrict y,
                               REAL *restrict last, REAL *restrict kept, int64_t batch, int64_t steps,
                               int64_t channels)
@@ -110,7 +89,7 @@ CLONES void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u, co
 
 /* g_y: gradient of y. g_state: on entry P, Q and rest of the last state, on return those of the first,
  * [3, batch, channels]. g_w, g_u: [channels], added to. */
-CLONES void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
+ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
                                const REAL *restrict v, const REAL *restrict kept, const REAL *restrict g_y,
                                REAL *restrict g_state, REAL *restrict g_w, REAL *restrict g_u, REAL *restrict g_k,
                                REAL *restrict g_v, int64_t batch, int64_t steps, int64_t channels)
