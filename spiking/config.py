@@ -5,6 +5,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ def _convert(where: str, value: Any, kind: Any) -> Any:
             return None
         kind = next(k for k in options if k is not type(None))
     if dataclasses.is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
         if not isinstance(value, dict):
             raise ConfigError(where, "a table", repr(value), f"write [{where}]")
         return from_table(kind, value, where)
@@ -45,21 +48,29 @@ def _convert(where: str, value: Any, kind: Any) -> Any:
     raise ConfigError(where, getattr(kind, "__name__", str(kind)), f"{value!r}", "mend the value")
 
 
+def checked(table: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A table of settings whose keys are all in `kinds`, each value converted to its kind.
+
+    raises  ConfigError: an unknown key (with the nearest match), a value of the wrong type
+    """
+    for key in table:
+        if key not in kinds:
+            raise ConfigError(where, "a known key", repr(key), nearest(key, kinds))
+    return {key: _convert(f"{where}.{key}", value, kinds[key]) for key, value in table.items()}
+
+
 def from_table(kind: type[C], table: dict[str, Any], where: str = "config") -> C:
     """Build the frozen dataclass `kind` from a table.
 
     raises  ConfigError: an unknown key (with the nearest match), a missing one, a value of the wrong type
     """
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in table:
-        if key not in fields:
-            raise ConfigError(where, "a known key", repr(key), nearest(key, fields))
-    for name, field in fields.items():
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    values = checked(table, {f.name: hints[f.name] for f in fields}, where)
+    for field in fields:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in table:
-            raise ConfigError(where, f"the key {name!r}", "none", "add it")
-    return kind(**{key: _convert(f"{where}.{key}", value, hints[key]) for key, value in table.items()})
+        if required and field.name not in table:
+            raise ConfigError(where, f"the key {field.name!r}", "none", "add it")
+    return kind(**values)
 
 
 def to_table(config: Any) -> dict[str, Any]:

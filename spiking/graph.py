@@ -157,9 +157,13 @@ class Spike(Op):
 
 @dataclass(frozen=True)
 class LIFCell(Op):
-    """Leaky integrate-and-fire units; equations: `ops.lif`. v_reset None: reset by subtraction."""
+    """Leaky integrate-and-fire units; equations: `ops.lif`. v_reset None: reset by subtraction.
+
+    The arrays tau and theta, one value a unit, take the place of the numbers where they are given.
+    """
 
     inputs, outputs, state = ("x",), {"s": BINARY, "v": DENSE}, ("v",)
+    roles = ("tau?", "theta?")
     tau: float = 2.0
     theta: float = 1.0
     v_reset: float | None = 0.0
@@ -171,7 +175,42 @@ class LIFCell(Op):
         return {"v": self.v_reset or 0.0}
 
     def shapes(self, name, inputs, arrays):
+        for role, array in arrays.items():
+            require(name, role, array.shape, inputs["x"])
         return {"s": inputs["x"], "v": inputs["x"]}
+
+
+RESETS = ("now", "next", "never")
+
+
+@dataclass(frozen=True)
+class CubaLIFCell(Op):
+    """Current-based leaky integrate-and-fire units: a synapse that decays, then a membrane that decays.
+
+        i' = alpha i + x        h = beta v + gain i'        s = [h > theta]
+        v' = h - s (h - v_reset)                reset "now";   v_reset None: h - s theta
+        v' = h, and the next step's h is        reset "next":  r = [v > theta] is the spike of the step before
+             h - r (h - v_reset)                               v_reset None: h - r theta
+        v' = h                                  reset "never"
+
+    With alpha = 0 there is no synapse: i is the input itself. At rest i = v = 0.
+    Peers: Norse's LIF and snnTorch's Synaptic (see `rheobase.spiking.adapters`).
+    """
+
+    inputs, outputs, state = ("x",), {"s": BINARY, "v": DENSE, "i": DENSE}, ("v", "i")
+    alpha: float = 0.0
+    beta: float = 0.5
+    gain: float = 1.0
+    theta: float = 1.0
+    v_reset: float | None = 0.0
+    reset: str = "now"
+
+    def __post_init__(self):
+        if self.reset not in RESETS:
+            raise GraphError("CubaLIFCell reset", f"one of {RESETS}", repr(self.reset), "name when it resets")
+
+    def shapes(self, name, inputs, arrays):
+        return dict.fromkeys(self.outputs, inputs["x"])
 
 
 @dataclass(frozen=True)

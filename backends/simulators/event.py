@@ -5,6 +5,7 @@ Products whose operand is DENSE are dense, and are counted so. N items (streams,
 
 import numpy as np
 
+from rheobase.backends.simulators._cells import cuba_lif_step
 from rheobase.backends.simulators._executor import Kernels
 from rheobase.spiking.graph import EGRUCell, Linear, WKVCell
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
@@ -185,13 +186,14 @@ class EventKernels(Kernels):
         return {"out": s}
 
     def lifcell(self, node, inputs, state, ternary=False):
-        op, x, v = node.op, inputs["x"], state["v"]
+        op, x, v, arrays = node.op, inputs["x"], state["v"], self.arrays[node.name]
+        tau, theta = arrays.get("tau", op.tau), arrays.get("theta", op.theta)
         rest = 0.0 if op.v_reset is None else op.v_reset
-        h = v + (x - (v - rest)) / op.tau if op.decay_input else v - (v - rest) / op.tau + x
+        h = v + (x - (v - rest)) / tau if op.decay_input else v - (v - rest) / tau + x
         beyond = np.greater if op.fire == ">" else np.greater_equal
-        s = fired = beyond(h - op.theta, 0).astype(self.dtype)
+        s = fired = beyond(h - theta, 0).astype(self.dtype)
         if ternary:
-            below = beyond(-h - op.theta, 0).astype(self.dtype)
+            below = beyond(-h - theta, 0).astype(self.dtype)
             s, fired = s - below, s + below
         n, sent = x.size, np.count_nonzero(s)
         self.count(
@@ -201,13 +203,29 @@ class EventKernels(Kernels):
             comparisons=(2 if ternary else 1) * n,
             state_updates=n,
             events=sent,
+            weight_bytes=len(arrays) * n * self.size,
             state_bytes=2 * n * self.size,
             activation_bytes=(n + sent) * self.size,
         )
-        return {"s": s, "v": h - s * op.theta if op.v_reset is None else h - fired * (h - op.v_reset)}
+        return {"s": s, "v": h - s * theta if op.v_reset is None else h - fired * (h - op.v_reset)}
 
     def ternarylifcell(self, node, inputs, state):
         return self.lifcell(node, inputs, state, ternary=True)
+
+    def cubalifcell(self, node, inputs, state):
+        op, x = node.op, inputs["x"]
+        out = cuba_lif_step(op, x, state["i"], state["v"], step=lambda u: (u > 0).astype(self.dtype))
+        n, sent, parts = x.size, np.count_nonzero(out["s"]), 1 + (op.alpha != 0)
+        self.count(
+            node.name,
+            products=(parts + (op.gain != 1) + (op.reset != "never")) * n,
+            comparisons=(1 + (op.reset == "next")) * n,
+            state_updates=parts * n,
+            events=sent,
+            state_bytes=2 * parts * n * self.size,
+            activation_bytes=(n + sent) * self.size,
+        )
+        return out
 
     def wkvcell(self, node, inputs, state):
         arrays, k, v = self.arrays[node.name], inputs["k"], inputs["v"]

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from rheobase.backends.simulators._cells import cuba_lif_step
 from rheobase.backends.simulators._executor import Kernels
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import Linear
@@ -75,13 +76,17 @@ class TorchKernels(Kernels):
         return {"out": (inputs["x"] >= 0).to(inputs["x"].dtype)}
 
     def lifcell(self, node, inputs, state, ternary=False):
-        op = node.op
-        settings = {n: getattr(op, n) for n in ("tau", "theta", "v_reset", "decay_input", "fire")}
+        settings = {n: getattr(node.op, n) for n in ("tau", "theta", "v_reset", "decay_input", "fire")}
+        settings |= self.arrays[node.name]
         s, v = lif_step(inputs["x"], state["v"], detach_reset=False, surrogate=Triangle(), ternary=ternary, **settings)
         return {"s": s, "v": v}
 
     def ternarylifcell(self, node, inputs, state):
         return self.lifcell(node, inputs, state, ternary=True)
+
+    def cubalifcell(self, node, inputs, state):
+        x = inputs["x"]
+        return cuba_lif_step(node.op, x, state["i"], state["v"], step=lambda u: (u > 0).to(x.dtype))
 
     def wkvcell(self, node, inputs, state):
         arrays = self.arrays[node.name]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from rheobase.spiking.errors import ShapeError
+from rheobase.spiking.errors import ShapeError, UnsupportedError
+from rheobase.spiking.graph import Op
 
 
 class Cell(nn.Module):
@@ -43,6 +44,14 @@ class Cell(nn.Module):
         if not outputs:
             return x_BTD.new_zeros(x_BTD.shape[0], 0, getattr(self, "hidden_size", x_BTD.shape[2])), state
         return torch.stack(outputs, 1), state
+
+    def lower(self) -> Op:
+        """The graph op that computes the same from rest. Its arrays are the parameters named as its roles.
+
+        raises  UnsupportedError: no graph op does, and why
+        """
+        what = "a neuron that a graph op computes"
+        raise UnsupportedError(type(self).__name__, what, "one without", "give its class a `lower`")
 
     def project_(self) -> None:
         """Bring the parameters back into their legal range; call it after each step of the optimiser."""

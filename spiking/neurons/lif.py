@@ -100,10 +100,11 @@ class LIF(Cell):
         return s, LIFState(v[:, -1]) if x_BTD.shape[1] else state
 
     def lower(self) -> LIFCell:
-        """The graph op of the same equations."""
+        """LIFCell with these settings; learnt ones are its arrays."""
         names = ("tau", "theta", "v_reset", "decay_input", "fire")
+        settings = {name: getattr(self, name) for name in names}
         cell = TernaryLIFCell if self.ternary else LIFCell
-        return cell(**{name: getattr(self, name) for name in names})
+        return cell(**{k: v for k, v in settings.items() if not isinstance(v, nn.Parameter)})
 
     @torch.no_grad()
     def project_(self):
