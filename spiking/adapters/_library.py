@@ -1,10 +1,12 @@
-"""How an adapter comes by its library."""
+"""What adapters share: how they come by their library, and the sizes that libraries would let pass."""
 
 import importlib
 import warnings
 from types import ModuleType
 
-from rheobase.spiking.errors import UnsupportedError
+from torch import Tensor
+
+from rheobase.spiking.errors import ShapeError, UnsupportedError
 
 
 def load(module: str, requirement: str) -> ModuleType:
@@ -18,3 +20,10 @@ def load(module: str, requirement: str) -> ModuleType:
         if error.name != library:
             raise
         raise UnsupportedError(library, "the library", "none installed", f'pip install "{requirement}"') from None
+
+
+def require_sizes(name: str, units: int, x_BD: Tensor, state: tuple) -> None:
+    """Raise ShapeError unless x and each part of the state are [B, units]: libraries broadcast, or start anew."""
+    if x_BD.shape[1:] != (units,) or any(part.shape != x_BD.shape for part in state):
+        got = f"x {tuple(x_BD.shape)}, state {[tuple(part.shape) for part in state]}"
+        raise ShapeError(name, f"x and state of [B, {units}]", got, "start a new state")

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import torch
 
-from rheobase.spiking.adapters._library import load
+from rheobase.spiking.adapters._library import load, require_sizes
 from rheobase.spiking.config import checked
-from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.graph import CubaLIFCell, LIFCell
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.registry import nearest
@@ -48,9 +48,7 @@ class Norse(Cell):
         return type(self.rest)(*(torch.full(shape, part, dtype=dtype, device=device) for part in self.rest))
 
     def step(self, x_BD, state):
-        if x_BD.shape[1:] != (self.units,) or any(part.shape != x_BD.shape for part in state):
-            got = f"x {tuple(x_BD.shape)}, state {[tuple(part.shape) for part in state]}"
-            raise ShapeError(self.name, f"x and state of [B, {self.units}]", got, "start a new state")
+        require_sizes(self.name, self.units, x_BD, state)
         s, state = self.function(x_BD, state, self.p, self.dt)
         for part in state:
             announce(state_updates=part)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rheobase.spiking.adapters._library import load
+from rheobase.spiking.adapters._library import load, require_sizes
 from rheobase.spiking.config import checked
-from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.graph import CubaLIFCell, LIFCell
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.registry import nearest
@@ -79,9 +79,7 @@ class SnnTorch(Cell):
         return self.state_type(*(torch.zeros(batch, self.units, **like) for _ in self.state_type._fields))
 
     def step(self, x_BD, state):
-        if x_BD.shape[1:] != (self.units,) or any(part.shape != x_BD.shape for part in state):
-            got = f"x {tuple(x_BD.shape)}, state {[tuple(part.shape) for part in state]}"
-            raise ShapeError(self.name, f"x and state of [B, {self.units}]", got, "start a new state")
+        require_sizes(self.name, self.units, x_BD, state)
         self.neuron.spike_grad = self.surrogate.spike
         s, *parts = self.neuron(x_BD, *state)
         _forget(self.neuron, self.state_type)
@@ -102,13 +100,13 @@ class SnnTorch(Cell):
             remedy = 'set reset_delay = true, or reset_mechanism = "zero"'
             raise UnsupportedError(self.name, "a neuron that a graph op computes", got, remedy)
         reset = "never" if neuron.reset_mechanism == "none" else "next" if late else "now"
-        theta = float(neuron.threshold)
+        theta = neuron.threshold.item()
         if self.name == "snntorch:Lapicque":
-            dt, r, c = (float(value) for value in (neuron.time_step, neuron.R, neuron.C))
+            dt, r, c = (value.item() for value in (neuron.time_step, neuron.R, neuron.C))
             return CubaLIFCell(0.0, 1 - dt / (r * c), dt / c, theta, v_reset, reset)
-        beta = float(neuron.beta.clamp(0, 1))
+        beta = neuron.beta.clamp(0, 1).item()
         if self.name == "snntorch:Synaptic":
-            return CubaLIFCell(float(neuron.alpha.clamp(0, 1)), beta, 1.0, theta, v_reset, reset)
+            return CubaLIFCell(neuron.alpha.clamp(0, 1).item(), beta, 1.0, theta, v_reset, reset)
         if neuron.reset_mechanism == "zero":
             return LIFCell(1 / (1 - beta) if beta < 1 else math.inf, theta, 0.0, decay_input=False, fire=">")
         return CubaLIFCell(0.0, beta, 1.0, theta, v_reset, reset)
