@@ -30,7 +30,7 @@ def relaxes(cell):
     return hasattr(cell, "surrogate") and not getattr(cell, "detach_reset", False)
 
 
-@pytest.fixture(params=[*((name, "auto") for name in NEURONS), ("lif", "reference")], ids="-".join)
+@pytest.fixture(params=[*((name, "auto") for name in NEURONS), (f"{OURS}.lif", "reference")], ids="-".join)
 def neuron(request, monkeypatch):
     """Each neuron by the kernels that it takes of itself, and LIF by its reference too."""
     name, kernels = request.param
