@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rheobase.spiking import adapters
+from rheobase.spiking.config import set_key
 from rheobase.spiking.neurons import LIF, Cell
 from rheobase.spiking.ops import WKVState, wkv
 from rheobase.spiking.surrogates import ATan
@@ -130,7 +132,12 @@ class ChannelMix(nn.Module):
 
 def make_neuron(config, units: int) -> Cell:
     """The neuron of one layer, as the configuration names it."""
-    return LIF(units, **NEURON, surrogate=ATan(config.alpha), ternary=config.ternary, learn=config.learn)
+    if config.neuron == "lif":
+        return LIF(units, **NEURON, surrogate=ATan(config.alpha), ternary=config.ternary, learn=config.learn)
+    settings: dict = {}
+    for assignment in config.neuron_settings:
+        set_key(settings, assignment)
+    return adapters.make_neuron(config.neuron, units, **settings)
 
 
 def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,8 +106,10 @@ class _Lowering:
 
     def neuron(self, name: str, x: str, width: int) -> str:
         cell = self.model.get_submodule(name)
-        learnt = {parameter: f"{name}.{parameter}" for parameter, _ in cell.named_parameters()}
-        return self.add(name, cell.lower(), learnt, x=(x, width))
+        op = cell.lower()
+        roles = {role.rstrip("?") for role in op.roles}
+        learnt = {parameter: f"{name}.{parameter}" for parameter, _ in cell.named_parameters() if parameter in roles}
+        return self.add(name, op, learnt, x=(x, width))
 
     def linear(self, name: str, x: str, width: int) -> str:
         return self.add(name, Linear(transposed=True), {"weight": f"{name}.weight"}, x=(x, width))

@@ -17,6 +17,7 @@ from rheobase.models._pretrained import LanguageModel, check_settings, fit_tenso
 from rheobase.models._rwkv import BLOCKS, NORMS, StaticNorm, fire, make_neuron, rest, wake
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EventGraph
+from rheobase.spiking.neurons import Cell
 from rheobase.spiking.surrogates import ATan
 from rheobase.spiking.tally import BINARY, mark
 
@@ -46,6 +47,10 @@ class SpikeGPTConfig:
     """part of the training after which nothing is left of them"""
     head: str = "dense"
     """"dense": the head reads real values;  "spiking": it reads the spikes of neurons (spike_fed only)"""
+    neuron: str = "lif"
+    """SpikeGPT's LIF, or another library's neuron: "norse:LIFBox", "snntorch:Leaky" (`spiking.adapters`)"""
+    neuron_settings: tuple[str, ...] = ()
+    """settings of another library's neuron, such as "beta=0.5" """
     ternary: bool = False
     """neurons also fire -1, below minus their threshold"""
     learn: tuple[str, ...] = ()
@@ -128,6 +133,12 @@ class SpikeGPT(LanguageModel):
             if set_ and config.placement != placement:
                 where, wanted = f"{self.name} {field}", f'placement = "{placement}"'
                 raise ConfigError(where, wanted, repr(config.placement), "drop one of them")
+        if config.neuron == "lif" and config.neuron_settings:
+            where, got = f"{self.name} neuron_settings", f"{list(config.neuron_settings)}"
+            raise ConfigError(where, "none for lif, whose settings are SpikeGPT's", got, "use ternary or learn")
+        if config.neuron != "lif" and (config.ternary or config.learn):
+            where, got = f"{self.name} ternary, learn", repr(config.neuron)
+            raise ConfigError(where, 'neuron = "lif"', got, "drop them, or use neuron_settings")
         if not 0 <= config.norm_from < config.norm_until <= 1:
             got = f"{config.norm_from}, {config.norm_until}"
             raise ConfigError(f"{self.name} norm_from, norm_until", "rising parts of 1", got, "mend them")
@@ -194,6 +205,11 @@ class SpikeGPT(LanguageModel):
             if isinstance(norm, StaticNorm):
                 c = self.config
                 norm.removed.fill_(min(max((done - c.norm_from) / (c.norm_until - c.norm_from), 0.0), 1.0))
+
+    def project_(self):
+        for cell in self.modules():
+            if isinstance(cell, Cell):
+                cell.project_()
 
     @property
     def complete(self):
