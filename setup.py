@@ -14,7 +14,7 @@ class BuildNative(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            self.warn(f"rheobase: no C library ({error}); the slower NumPy form is used, `rheobase doctor` says so")
+            self.warn(f"rheobase: no C library ({error}); slower forms are used, `rheobase doctor` says so")
 
 
 native = Extension(

@@ -259,7 +259,7 @@ def doctor(args) -> Answer:
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         **{name: version(name) for name in packages},
     }
-    words = {True: "yes", False: "no: NumPy is used; install a C compiler and reinstall", None: "not here"}
+    words = {True: "yes", False: "no: NumPy and torch are used; install a C compiler and reinstall", None: "not here"}
     return Answer(
         table,
         "\n".join(
