@@ -1,4 +1,7 @@
-"""Language models. Each lives in a file of its own with `Config`, `Model` and `lower()`, found by the file's name."""
+"""Language models, and a classifier of sentences on top of them.
+
+Each lives in a file of its own with `Config` and `Model`, found by the file's name; language models have `lower()`.
+"""
 
 if __name__ != "rheobase.models":
     raise ImportError("import rheobase.models, not models: from the repository's root the bare name is a second copy")
@@ -6,7 +9,8 @@ if __name__ != "rheobase.models":
 import json
 from pathlib import Path
 
-from rheobase.models._pretrained import LanguageModel
+from rheobase.models._pretrained import LanguageModel, Pretrained
+from rheobase.models.classifier import Classifier, ClassifierConfig
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
 from rheobase.models.gru_lm import GRULM, GRULMConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
@@ -17,7 +21,7 @@ from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
 
 
-def load_model(path: str | Path) -> LanguageModel:
+def load_model(path: str | Path) -> Pretrained:
     """Load whichever model a folder holds: one written by `save_pretrained`, or a run with it in `model/`.
 
     raises  FormatError: no such model there, or its files are damaged
@@ -37,6 +41,8 @@ def load_model(path: str | Path) -> LanguageModel:
 
 
 __all__ = [
+    "Classifier",
+    "ClassifierConfig",
     "EGRULM",
     "EGRULMConfig",
     "GRULM",
@@ -44,6 +50,7 @@ __all__ = [
     "LSTMLM",
     "LSTMLMConfig",
     "LanguageModel",
+    "Pretrained",
     "RWKV4",
     "RWKV4Config",
     "SpikeGPT",

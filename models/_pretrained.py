@@ -20,32 +20,15 @@ from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, Unsupp
 from rheobase.spiking.files import read_bytes, sha256, write_atomic
 
 
-class LanguageModel(nn.Module, PyTorchModelHubMixin):
-    """A language model that is saved as `model.safetensors` and `config.json`, and trained by `training.loop`.
+class Pretrained(nn.Module, PyTorchModelHubMixin):
+    """A model that is saved as `model.safetensors` and `config.json`.
 
-    A subclass is one file with `Config` (a frozen dataclass), `Model`, `run`, `state_type`, `state_shapes` and
-    `lower`.
-
-    raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
+    A subclass is one file with `Config` (a frozen dataclass) and `Model`.
     """
 
     Config: ClassVar[type]
     name: ClassVar[str]
-    state_type: ClassVar[type]
     citations: ClassVar[tuple[str, ...]] = ()
-
-    def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple]:
-        """tokens [B, T] int64 -> (logits [B, T, V], state); the state of an earlier call carries on."""
-        logits, state, _ = self.run(tokens, state)
-        return logits, state
-
-    def run(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple, Any]:
-        """As `forward`, with what the layers did as a third result."""
-        raise NotImplementedError(f"{type(self).__name__} does not run")
-
-    def state_shapes(self, batch: int) -> list[tuple[tuple[int, ...], ...]]:
-        """The shapes of each layer's state."""
-        raise NotImplementedError(f"{type(self).__name__} has no state")
 
     @classmethod
     def least_numbers(cls, config) -> int:
@@ -55,6 +38,101 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
     def lower(self):
         """The model as an EventGraph; raises UnsupportedError where it has no lowering."""
         raise UnsupportedError(self.name, "a model that lowers to a graph", "none", "use count, which needs no graph")
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        weights = save_tensors({k: v.contiguous() for k, v in self.state_dict().items()})
+        config = {"model": self.name, "config": to_table(self.config), "weights_sha256": sha256(weights)}
+        write_atomic(Path(save_directory) / "model.safetensors", weights)
+        write_atomic(Path(save_directory) / "config.json", json.dumps(config, indent=2).encode())
+
+    def save_pretrained(self, save_directory, **options):
+        """Write `model.safetensors` and `config.json`, each whole or not at all."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(Path(save_directory))
+        if options.pop("push_to_hub", False):
+            return self.push_to_hub(options.pop("repo_id"), **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **hub_options) -> "Pretrained":
+        """Read what `save_pretrained` wrote, from a folder or by name from the Hugging Face hub.
+
+        returns  the model in evaluation mode
+        raises   FormatError: a file is missing, damaged or of another model
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            if folder.is_absolute() or str(folder).count("/") != 1:
+                raise FormatError(folder, "a model's folder", "no folder", "check the path")
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **hub_options))
+        where = folder / "config.json"
+        text = read_bytes(where, "a model's configuration")
+        try:
+            header = json.loads(text)
+            name, table, digest = header["model"], header["config"], header["weights_sha256"]
+        except (ValueError, KeyError, TypeError):
+            raise FormatError(where, "JSON with model, config and weights_sha256", "other", "save it anew") from None
+        if name != cls.name:
+            raise FormatError(where, f"a {cls.name} model", repr(name), "load it with rheobase.load")
+        weights_path = folder / "model.safetensors"
+        weights = read_bytes(weights_path, "a model's weights")
+        if sha256(weights) != digest:
+            raise FormatError(weights_path, f"sha256 {digest[:12]}…", f"{sha256(weights)[:12]}…", "fetch the file anew")
+        try:
+            tensors = load_tensors(weights)
+        except SafetensorError as error:
+            raise FormatError(weights_path, "safetensors", str(error), "save the model anew") from None
+        config = from_table(cls.Config, table, str(where))
+        least = cls.least_numbers(config)
+        held = sum(t.numel() for t in tensors.values())
+        if least > held:
+            raise FormatError(where, f"sizes that fit {held:,} numbers", f"at least {least:,}", "fetch the model anew")
+        model = cls(config)
+        fit_tensors(model, tensors, weights_path)
+        return model.eval()
+
+
+class LanguageModel(Pretrained):
+    """A language model, trained by `training.loop`.
+
+    A subclass is one file with `Config` (a frozen dataclass), `Model`, `hidden`, `decode`, `state_type`,
+    `state_shapes` and `lower`.
+
+    raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
+    """
+
+    state_type: ClassVar[type]
+
+    def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple]:
+        """tokens [B, T] int64 -> (logits [B, T, V], state); the state of an earlier call carries on."""
+        logits, state, _ = self.run(tokens, state)
+        return logits, state
+
+    def run(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple, Any]:
+        """As `forward`, with what the layers did as a third result."""
+        h, state, runs = self.hidden(tokens, state)
+        return self.decode(h), state, runs
+
+    def hidden(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple, Any]:
+        """As `run`, with what the head reads, [B, T, E], instead of the logits."""
+        raise NotImplementedError(f"{type(self).__name__} does not run")
+
+    def decode(self, h_BTE: Tensor) -> Tensor:
+        """The head: logits [B, T, V]."""
+        raise NotImplementedError(f"{type(self).__name__} has no head")
+
+    @property
+    def width(self) -> int:
+        """E, the number of features that the head reads."""
+        return self.config.embedding
+
+    def state_shapes(self, batch: int) -> list[tuple[tuple[int, ...], ...]]:
+        """The shapes of each layer's state."""
+        raise NotImplementedError(f"{type(self).__name__} has no state")
 
     def wake(self, tokens: Tensor) -> None:
         """Prepare a new model on the first batch of its text; nothing to do unless a model says otherwise."""
@@ -111,62 +189,6 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
         got = [tuple(tuple(part.shape) for part in layer) for layer in state]
         if got != wanted:
             raise ShapeError(f"{self.name} state", f"{wanted}", f"{got}", "use a state of this model and batch size")
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of trainable numbers."""
-        return sum(p.numel() for p in self.parameters())
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        weights = save_tensors({k: v.contiguous() for k, v in self.state_dict().items()})
-        config = {"model": self.name, "config": to_table(self.config), "weights_sha256": sha256(weights)}
-        write_atomic(Path(save_directory) / "model.safetensors", weights)
-        write_atomic(Path(save_directory) / "config.json", json.dumps(config, indent=2).encode())
-
-    def save_pretrained(self, save_directory, **options):
-        """Write `model.safetensors` and `config.json`, each whole or not at all."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(Path(save_directory))
-        if options.pop("push_to_hub", False):
-            return self.push_to_hub(options.pop("repo_id"), **options)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **hub_options) -> "LanguageModel":
-        """Read what `save_pretrained` wrote, from a folder or by name from the Hugging Face hub.
-
-        returns  the model in evaluation mode
-        raises   FormatError: a file is missing, damaged or of another model
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            if folder.is_absolute() or str(folder).count("/") != 1:
-                raise FormatError(folder, "a model's folder", "no folder", "check the path")
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **hub_options))
-        where = folder / "config.json"
-        text = read_bytes(where, "a model's configuration")
-        try:
-            header = json.loads(text)
-            name, table, digest = header["model"], header["config"], header["weights_sha256"]
-        except (ValueError, KeyError, TypeError):
-            raise FormatError(where, "JSON with model, config and weights_sha256", "other", "save it anew") from None
-        if name != cls.name:
-            raise FormatError(where, f"a {cls.name} model", repr(name), "load it with rheobase.load")
-        weights_path = folder / "model.safetensors"
-        weights = read_bytes(weights_path, "a model's weights")
-        if sha256(weights) != digest:
-            raise FormatError(weights_path, f"sha256 {digest[:12]}…", f"{sha256(weights)[:12]}…", "fetch the file anew")
-        try:
-            tensors = load_tensors(weights)
-        except SafetensorError as error:
-            raise FormatError(weights_path, "safetensors", str(error), "save the model anew") from None
-        config = from_table(cls.Config, table, str(where))
-        least = cls.least_numbers(config)
-        held = sum(t.numel() for t in tensors.values())
-        if least > held:
-            raise FormatError(where, f"sizes that fit {held:,} numbers", f"at least {least:,}", "fetch the model anew")
-        model = cls(config)
-        fit_tensors(model, tensors, weights_path)
-        return model.eval()
 
 
 def check_settings(name: str, config) -> None:

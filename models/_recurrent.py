@@ -130,8 +130,7 @@ class RecurrentLM(LanguageModel):
         """How each layer lowers."""
         raise NotImplementedError(f"{type(self).__name__} does not lower")
 
-    def run(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple, list]:
-        """As `forward`, with what each layer did as a third result."""
+    def hidden(self, tokens, state=None):
         self.check(tokens, state)
         c = self.config
         h = variational_dropout(self.embedding(tokens), c.dropout_embedding, self.training)
@@ -144,7 +143,10 @@ class RecurrentLM(LanguageModel):
             h = variational_dropout(h, c.dropout_output if last else c.dropout_forward, self.training)
         if self.projection is not None:
             h = self.relu(self.projection(h))
-        return self.decoder(h, self.embedding.weight), tuple(states), runs
+        return h, tuple(states), runs
+
+    def decode(self, h_BTE):
+        return self.decoder(h_BTE, self.embedding.weight)
 
     def state_shapes(self, batch):
         return [tuple((batch, n) for _ in self.state_type._fields) for n in self.config.layers]

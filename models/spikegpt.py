@@ -88,8 +88,8 @@ class HeadState(NamedTuple):
 class Activity(NamedTuple):
     """What a run did, for penalties and counts."""
 
-    logits: Tensor
-    """[B, T, V]"""
+    logits: Tensor | None
+    """[B, T, V], where the head was run"""
     spikes: list[Tensor]
     """of each neuron layer, [B, T, units]"""
 
@@ -158,6 +158,11 @@ class SpikeGPT(LanguageModel):
         return (*blocks, HeadState(rest(self.lif_out, batch, dtype=weight.dtype, device=weight.device)))
 
     def run(self, tokens, state=None):
+        h, state, activity = self.hidden(tokens, state)
+        logits = self.decode(h)
+        return logits, state, activity._replace(logits=logits)
+
+    def hidden(self, tokens, state=None):
         self.check(tokens, state)
         state = state or self.initial_state(tokens.shape[0])
         x = self.embed(tokens)
@@ -174,8 +179,10 @@ class SpikeGPT(LanguageModel):
             else:
                 states.append(state[-1])
             spikes.append(x)
-        logits = self.head(x)
-        return logits, tuple(states), Activity(logits, spikes)
+        return x, tuple(states), Activity(None, spikes)
+
+    def decode(self, h_BTE):
+        return self.head(h_BTE)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Vectors of token ids, as spikes where the embedding is binary; before any norm."""
@@ -217,8 +224,11 @@ class SpikeGPT(LanguageModel):
 
     def penalty(self, runs):
         """L2Wrap: 0.5e-4 x mean over positions of the squared largest logit. It is part of the loss that is
-        differentiated, so that it scales with it; the original adds its gradient whatever comes in."""
-        return L2WRAP * runs.logits.max(-1).values.square().mean() if self.config.l2wrap else 0.0
+        differentiated, so that it scales with it; the original adds its gradient whatever comes in. Without
+        logits there is nothing to hold back."""
+        if not self.config.l2wrap or runs.logits is None:
+            return 0.0
+        return L2WRAP * runs.logits.max(-1).values.square().mean()
 
     def rates(self, runs):
         return [s.abs().mean((0, 1)) for s in runs.spikes]
