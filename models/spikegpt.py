@@ -59,6 +59,9 @@ class SpikeGPTConfig:
     """block 0 mixes channels where the others mix time (the original's RWKV-ffnPre)"""
     binary_embedding: bool = True
     """the embedding's values become spikes, [value >= 0]"""
+    embedding_range: float = 0.0
+    """the embedding starts uniform in plus or minus this, from N(0, 1) if it is 0; where words are rare it should be
+    small, so that a norm's gain lets the few updates of each count for more than its start"""
     dropout: float = 0.03
     """dropout of the whole residual stream after each block"""
     l2wrap: bool = True
@@ -144,6 +147,8 @@ class SpikeGPT(LanguageModel):
             raise ConfigError(f"{self.name} norm_from, norm_until", "rising parts of 1", got, "mend them")
         self.config = config
         self.emb = nn.Embedding(config.vocabulary, config.embedding)
+        if config.embedding_range:
+            nn.init.uniform_(self.emb.weight, -config.embedding_range, config.embedding_range)
         self.blocks = nn.ModuleList(BLOCKS[config.placement](config, i) for i in range(config.depth))
         self.ln_out = NORMS[config.norm](config.embedding)
         self.lif_out = make_neuron(config, config.embedding) if config.head == "spiking" else None

@@ -160,6 +160,13 @@ def test_forms_that_need_spikes_before_the_products_say_so(options):
         small(**options)
 
 
+def test_where_the_embedding_starts():
+    narrow = small(embedding_range=0.05).emb.weight
+    assert 0.04 < narrow.abs().max() <= 0.05 and small().emb.weight.abs().max() > 1
+    with pytest.raises(ConfigError, match="embedding_range"):
+        small(embedding_range=-0.1)
+
+
 def test_a_budget_tightens_and_pulls_the_rates_down():
     model = small(**FED)
     tokens = tokens_for(model)
