@@ -44,7 +44,18 @@ def parser() -> argparse.ArgumentParser:
         arg("--out", help="the run folder (default runs/NAME)"),
         arg("--resume", action="store_true", help="go on with the run in --out, from its last checkpoint"),
     )
-    command("eval", "bits and perplexity on the test part", run)
+    command(
+        "eval",
+        "bits and perplexity on the test part, or how many sentences of the dev part are classified rightly",
+        run,
+        arg(
+            "--beside",
+            action="append",
+            default=[],
+            metavar="RUN",
+            help="another run that classifies the same sentences; may be repeated",
+        ),
+    )
     command(
         "sample",
         "text from a trained model",

@@ -25,11 +25,14 @@ from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
+from rheobase.models.training.bag_of_words import bag_of_words
+from rheobase.models.training.classify import judge
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
+from rheobase.models.training.sentence_sets import read_parts
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
-from rheobase.spiking.errors import ConfigError, RheobaseError
+from rheobase.spiking.errors import ConfigError, RheobaseError, UnsupportedError
 from rheobase.spiking.ops.choice import taken
 from rheobase.spiking.ops.native import library
 
@@ -61,22 +64,53 @@ def train(args) -> Answer:
             set_key(table, assignment)
         config = RunConfig.from_table(table, args.config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
-    m, tokenizer = run.metrics(), run.tokenizer()
-    valid = f"{m['valid'][tokenizer.measure]:.4f} bits a {tokenizer.unit}"
-    text = f"{run.folder}: {valid} on the validation part, best at step {m['best_step']}"
+    m = run.metrics()
+    if run.config.sentences.train:
+        valid = f"{100 * m['valid']['accuracy']:.1f} % right on the sentences held out"
+    else:
+        tokenizer = run.tokenizer()
+        valid = f"{m['valid'][tokenizer.measure]:.4f} bits a {tokenizer.unit} on the validation part"
+    text = f"{run.folder}: {valid}, best at step {m['best_step']}"
     return Answer({"run": str(run.folder), **m}, f"{text}, {m['train_seconds']:.0f} s")
 
 
 def eval(args) -> Answer:
     run = Run.open(args.run)
+    if run.config.sentences.train:
+        return _eval_sentences(run, [Run.open(other) for other in args.beside])
+    if args.beside:
+        raise ConfigError("eval --beside", "a run that classifies sentences", str(args.run), "leave it out")
     result = test(run)
     run.add_metrics(test=result)
-    lines = [_quality(result, run.tokenizer().unit)]
-    for i, rate in enumerate(result.rates):
-        lines.append(
-            f"layer {i}: {100 * rate:.1f} % active, {result.dead[i]} dead, {result.saturated[i]} saturated units"
-        )
+    lines = [_quality(result, run.tokenizer().unit), *_layers(result)]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
+
+
+def _layers(result) -> list[str]:
+    """A line a layer of an evaluation."""
+    shown = zip(result.rates, result.dead, result.saturated, strict=True)
+    return [
+        f"layer {i}: {100 * rate:.1f} % active, {dead} dead, {saturated} saturated units"
+        for i, (rate, dead, saturated) in enumerate(shown)
+    ]
+
+
+def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
+    """Accuracy on the dev part: of the run, of others on the same sentences, and of a bag of words."""
+    table, lines = {}, []
+    for each in (run, *beside):
+        result = judge(each.model(), each.corpus().dev, each.config.train.evaluate_batch)
+        each.add_metrics(test=result)
+        table[str(each.folder)] = dataclasses.asdict(result)
+        lines.append(f"{100 * result.accuracy:.1f} % of {result.sentences:,} sentences right: {each.folder}")
+        if each is run:
+            layers = _layers(result)
+    sentences = run.config.sentences
+    parts = read_parts(sentences)
+    floor = bag_of_words(parts.train, parts.held_out, parts.dev, sentences.labels)
+    run.add_metrics(bag_of_words=floor)
+    lines.append(f"{100 * floor:.1f} %: a bag of words")
+    return Answer({"bag_of_words": floor, "runs": table}, "\n".join(lines + layers))
 
 
 def _quality(result, unit: str) -> str:
@@ -90,6 +124,8 @@ def _quality(result, unit: str) -> str:
 
 def sample(args) -> Answer:
     run = Run.open(args.run)
+    if run.config.sentences.train:
+        raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "sample from the former")
     names = [f.name for f in dataclasses.fields(SampleConfig)]
     config = SampleConfig(**{name: getattr(args, name) for name in names})
     seeds = range(args.seed, args.seed + args.trials)

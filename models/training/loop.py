@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from rheobase.models.training.classify import LabelledCorpus
 from rheobase.models.training.corpus import Corpus
-from rheobase.models.training.data import Batches
-from rheobase.models.training.evaluate import evaluate_part
-from rheobase.models.training.objective import Objective, warm_start
+from rheobase.models.training.language_task import LanguageTask
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
+from rheobase.models.training.sentence_task import SentenceTask
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
 LOG_EVERY = 20
@@ -59,16 +59,16 @@ def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
         return _train(run, run.config.corpus(run.tokenizer()), quiet)
 
 
-def prepare(config: RunConfig, corpus: Corpus):
-    """The batches and the new model of a configuration; raises what a training would, and writes nothing."""
-    t, unit = config.train, corpus.tokenizer.unit
+def prepare(config: RunConfig, corpus: Corpus | LabelledCorpus):
+    """The task and the new model of a configuration; raises what a training would, and writes nothing."""
+    t = config.train
     kind = t.device.partition(":")[0]
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
-    order, vocabulary = config.data.order, config.settings.vocabulary
-    batches = Batches(corpus.splits.train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
     torch.manual_seed(t.seed)
-    return batches, config.build().to(t.device).train()
+    model = config.build().to(t.device).train()
+    make = SentenceTask if config.sentences.train else LanguageTask
+    return make(config, corpus, model), model
 
 
 @contextlib.contextmanager
@@ -82,33 +82,26 @@ def threads(n: int | None):
         torch.set_num_threads(before)
 
 
-def rehearse(config: RunConfig, corpus: Corpus) -> None:
-    """Everything that a training does, once, on two tokens; raises what it would, and writes nothing.
+def rehearse(config: RunConfig, corpus: Corpus | LabelledCorpus) -> None:
+    """Everything that a training does, once, on little data; raises what it would, and writes nothing.
 
     raises  ConfigError: settings with which a first step fails
     """
-    device = config.train.device
-    batches, model = prepare(config, corpus)
-    objective = Objective(config.budget, config.teacher, model, device)
+    task, model = prepare(config, corpus)
     try:
         make_optimiser(model, config.train)
-        tokens, targets, fresh = batches(0)
-        tokens, targets = tokens[:1, :2].to(device), targets[:1, :2].to(device)
-        logits, _, runs = model.run(tokens)
-        objective(model, (tokens, targets, fresh), logits, runs, 0.0)
+        task.rehearse(model)
     except RheobaseError:
         raise
     except (RuntimeError, ValueError) as error:
         raise ConfigError("train", "settings that can be trained", str(error).splitlines()[0], "mend them") from None
 
 
-def _train(run: Run, corpus: Corpus, quiet: bool | None) -> Run:
+def _train(run: Run, corpus: Corpus | LabelledCorpus, quiet: bool | None) -> Run:
     config, t = run.config, run.config.train
-    splits, tokenizer = corpus.splits, corpus.tokenizer
-    batches, model = prepare(config, corpus)
+    task, model = prepare(config, corpus)
     optimiser = make_optimiser(model, t)
-    objective = Objective(config.budget, config.teacher, model, t.device)
-    step, state, best, elapsed, log_bytes = 0, None, None, 0.0, 0
+    step, best, elapsed, log_bytes = 0, None, 0.0, 0
     newest = newest_checkpoint(run.checkpoints)
     if newest:
         saved = load_checkpoint(newest)
@@ -121,14 +114,11 @@ def _train(run: Run, corpus: Corpus, quiet: bool | None) -> Run:
             if saved["cuda_rng"]:
                 torch.cuda.set_rng_state_all(saved["cuda_rng"])
             step, best, elapsed, log_bytes = (saved[k] for k in ("step", "best", "elapsed_s", "log_bytes"))
-            objective.carry(saved["objective"], t.device)
-            state = model.as_state([[x.to(t.device) for x in layer] for layer in saved["state"]])
+            task.carry(saved["task"], model)
         except (KeyError, RuntimeError, ValueError) as error:
             raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
     else:
-        if config.teacher.start:
-            warm_start(model, config.teacher.start)
-        model.wake(batches(0)[0].to(t.device))
+        task.begin(model)
 
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
     bar = _progress(t.steps, step, quiet, run.folder.name)
@@ -142,35 +132,30 @@ def _train(run: Run, corpus: Corpus, quiet: bool | None) -> Run:
             log.flush()
 
         while step < t.steps:
-            tokens, targets, fresh = (x.to(t.device) if torch.is_tensor(x) else x for x in batches(step))
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, t)
-            if state is not None:
-                state = None if fresh else model.restart(state) if t.restart else state
-            logits, state, layers = model.run(tokens, state)
-            loss, whole = objective(model, (tokens, targets, fresh), logits, layers, step / t.steps)
+            loss = task.loss(model, step)
             optimiser.zero_grad()
-            whole.backward()
+            loss.whole.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
             optimiser.step()
             model.project_()
-            state = tuple(type(s)(*(part.detach() for part in s)) for s in state)
             step += 1
             model.advance(step / t.steps)
-            seen += tokens.numel()
+            seen += loss.tokens
             bar.update()
             if step % LOG_EVERY == 0 or step == t.steps:
                 now = time.monotonic()
-                bits = loss.item() / math.log(2)
-                if not math.isfinite(bits):
+                shown = loss.shown.item()
+                if not math.isfinite(shown):
                     raise RheobaseError(
-                        f"{run.folder} step {step}", "a finite loss", str(bits), "lower train.learning_rate"
+                        f"{run.folder} step {step}", "a finite loss", str(shown), "lower train.learning_rate"
                     )
-                rates = [r.mean().item() for r in model.rates(layers)]
+                rates = [r.mean().item() for r in model.rates(loss.runs)]
                 speed = seen / max(now - seen_at, 1e-9)
                 write(
                     step=step,
-                    **{tokenizer.measure: bits},
+                    **{task.measure: shown},
                     learning_rate=learning_rate(step - 1, t),
                     gradient_norm=norm.item(),
                     rates=rates,
@@ -178,23 +163,18 @@ def _train(run: Run, corpus: Corpus, quiet: bool | None) -> Run:
                     elapsed_s=now - began,
                 )
                 rate = f" {100 * sum(rates) / len(rates):.0f}% active" if rates else ""
-                bar.set_postfix_str(f"{bits:.3f} bits/{tokenizer.unit}{rate} {speed / 1000:.1f}k {tokenizer.unit}s/s")
+                bar.set_postfix_str(f"{shown:.3f} {task.label}{rate} {speed / 1000:.1f}k {task.unit}s/s")
                 seen_at, seen = now, 0
             if step % t.evaluate_every == 0 or step == t.steps:
-                look = evaluate_part(model, splits, "valid", t)
-                write(
-                    step=step,
-                    valid=look.bits_per_token,
-                    rates=look.rates,
-                    dead=look.dead,
-                    saturated=look.saturated,
-                )
-                if not math.isfinite(look.bits_per_token):
-                    where, got = f"{run.folder} step {step}", str(look.bits_per_token)
+                look = task.look(model)
+                valid, rank = task.figure(look), task.rank(look)
+                write(step=step, valid=valid, rates=look.rates, dead=look.dead, saturated=look.saturated)
+                if not all(map(math.isfinite, rank)):
+                    where, got = f"{run.folder} step {step}", str(rank)
                     raise RheobaseError(where, "a finite validation loss", got, "lower train.learning_rate")
-                if model.complete and (best is None or look.bits_per_token < best["bits_per_token"]):
+                if model.complete and (best is None or rank < best["rank"]):
                     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-                    best = {"step": step, "bits_per_token": look.bits_per_token, "model": weights}
+                    best = {"step": step, "rank": rank, "model": weights}
                 seen_at = time.monotonic()
             if step % t.checkpoint_every == 0 or step == t.steps:
                 os.fsync(log.fileno())
@@ -204,8 +184,7 @@ def _train(run: Run, corpus: Corpus, quiet: bool | None) -> Run:
                     "text_sha256": corpus.digest,
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
-                    "state": tuple(tuple(s) for s in state),
-                    "objective": objective.carried(),
+                    "task": task.carried(),
                     "torch_rng": torch.get_rng_state(),
                     "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                     "best": best,
@@ -218,7 +197,7 @@ def _train(run: Run, corpus: Corpus, quiet: bool | None) -> Run:
         raise FormatError(run.folder, "a run with at least one step to do", "none", "raise train.steps")
     model.load_state_dict(best["model"])
     model.eval().cpu().save_pretrained(run.model_path)
-    final = evaluate_part(model, splits, "valid", t)
+    final = task.look(model)
     seconds = time.monotonic() - began
     run.add_metrics(
         fresh=True,

@@ -5,14 +5,16 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rheobase.models import load_model
+from rheobase.models import Classifier, ClassifierConfig, LanguageModel, load_model
+from rheobase.models.training.classify import LabelledCorpus, encode_parts
 from rheobase.models.training.corpus import Corpus, Splits, load_corpus
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
+from rheobase.models.training.sentence_sets import SentencesConfig, read_parts
 from rheobase.models.training.tokenizers import Bytes, Tokenizer, read_tokenizer
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
-from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.files import read_bytes, write_atomic
 
 FREE = ("steps", "evaluate_every", "checkpoint_every", "threads", "device")
@@ -78,7 +80,13 @@ class TrainConfig:
     """"cpu" or "cuda\""""
 
 
-SECTIONS = {"data": DataConfig, "train": TrainConfig, "budget": BudgetConfig, "teacher": TeacherConfig}
+SECTIONS = {
+    "data": DataConfig,
+    "sentences": SentencesConfig,
+    "train": TrainConfig,
+    "budget": BudgetConfig,
+    "teacher": TeacherConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +96,14 @@ class RunConfig:
     model: str
     settings: object
     data: DataConfig = DataConfig()
+    sentences: SentencesConfig = SentencesConfig()
     train: TrainConfig = TrainConfig()
     budget: BudgetConfig = BudgetConfig()
     teacher: TeacherConfig = TeacherConfig()
 
     @classmethod
     def from_table(cls, table: dict, where: str = "config") -> "RunConfig":
-        """From a table with [model] (its `name` and its settings), [data], [train], [budget] and [teacher].
+        """From a table with [model] (its `name` and its settings) and those of `SECTIONS`.
 
         raises  ConfigError: an unknown section, key or model, with the nearest match
         """
@@ -109,8 +118,8 @@ class RunConfig:
         if not isinstance(name, str):
             raise ConfigError(where, 'a model, such as [model] name = "egru_lm"', repr(name), "name one")
         module = registry.get("rheobase.models", name)
-        if not hasattr(module, "Config"):
-            raise ConfigError(where, "a model", repr(name), 'name one, such as "egru_lm"')
+        if not issubclass(getattr(module, "Model", object), LanguageModel):
+            raise ConfigError(where, "a language model", repr(name), 'name one, such as "egru_lm"')
         sections = {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
         if sections["data"].tokenizer != "bytes":
             model.setdefault("vocabulary", FROM_TOKENIZER)
@@ -129,8 +138,8 @@ class RunConfig:
     def fixed(self) -> dict:
         """The part of the table that a run may not change between a checkpoint and its resumption."""
         table = self.to_table()
-        data = {k: v for k, v in table["data"].items() if k != "folder"}
-        return table | {"data": data, "train": {k: v for k, v in table["train"].items() if k not in FREE}}
+        free = {"data": ("folder",), "sentences": ("folder",), "train": FREE}
+        return {name: {k: v for k, v in part.items() if k not in free.get(name, ())} for name, part in table.items()}
 
     def fitted(self, tokenizer: Tokenizer) -> "RunConfig":
         """The same with the tokenizer's vocabulary where none was given.
@@ -150,15 +159,22 @@ class RunConfig:
         return {"model": model, **{section: to_table(getattr(self, section)) for section in SECTIONS}}
 
     def build(self):
-        """A new model with these settings."""
-        return registry.get("rheobase.models", self.model).Model(self.settings)
+        """A new model with these settings: a language model, or a classifier on one where there are [sentences]."""
+        s = self.sentences
+        if not s.train:
+            return registry.get("rheobase.models", self.model).Model(self.settings)
+        settings = to_table(self.settings)
+        return Classifier(ClassifierConfig(trunk=self.model, settings=settings, classes=s.labels, dropout=s.dropout))
 
-    def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus:
-        """The text, cut and encoded, by a tokenizer made as [data] says if none is given."""
+    def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus | LabelledCorpus:
+        """The text or the sentences, cut and encoded, by a tokenizer made as [data] says if none is given."""
+        if self.sentences.train:
+            parts = read_parts(self.sentences)
+            return encode_parts(parts, self.train.context, tokenizer or self.data.tokenizer)
         return load_corpus(self.data, self.train.context, tokenizer)
 
     def splits(self) -> Splits:
-        """The parts of `corpus`."""
+        """The parts of a language model's text."""
         return self.corpus().splits
 
 
@@ -217,16 +233,21 @@ class Run:
         """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign."""
         return Bytes() if self.config.data.tokenizer == "bytes" else read_tokenizer(self.tokenizer_path)
 
-    def corpus(self) -> Corpus:
+    def corpus(self) -> Corpus | LabelledCorpus:
         """The text, cut and encoded; raises FormatError if it is no longer the text that the run was trained on."""
         config = self.config
         corpus = config.corpus(self.tokenizer())
         if self.metrics().get("text_sha256") not in (None, corpus.digest):
-            raise FormatError(config.data.text, "the text of the training", "another", "put the same text back")
+            text = config.sentences.train or config.data.text
+            raise FormatError(text, "the text of the training", "another", "put the same text back")
         return corpus
 
     def splits(self) -> Splits:
-        """The parts of `corpus`."""
+        """The parts of a language model's text; raises UnsupportedError for a classifier, which has none."""
+        if self.config.sentences.train:
+            raise UnsupportedError(
+                self.folder, "a language model's run", "a classifier's", "use eval, which takes both"
+            )
         return self.corpus().splits
 
     def model(self):

@@ -1,0 +1,74 @@
+"""The task of a classifier: to find each sentence's label, from nothing or from a language model's weights."""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from rheobase.models.training.classify import LabelledCorpus, SentenceBatches, judge
+from rheobase.models.training.objective import BudgetConfig, TeacherConfig, warm_start
+from rheobase.models.training.run import Run
+from rheobase.models.training.task import Loss, Task
+from rheobase.spiking.errors import ConfigError
+
+
+class SentenceTask(Task):
+    """Batches of labelled sentences, and the cross-entropy of their labels.
+
+    The step that is kept has the highest accuracy on the part held out, and of several the lowest cross-entropy;
+    the dev part is not looked at.
+    """
+
+    measure, label = "cross_entropy", "nats/sentence"
+
+    def __init__(self, config, corpus: LabelledCorpus, model):
+        t, self.config, self.corpus, self.unit = config.train, config, corpus, corpus.tokenizer.unit
+        if config.budget != BudgetConfig() or config.teacher != TeacherConfig(start=config.teacher.start):
+            raise ConfigError("sentences", "no [budget], and of [teacher] `start` alone", "more", "drop it")
+        self.batches = SentenceBatches(corpus.train, t.batch, t.seed)
+
+    def rehearse(self, model):
+        if self.config.teacher.start:
+            self._start(model)
+        tokens, lengths, labels = self._batch(0)
+        self._loss(model, tokens[:2], lengths[:2], labels[:2])
+
+    def begin(self, model):
+        """A trunk takes over a language model's weights, or is new and woken."""
+        if self.config.teacher.start:
+            self._start(model)
+        else:
+            tokens, lengths, _ = self._batch(0)
+            model.wake(tokens, lengths)
+
+    def _start(self, model) -> None:
+        start = Path(self.config.teacher.start)
+        if (start / "config.toml").is_file():
+            theirs = Run.open(start).tokenizer()
+            if theirs.digest != self.corpus.tokenizer.digest:
+                wanted = "the tokenizer that the language model was trained with"
+                remedy = f'set it to "{start}/tokenizer.json"'
+                raise ConfigError("data.tokenizer", wanted, repr(self.config.data.tokenizer), remedy)
+        wanted, taken = len(model.trunk.state_dict()), warm_start(model.trunk, str(start))
+        if taken != wanted:
+            got = f"{taken} tensors that fit, of {wanted}"
+            raise ConfigError("teacher.start", "a model of the settings in [model]", got, "copy its settings")
+
+    def loss(self, model, step):
+        return self._loss(model, *self._batch(step))
+
+    def look(self, model):
+        return judge(model, self.corpus.held_out, self.config.train.evaluate_batch)
+
+    def figure(self, look):
+        return look.accuracy
+
+    def rank(self, look):
+        return [-look.accuracy, look.cross_entropy]
+
+    def _batch(self, step: int):
+        return tuple(x.to(self.config.train.device) for x in self.batches(step))
+
+    def _loss(self, model, tokens, lengths, labels) -> Loss:
+        logits, runs = model.run(tokens, lengths)
+        loss = F.cross_entropy(logits, labels)
+        return Loss(loss + model.penalty(runs), loss, runs, int(lengths.sum()))

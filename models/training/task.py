@@ -1,0 +1,60 @@
+"""What a training is for: the loop asks a task for each step's loss and for a look at the part held out."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Loss(NamedTuple):
+    """What a step minimises."""
+
+    whole: Tensor
+    """what is differentiated"""
+    shown: Tensor
+    """what is logged, in the task's `measure`"""
+    runs: object
+    """what the layers did, as the model's `rates` takes it"""
+    tokens: int
+    """tokens that the model read"""
+
+
+class Task:
+    """A file's task has these; `models.training.loop` does the rest."""
+
+    measure: str
+    """the name under which a step's loss is logged"""
+    label: str
+    """the same, as the progress bar shows it"""
+    unit: str
+    """what a token is called"""
+
+    def rehearse(self, model) -> None:
+        """A loss on little data; raises what a first step would."""
+        raise NotImplementedError(f"{type(self).__name__} does not rehearse")
+
+    def begin(self, model) -> None:
+        """Prepare a new model, before its first step."""
+        raise NotImplementedError(f"{type(self).__name__} does not begin")
+
+    def loss(self, model, step: int) -> Loss:
+        """The loss of a step; what the task carries to the next one is kept in it."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def look(self, model):
+        """An evaluation on the part that chooses, a dataclass with `rates`, `dead` and `saturated`."""
+        raise NotImplementedError(f"{type(self).__name__} does not evaluate")
+
+    def figure(self, look) -> float:
+        """The figure of an evaluation that is logged."""
+        raise NotImplementedError(f"{type(self).__name__} has no figure")
+
+    def rank(self, look) -> list[float]:
+        """Numbers that are less, the first that differs, where a model is better."""
+        return [self.figure(look)]
+
+    def carried(self) -> dict:
+        """What a checkpoint must hold of the task, beside the step, to go on."""
+        return {}
+
+    def carry(self, saved: dict, model) -> None:
+        """Go on from what `carried` gave; raises KeyError or ValueError where it does not fit."""
