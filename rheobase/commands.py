@@ -65,7 +65,7 @@ def train(args) -> Answer:
         config = RunConfig.from_table(table, args.config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
     m = run.metrics()
-    if run.config.sentences.train:
+    if run.config.classifies:
         valid = f"{100 * m['valid']['accuracy']:.1f} % right on the sentences held out"
     else:
         tokenizer = run.tokenizer()
@@ -76,7 +76,7 @@ def train(args) -> Answer:
 
 def eval(args) -> Answer:
     run = Run.open(args.run)
-    if run.config.sentences.train:
+    if run.config.classifies:
         return _eval_sentences(run, [Run.open(other) for other in args.beside])
     if args.beside:
         raise ConfigError("eval --beside", "a run that classifies sentences", str(args.run), "leave it out")
@@ -124,7 +124,7 @@ def _quality(result, unit: str) -> str:
 
 def sample(args) -> Answer:
     run = Run.open(args.run)
-    if run.config.sentences.train:
+    if run.config.classifies:
         raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "sample from the former")
     names = [f.name for f in dataclasses.fields(SampleConfig)]
     config = SampleConfig(**{name: getattr(args, name) for name in names})
@@ -249,10 +249,9 @@ def _signals(path: Path) -> dict[str, np.ndarray]:
     if (path / MANIFEST).is_file():
         return dict(load_trace(open_artifact(path).path / "trace.h5").signals)
     run = Run.open(path)
-    measure = run.tokenizer().measure
-    losses = np.array([r[measure] for r in run.log() if measure in r])
+    losses = np.array([r[run.measure] for r in run.log() if run.measure in r])
     weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}
-    return {f"log.{measure}": losses.reshape(1, -1, 1), **weights}
+    return {f"log.{run.measure}": losses.reshape(1, -1, 1), **weights}
 
 
 def report(args) -> Answer:

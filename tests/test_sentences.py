@@ -1,5 +1,6 @@
 """Files of labelled sentences, strangers' ones included, and the bag of words that is the floor."""
 
+import importlib
 import lzma
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from rheobase.models.training.bag_of_words import bag_of_words
 from rheobase.models.training.sentences import Sentences, pad, part, read_sentences
-from rheobase.spiking.errors import FormatError, ShapeError
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "sentences"
 REAL = {
@@ -73,6 +74,9 @@ def test_bad_files(tmp_path, monkeypatch):
             read_sentences(tmp_path / "bad.xz", 2)
     with pytest.raises(FormatError, match="a file of sentences"):
         read_sentences(tmp_path / "none", 2)
+    (tmp_path / "fine").write_bytes(b"1 fine\n")
+    with pytest.raises(ConfigError, match="sentences.encoding"):
+        read_sentences(tmp_path / "fine", 2, "utf-9")
     monkeypatch.setattr("rheobase.models.training.sentences.LARGEST", 6999)
     for name, data in (("bomb.xz", whole), ("large", b"1 fine\n" * 1000)):
         (tmp_path / name).write_bytes(data)
@@ -90,6 +94,49 @@ def test_a_part_is_always_the_same_and_leaves_the_rest():
     for fraction in (0.0, 1.0):
         with pytest.raises(ShapeError, match="some and not all"):
             part(every, fraction)
+
+
+@pytest.fixture
+def text_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    return importlib.import_module("understanding_text")
+
+
+def test_judged_sentences_are_known_in_any_spelling(text_benchmark):
+    t = text_benchmark
+    assert t.words("It's a Don't-miss (really) ``film''!") == "it 's a do n't - miss ( really ) \" film \" !".split()
+    judged = t.Judged(
+        map(t.words, ["you wo n't like roger -lrb- the dodger -rrb- at all .", "barely gets off the ground ."])
+    )
+    for text in (
+        "You won't like Roger (the dodger) at all",
+        "first of all , you won't like roger ( the dodger ) at all , and then it goes on and on .",
+        "the plot barely gets off the ground",
+    ):
+        assert judged.holds(t.words(text)), text
+    for text in ("you like roger .", "the ground .", "gets off the plane", ""):
+        assert not judged.holds(t.words(text)), text
+
+
+def test_the_likest_rows_come_first_up_to_a_number_of_words(text_benchmark):
+    rows = [["war", "of", "kings"], ["a", "fine", "film"], ["of", "the", "kings"], ["film", "of", "kings"]]
+    wanted = [["a", "film"], ["fine", "film"], ["the", "film"]]
+    assert text_benchmark.likest(rows, wanted, 7) == [rows[1], rows[3]]
+
+
+@pytest.mark.slow
+def test_no_dev_sentence_is_in_the_text_of_the_language_model(text_benchmark, tmp_path):
+    if not DATA.exists():
+        pytest.skip("needs shared/data beside the checkout")
+    t = text_benchmark
+    made = t.write_text(DATA.parent, tmp_path)
+    assert made["vocabulary"] == t.VOCABULARY and made["sentences"] > 10_000
+    text = {t.letters(line.split()) for line in (tmp_path / "text").read_text().splitlines()}
+    known = {word for line in (tmp_path / "text").read_text().splitlines() for word in line.split()}
+    for name in ("sst2", "sst5", "mr", "subj"):
+        lines = [line.split()[1:] for line in (tmp_path / f"{name}.dev").read_text().splitlines()]
+        lines = [line for line in lines if len(line) >= 8]
+        assert lines and not text & {t.letters([w if w in known else t.UNK for w in line]) for line in lines}
 
 
 def test_padding_is_to_the_right():

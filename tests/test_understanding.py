@@ -233,5 +233,7 @@ def test_the_command_line_judges_runs_beside_a_bag_of_words(scratch, language, c
     for command in (["sample"], ["count"], ["simulate"], ["report"], ["export", "--to", "spinnaker2", "--out", "x"]):
         shown = ask(command[0], scratch.folder, *command[1:], status=1)
         assert "expected" in shown and "internal error" not in shown
+    assert "0 differ" in ask("diff", scratch.folder, scratch.folder)
+    assert scratch.measure in scratch.log()[0] and language.measure in language.log()[0]
     assert "zhu2023spikegpt" in ask("cite", scratch.folder)
     assert "spikegpt" in ask("inspect", scratch.folder)

@@ -67,7 +67,7 @@ def prepare(config: RunConfig, corpus: Corpus | LabelledCorpus):
         raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
     torch.manual_seed(t.seed)
     model = config.build().to(t.device).train()
-    make = SentenceTask if config.sentences.train else LanguageTask
+    make = SentenceTask if config.classifies else LanguageTask
     return make(config, corpus, model), model
 
 

@@ -135,6 +135,11 @@ class RunConfig:
                 raise ConfigError(f"train.{key}", "at least 1", str(getattr(config.train, key)), "raise it")
         return config
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the run learns to classify sentences, and not to predict text."""
+        return self.sentences.train is not None
+
     def fixed(self) -> dict:
         """The part of the table that a run may not change between a checkpoint and its resumption."""
         table = self.to_table()
@@ -160,15 +165,14 @@ class RunConfig:
 
     def build(self):
         """A new model with these settings: a language model, or a classifier on one where there are [sentences]."""
-        s = self.sentences
-        if not s.train:
+        if not self.classifies:
             return registry.get("rheobase.models", self.model).Model(self.settings)
-        settings = to_table(self.settings)
+        s, settings = self.sentences, to_table(self.settings)
         return Classifier(ClassifierConfig(trunk=self.model, settings=settings, classes=s.labels, dropout=s.dropout))
 
     def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus | LabelledCorpus:
         """The text or the sentences, cut and encoded, by a tokenizer made as [data] says if none is given."""
-        if self.sentences.train:
+        if self.classifies:
             parts = read_parts(self.sentences)
             return encode_parts(parts, self.train.context, tokenizer or self.data.tokenizer)
         return load_corpus(self.data, self.train.context, tokenizer)
@@ -233,6 +237,11 @@ class Run:
         """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign."""
         return Bytes() if self.config.data.tokenizer == "bytes" else read_tokenizer(self.tokenizer_path)
 
+    @property
+    def measure(self) -> str:
+        """The name under which log.jsonl has a step's loss."""
+        return "cross_entropy" if self.config.classifies else self.tokenizer().measure
+
     def corpus(self) -> Corpus | LabelledCorpus:
         """The text, cut and encoded; raises FormatError if it is no longer the text that the run was trained on."""
         config = self.config
@@ -244,7 +253,7 @@ class Run:
 
     def splits(self) -> Splits:
         """The parts of a language model's text; raises UnsupportedError for a classifier, which has none."""
-        if self.config.sentences.train:
+        if self.config.classifies:
             raise UnsupportedError(
                 self.folder, "a language model's run", "a classifier's", "use eval, which takes both"
             )

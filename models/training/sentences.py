@@ -3,6 +3,7 @@
 N sentences, B of them in a batch, T tokens of the longest.
 """
 
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rheobase.models.training.cache import unpacked
-from rheobase.spiking.errors import FormatError, ShapeError
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 LARGEST = 1 << 28
 """bytes of an unpacked file; beyond that it is no file of sentences"""
@@ -36,13 +37,17 @@ def read_sentences(path: str | Path, classes: int, encoding: str = "utf-8") -> S
     """Read a file with a label from 0 to classes - 1, a blank and a sentence on each line, packed by xz or not.
 
     raises  FormatError: the file is missing, damaged, too large, empty or in another encoding, or a line has no
-            such label or no sentence; the line's number is given
+            such label or no sentence; the line's number is given;  ConfigError: no such encoding
     """
     if not Path(path).is_file():
         raise FormatError(path, "a file of sentences", "none", "check sentences.train and sentences.dev")
     plain = unpacked(Path(path))
     if plain.stat().st_size > LARGEST:
         raise FormatError(path, f"at most {LARGEST:,} bytes of sentences", "more", "give a file of sentences")
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise ConfigError("sentences.encoding", "an encoding", repr(encoding), 'such as "utf-8" or "latin-1"') from None
     texts, labels = [], []
     for number, line in enumerate(plain.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         where = f"{path} line {number}"

@@ -1,0 +1,127 @@
+"""The table of docs/understanding.md: sentences classified by a fine-tuned language model, from nothing, by words.
+
+    OMP_NUM_THREADS=1 python benchmarks/understanding.py DATA --out runs/understanding [--sets sst2 sst5 mr subj]
+
+DATA holds enwik8, wikitext-2 and sentences. One spiking language model is trained on Wikipedia's sentences and on
+those of the sets, without labels and without any dev sentence (`understanding_text`). Then, for each set: the same
+network is fine-tuned from it and trained from nothing, its learning rate taken from one grid by the part held out of
+training, with seed 0; the other seeds use that rate; every run keeps the step that the held-out part chose. The dev
+part is judged once, at the end. Finished runs are kept, so that the command goes on where it was stopped.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+from understanding_text import write_text
+
+from rheobase.cli import run as command
+from rheobase.models.training.run import Run
+from rheobase.models.training.sentence_sets import SETS
+from rheobase.spiking.config import to_toml
+
+MODEL = {
+    "name": "spikegpt",
+    "placement": "spike_fed",
+    "embedding": 128,
+    "depth": 2,
+    "binary_embedding": False,
+    "embedding_range": 0.05,
+    "l2wrap": False,
+}
+LANGUAGE = {
+    "steps": 1000,
+    "batch": 32,
+    "context": 48,
+    "learning_rate": 4e-3,
+    "warmup": 100,
+    "weight_decay": 0.05,
+    "evaluate_every": 200,
+    "checkpoint_every": 100,
+    "threads": 1,
+}
+CLASSIFY = {
+    "steps": 500,
+    "batch": 32,
+    "context": 256,
+    "warmup": 50,
+    "evaluate_every": 50,
+    "checkpoint_every": 200,
+    "threads": 1,
+}
+KINDS = ("fine-tuned", "from nothing")
+RATES = (2e-3, 4e-3)
+SEEDS = (0, 1, 2)
+
+
+def train(folder: Path, table: dict) -> Run:
+    """Train a run, or go on with it, in a process of its own."""
+    run = Run(folder)
+    if "valid" not in run.metrics():
+        arguments = [sys.executable, "-m", "rheobase", "train"]
+        if run.config_path.exists():
+            arguments.append("--resume")
+        else:
+            config = folder.with_suffix(".toml")
+            config.parent.mkdir(parents=True, exist_ok=True)
+            config.write_text(to_toml(table))
+            arguments.append(str(config))
+        subprocess.run([*arguments, "--out", str(folder)], check=True)
+    return run
+
+
+def language_model(out: Path) -> Run:
+    """The run that fine-tuning starts from."""
+    text = {name: str(out / "text" / name) for name in ("text", "valid_text")}
+    data = {**text, "tokenizer": "words", "order": "crops"}
+    return train(out / "language", {"model": MODEL, "data": data, "train": LANGUAGE})
+
+
+def classifiers(out: Path, name: str, kind: str, language: Run) -> list[Run]:
+    """The runs of a set, one a seed, all with the rate that did best with the first."""
+
+    def one(rate: float, seed: int) -> Run:
+        files = {part: str(out / "text" / f"{name}.{part}") for part in ("train", "dev")}
+        table = {
+            "model": {**MODEL, "dropout": 0.1},
+            "data": {"tokenizer": str(language.tokenizer_path)},
+            "sentences": {**files, "classes": SETS[name].classes, "dropout": 0.3},
+            "train": {**CLASSIFY, "learning_rate": rate, "seed": seed},
+        }
+        if kind == "fine-tuned":
+            table["teacher"] = {"start": str(language.folder)}
+        return train(out / name / f"{kind.replace(' ', '-')}-{rate:g}-{seed}", table)
+
+    def held_out(run: Run) -> float:
+        return run.metrics()["valid"]["accuracy"]
+
+    first = max((one(rate, SEEDS[0]) for rate in RATES), key=held_out)
+    return [first, *(one(first.config.train.learning_rate, seed) for seed in SEEDS[1:])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="the folder with enwik8, wikitext-2 and sentences")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of runs")
+    parser.add_argument("--sets", nargs="+", default=["sst2"], choices=list(SETS))
+    args = parser.parse_args()
+    if not (args.out / "text").exists():
+        (args.out / "text").mkdir(parents=True)
+        print(write_text(args.data, args.out / "text"))
+    language = language_model(args.out)
+    for name in args.sets:
+        found = {kind: classifiers(args.out, name, kind, language) for kind in KINDS}
+        first, *rest = (run for runs in found.values() for run in runs)
+        command(["eval", str(first.folder), *(part for run in rest for part in ("--beside", str(run.folder)))])
+        for kind, runs in found.items():
+            right = [100 * run.metrics()["test"]["accuracy"] for run in runs]
+            seconds = mean(run.metrics()["train_seconds"] for run in runs)
+            each = ", ".join(f"{r:.1f}" for r in right)
+            print(f"{name}, {kind}: {mean(right):.1f} % ({each}), {seconds:.0f} s a run")
+        print(f"{name}, a bag of words: {100 * first.metrics()['bag_of_words']:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
