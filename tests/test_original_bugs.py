@@ -241,7 +241,9 @@ def test_only_the_first_part_of_the_text_is_trained_on(tmp_path):
     """There the whole text, test part and all, was trained on unless one edited the script."""
     (tmp_path / "text").write_bytes(b"a" * 800 + b"b" * 100 + b"c" * 100)
     table = TABLE | {"data": {"text": str(tmp_path / "text"), "order": "crops"}}
-    splits, batches, _ = loop.prepare(RunConfig.from_table(table))
+    config = RunConfig.from_table(table)
+    corpus = config.corpus()
+    batches, splits = loop.prepare(config, corpus)[0].batches, corpus.splits
     assert {token for step in range(50) for part in batches(step)[:2] for token in part.unique().tolist()} == {ord("a")}
     assert set(splits.valid) == {ord("b")} and set(splits.test) == {ord("c")}
 
