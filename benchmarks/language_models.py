@@ -76,8 +76,7 @@ def train(folder: Path, table: dict) -> Run:
         if run.config_path.exists():
             command.append("--resume")
         else:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            config = folder.with_suffix(".toml")
+            config = folder.parent / f"{folder.name}.toml"
             config.write_text(to_toml(table))
             command.append(str(config))
         subprocess.run([*command, "--out", str(folder)], check=True)
