@@ -164,6 +164,11 @@ class LanguageModel(Pretrained):
         """Mean firing of each unit of each event-based layer [H]; empty where no layer sends events."""
         return []
 
+    @property
+    def event_layers(self) -> tuple[str, ...]:
+        """Module paths of the layers of `rates`."""
+        return ()
+
     def restart(self, state: tuple) -> tuple:
         """The state as the reference carries it over a cut; the same state where there is no such rule."""
         return state

@@ -79,6 +79,11 @@ class Classifier(Pretrained):
         """What the trunk adds to the loss for its layers' activity."""
         return self.trunk.penalty(runs)
 
+    @property
+    def event_layers(self) -> tuple[str, ...]:
+        """Module paths of the layers of `rates`, in the trunk."""
+        return self.trunk.event_layers
+
     def rates(self, runs) -> list[Tensor]:
         """Mean firing of each unit of each event-based layer at the sentences' own tokens."""
         return self.trunk.rates(runs)

@@ -74,6 +74,10 @@ class EGRULM(RecurrentLM):
             return 0.0
         return self.config.rate_weight * sum((run.o.mean() - self.config.rate_target) ** 2 for run in runs)
 
+    @property
+    def event_layers(self):
+        return tuple(f"layers.{i}" for i in range(len(self.layers)))
+
     def rates(self, runs):
         return [run.o.mean((0, 1)) for run in runs]
 

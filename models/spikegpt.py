@@ -235,6 +235,11 @@ class SpikeGPT(LanguageModel):
             return 0.0
         return L2WRAP * runs.logits.max(-1).values.square().mean()
 
+    @property
+    def event_layers(self):
+        names = [f"blocks.{i}.{name}" for i, block in enumerate(self.blocks) for name in block.neurons]
+        return (*names, "lif_out") if self.lif_out is not None else tuple(names)
+
     def rates(self, runs):
         return [s.abs().mean((0, 1)) for s in runs.spikes]
 

@@ -82,16 +82,16 @@ def eval(args) -> Answer:
         raise ConfigError("eval --beside", "a run that classifies sentences", str(args.run), "leave it out")
     result = test(run)
     run.add_metrics(test=result)
-    lines = [_quality(result, run.tokenizer().unit), *_layers(result)]
+    lines = [_quality(result, run.tokenizer().unit), *_layers(result, run.model())]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
 
 
-def _layers(result) -> list[str]:
-    """A line a layer of an evaluation."""
-    shown = zip(result.rates, result.dead, result.saturated, strict=True)
+def _layers(result, model) -> list[str]:
+    """A line for each event-based layer of an evaluation."""
+    shown = zip(model.event_layers, result.rates, result.dead, result.saturated, strict=True)
     return [
-        f"layer {i}: {100 * rate:.1f} % active, {dead} dead, {saturated} saturated units"
-        for i, (rate, dead, saturated) in enumerate(shown)
+        f"{name}: {100 * rate:.1f} % active, {dead} dead, {saturated} saturated units"
+        for name, rate, dead, saturated in shown
     ]
 
 
@@ -104,7 +104,7 @@ def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
         table[str(each.folder)] = dataclasses.asdict(result)
         lines.append(f"{100 * result.accuracy:.1f} % of {result.sentences:,} sentences right: {each.folder}")
         if each is run:
-            layers = _layers(result)
+            layers = _layers(result, each.model())
     sentences = run.config.sentences
     parts = read_parts(sentences)
     floor = bag_of_words(parts.train, parts.held_out, parts.dev, sentences.labels)
@@ -155,11 +155,12 @@ def count(args) -> Answer:
         raise RheobaseError("count --strict", "a rule for every operator", ", ".join(tally.uncounted), "drop --strict")
     bills = [price(tally, name) for name in args.target]
     per = tally.tokens
-    lines = [f"{per:,} tokens; a token: {tally.macs / per:,.0f} of {tally.dense_macs / per:,.0f} multiply-accumulates"]
-    lines.append(f"{'operator':<28}{'dense MACs':>14}{'MACs':>14}{'products':>12}{'events':>10}")
+    done = f"{tally.macs / per:,.0f} multiply-accumulates and {tally.acs / per:,.0f} accumulates"
+    lines = [f"{per:,} tokens; a token: {done}, where {tally.dense_macs / per:,.0f} are dense"]
+    lines.append(f"{'operator':<28}{'dense MACs':>14}{'MACs':>14}{'ACs':>14}{'products':>12}{'events':>10}")
     for name, c in tally.operators.items():
-        row = (c.dense_macs / per, c.macs / per, c.products / per, c.events / per)
-        lines.append(f"{name:<28}{row[0]:>14,.1f}{row[1]:>14,.1f}{row[2]:>12,.1f}{row[3]:>10,.1f}")
+        row = (c.dense_macs / per, c.macs / per, c.acs / per, c.products / per, c.events / per)
+        lines.append(f"{name:<28}{row[0]:>14,.1f}{row[1]:>14,.1f}{row[2]:>14,.1f}{row[3]:>12,.1f}{row[4]:>10,.1f}")
     if tally.uncounted:
         lines.append(f"not counted: {', '.join(tally.uncounted)}")
     lines += [f"\n{bill}" for bill in bills]

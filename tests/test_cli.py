@@ -26,7 +26,7 @@ def ask(capsys):
 
 def test_eval_sample_and_cite(small_run, ask):
     text = ask("eval", small_run.folder)
-    assert re.search(r"^\d\.\d{4} bits a byte, perplexity", text) and "layer 1:" in text
+    assert re.search(r"^\d\.\d{4} bits a byte, perplexity", text) and "layers.1: " in text
     table = ask("eval", small_run.folder, "--json")
     assert table["ok"] and table["tokens"] == len(small_run.config.splits().test) - 1
     assert ask("sample", small_run.folder, "--length", "20", "--prompt", "if ").startswith("if ")

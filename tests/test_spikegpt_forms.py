@@ -72,11 +72,8 @@ def test_the_lowered_model_gives_its_spikes_and_logits(name, on):
     trace = simulate(model.lower(), tokens, on=on)
     assert np.abs(trace.outputs["logits"] - logits.numpy()).max() < 1e-9
     assert all(r.min() >= 1 for n, r in model.named_parameters() if n.endswith(".tau"))
-    names = [f"blocks.{i}.{path}.s" for i, b in enumerate(model.blocks) for path in b.neurons]
-    names += ["lif_out.s"] if model.lif_out is not None else []
-    assert len(names) == len(runs.spikes)
-    for path, spikes in zip(names, runs.spikes, strict=True):
-        assert np.array_equal(trace.events[path].to_dense(), spikes.numpy()), path
+    for path, spikes in zip(model.event_layers, runs.spikes, strict=True):
+        assert np.array_equal(trace.events[f"{path}.s"].to_dense(), spikes.numpy()), path
     assert model.config.ternary == any((s < 0).any() for s in runs.spikes)
 
 
