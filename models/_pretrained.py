@@ -137,6 +137,9 @@ class LanguageModel(Pretrained):
     def wake(self, tokens: Tensor) -> None:
         """Prepare a new model on the first batch of its text; nothing to do unless a model says otherwise."""
 
+    def settle(self) -> None:
+        """Prepare a trained model to learn another task; nothing to do unless a model says otherwise."""
+
     def advance(self, done: float) -> None:
         """Called at the start of a training and after each step with the part of it that is done, from 0 to 1."""
 

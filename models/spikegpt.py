@@ -209,6 +209,14 @@ class SpikeGPT(LanguageModel):
             wake([(self.ln_out.weight, (0,))], partial(self._head_spikes, x, state[-1]), rate)
         self.train(training)
 
+    @torch.no_grad()
+    def settle(self):
+        """Scale the embedding back to the size that `embedding_range` gave it, so that an update turns a word's vector
+        as far as at the start. The norm behind it makes up for that (but for its epsilon), where there is one."""
+        c = self.config
+        if c.embedding_range and not c.binary_embedding and c.norm == "layer":
+            self.emb.weight *= c.embedding_range / 3**0.5 / self.emb.weight.square().mean().sqrt()
+
     def _head_spikes(self, x: Tensor, state: HeadState) -> tuple[Tensor]:
         return fire(self.lif_out, self.ln_out(x), state.v)[:1]
 

@@ -164,6 +164,23 @@ def test_where_the_embedding_starts():
         small(embedding_range=-0.1)
 
 
+@torch.no_grad()
+def test_settling_shrinks_the_embedding_and_keeps_the_function():
+    model = small(embedding_range=0.05, binary_embedding=False)
+    model.blocks[0].ln0.eps = 0.0
+    model.emb.weight *= 4
+    tokens = tokens_for(model)
+    before = model(tokens)[0]
+    model.settle()
+    assert model.emb.weight.square().mean().sqrt().item() == pytest.approx(0.05 / 3**0.5)
+    assert torch.allclose(model(tokens)[0], before, atol=1e-9)
+    for options in ({"embedding_range": 0.05}, {"binary_embedding": False}):
+        other = small(**options)
+        weight = other.emb.weight.clone()
+        other.settle()
+        assert torch.equal(other.emb.weight, weight)
+
+
 def test_a_budget_tightens_and_pulls_the_rates_down():
     model = small(**FED)
     tokens = tokens_for(model)

@@ -52,6 +52,7 @@ class SentenceTask(Task):
         if taken != wanted:
             got = f"{taken} tensors that fit, of {wanted}"
             raise ConfigError("teacher.start", "a model of the settings in [model]", got, "copy its settings")
+        model.trunk.settle()
 
     def loss(self, model, step):
         return self._loss(model, *self._batch(step))
