@@ -64,7 +64,7 @@ def train(folder: Path, table: dict) -> Run:
         if run.config_path.exists():
             arguments.append("--resume")
         else:
-            config = folder.with_suffix(".toml")
+            config = folder.with_name(f"{folder.name}.toml")
             config.parent.mkdir(parents=True, exist_ok=True)
             config.write_text(to_toml(table))
             arguments.append(str(config))
