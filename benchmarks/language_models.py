@@ -26,7 +26,7 @@ from rheobase.spiking.config import to_toml
 
 TRAIN, VALID, TEST = 90_000_000, 100_000, 200_000
 """bytes: the usual training part; then, of the usual validation part, the first that chooses and the last held out"""
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 SEEDS = (0, 1, 2)
 COUNTED = 1000
 SPIKEGPT = {"name": "spikegpt", "embedding": 128, "depth": 4, "dropout": 0.0}
