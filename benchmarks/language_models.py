@@ -158,7 +158,7 @@ def main() -> None:
             return pool.submit(train, options.out / f"{slug(name)}-{rate:g}-{seed}", table(*arguments, **sections))
 
         grid = {name: [start(name, model, rate, SEEDS[0]) for rate in RATES] for name, model in FORMS.items()}
-        rows, more = {}, {}
+        more = {}
         for name, tried in grid.items():
             best = min((f.result() for f in tried), key=lambda run: run.metrics()["valid"]["bits_per_byte"])
             rate = best.config.train.learning_rate

@@ -57,8 +57,10 @@ class StaticNorm(nn.LayerNorm):
             self.register_buffer(name, torch.tensor(value))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.removed < 1:
-            self._watch(x.detach())
+        self._watch(x)
+        return self._blend(x)
+
+    def _blend(self, x: Tensor) -> Tensor:
         if self.removed == 1:
             return self.scale() * x + self.offset()
         static = (x - self.mean) / self.deviation * self.weight + self.bias
@@ -66,7 +68,8 @@ class StaticNorm(nn.LayerNorm):
 
     def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
-        a = self(torch.cat([last_BD[:, None], x_BTD], 1))
+        self._watch(x_BTD)
+        a = self._blend(torch.cat([last_BD[:, None], x_BTD], 1))
         return a[:, 1:], a[:, :-1], x_BTD[:, -1]
 
     def scale(self) -> Tensor:
@@ -79,6 +82,8 @@ class StaticNorm(nn.LayerNorm):
 
     @torch.no_grad()
     def _watch(self, x: Tensor) -> None:
+        if not self.training or self.removed == 1:
+            return
         rows = x.flatten(0, -2)
         now = rows.mean(), (rows.var(-1, correction=0) + self.eps).sqrt().mean()
         for statistic, value in zip((self.mean, self.deviation), now, strict=True):

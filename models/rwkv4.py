@@ -32,8 +32,8 @@ class RWKV4(SpikeGPT):
     )
 
     def __init__(self, config: RWKV4Config):
-        if config.placement != "continuous" or config.learn:
-            raise ConfigError("rwkv4", 'placement = "continuous" and nothing to learn', f"{config}", "use spikegpt")
+        if config.placement != "continuous":
+            raise ConfigError("rwkv4 placement", "'continuous'", repr(config.placement), "use spikegpt")
         super().__init__(config)
 
 

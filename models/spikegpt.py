@@ -120,8 +120,6 @@ class SpikeGPT(LanguageModel):
     def __init__(self, config: SpikeGPTConfig):
         super().__init__()
         check_settings(self.name, config)
-        if min(config.vocabulary, config.embedding, config.depth) < 1:
-            raise ConfigError(self.name, "vocabulary, embedding and depth of at least 1", f"{config}", "raise them")
         for field, known in CHOICES.items():
             value = getattr(config, field)
             if value not in known:
@@ -136,6 +134,11 @@ class SpikeGPT(LanguageModel):
             if set_ and config.placement != placement:
                 where, wanted = f"{self.name} {field}", f'placement = "{placement}"'
                 raise ConfigError(where, wanted, repr(config.placement), "drop one of them")
+        if not 0 < config.init_rate < 1:
+            raise ConfigError(f"{self.name} init_rate", "above 0 and below 1", str(config.init_rate), "mend it")
+        if config.placement == "continuous" and (config.ternary or config.learn or config.neuron != "lif"):
+            where = f"{self.name} ternary, learn, neuron"
+            raise ConfigError(where, "a placement with neurons", repr(config.placement), "drop them")
         if config.neuron == "lif" and config.neuron_settings:
             where, got = f"{self.name} neuron_settings", f"{list(config.neuron_settings)}"
             raise ConfigError(where, "none for lif, whose settings are SpikeGPT's", got, "use ternary or learn")

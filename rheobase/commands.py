@@ -98,6 +98,12 @@ def _layers(result, model) -> list[str]:
 def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
     """Accuracy on the dev part: of the run, of others on the same sentences, and of a bag of words."""
     table, lines = {}, []
+    sentences = run.config.sentences
+    parts = read_parts(sentences)
+    for other in beside:
+        if not other.config.classifies or read_parts(other.config.sentences).dev.texts != parts.dev.texts:
+            wanted = f"a run that judges the sentences of {run.folder}"
+            raise ConfigError("eval --beside", wanted, f"{other.folder}", "leave it out")
     for each in (run, *beside):
         result = judge(each.model(), each.corpus().dev, each.config.train.evaluate_batch)
         each.add_metrics(test=result)
@@ -105,8 +111,6 @@ def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
         lines.append(f"{100 * result.accuracy:.1f} % of {result.sentences:,} sentences right: {each.folder}")
         if each is run:
             layers = _layers(result, each.model())
-    sentences = run.config.sentences
-    parts = read_parts(sentences)
     floor = bag_of_words(parts.train, parts.held_out, parts.dev, sentences.labels)
     run.add_metrics(bag_of_words=floor)
     lines.append(f"{100 * floor:.1f} %: a bag of words")
@@ -284,6 +288,12 @@ def doctor(args) -> Answer:
         except metadata.PackageNotFoundError:
             return None
 
+    def kernels(op):
+        try:
+            return taken(op)
+        except RheobaseError as error:
+            return str(error)
+
     packages = "torch numpy h5py safetensors triton snntorch norse nir tonic tokenizers pooch".split()
     table = {
         "rheobase": __version__,
@@ -291,7 +301,7 @@ def doctor(args) -> Answer:
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "c_library": library() is not None,
-        **{f"{op}_kernels": taken(op) for op in ("lif", "wkv")},
+        **{f"{op}_kernels": kernels(op) for op in ("lif", "wkv")},
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         **{name: version(name) for name in packages},
     }

@@ -14,7 +14,7 @@ from rheobase.models._rwkv import StaticNorm
 from rheobase.models.training import loop
 from rheobase.models.training.objective import Budget, BudgetConfig, Objective, TeacherConfig, warm_start
 from rheobase.models.training.run import RunConfig
-from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 
 FED = {"placement": "spike_fed"}
 FORMS = {
@@ -145,7 +145,7 @@ def test_rwkv4_has_the_parameters_of_its_spiking_twin():
     assert {n: p.shape for n, p in twin.named_parameters()} == {n: p.shape for n, p in small().named_parameters()}
     runs = twin.run(tokens_for(twin))[2]
     assert runs.spikes == [] == twin.rates(runs)
-    with pytest.raises(ConfigError, match='expected placement = "continuous"'):
+    with pytest.raises(ConfigError, match="rwkv4 placement: expected 'continuous', got 'spike_fed'"):
         RWKV4(RWKV4Config(placement="spike_fed"))
     with pytest.raises(ConfigError, match='expected placement = "spike_fed"'):
         twin.operations(runs)
@@ -196,6 +196,14 @@ def test_a_budget_tightens_and_pulls_the_rates_down():
         model.blocks[0].ln1.weight -= 0.3 * gradient / gradient.norm()
     assert model.operations(model.run(tokens)[2]).item() < spent
     assert Budget(BudgetConfig(ops_per_token=2 * spent))(model, runs, 1.0).item() == 0
+    silent = small(**FED, head="spiking", init="original")
+    with torch.no_grad():
+        for p in silent.parameters():
+            p.mul_(0)
+    activity = silent.run(tokens)[2]
+    assert silent.operations(activity).item() == 0
+    Budget(BudgetConfig(ops_per_token=100.0, rates=(0.1,)))(silent, activity, 1.0).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in silent.parameters())
     assert Budget(BudgetConfig())(model, runs, 1.0) == 0
     rates = [r.mean().item() for r in model.rates(runs)]
     per_layer = Budget(BudgetConfig(rates=tuple(r / 2 for r in rates)))
@@ -226,18 +234,51 @@ def test_a_teachers_word_is_the_divergence_from_it(tmp_path):
     apart = (second[:, tokens.shape[1] :].softmax(-1).log() - logits.log_softmax(-1)) * second[:, 11:].softmax(-1)
     assert (whole - model.penalty(runs)).item() == pytest.approx(apart.sum(-1).mean().item(), rel=1e-9)
     small(vocabulary=5).save_pretrained(tmp_path / "other")
-    with pytest.raises(ConfigError, match="expected a model of 13 tokens, got a vocabulary of 5"):
+    with pytest.raises(ConfigError, match="expected a model of 13 tokens, got a model of 5 tokens"):
         Objective(BudgetConfig(), TeacherConfig(model=str(tmp_path / "other")), model, "cpu")
 
 
 def test_a_warm_start_takes_what_fits(tmp_path):
     twin, model = small(**FORMS["continuous"]), small(seed=3, **FED, learn=("theta",))
     twin.save_pretrained(tmp_path / "twin")
-    assert warm_start(model, tmp_path / "twin") == len(twin.state_dict())
+    assert warm_start(model, tmp_path / "twin") == (len(twin.state_dict()), False)
     assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in twin.state_dict().items())
     small(embedding=5).save_pretrained(tmp_path / "other")
     with pytest.raises(ConfigError, match="a model of the same names and sizes"):
         warm_start(RWKV4(RWKV4Config(vocabulary=2, embedding=3)), tmp_path / "other")
+
+
+def test_a_start_from_a_model_that_fires_is_not_scaled_again(tmp_path):
+    model = {"name": "spikegpt", "embedding": 8, "depth": 1, **FED}
+    train = {"steps": 1, "batch": 2, "context": 8, "warmup": 0, "evaluate_batch": 256, "learning_rate": 1e-12}
+    table = {"model": model, "train": {**train, "weight_decay": 0.0}}
+    first = loop.start(tmp_path / "first", RunConfig.from_table(table))
+    with pytest.raises(FormatError, match="nowhere"):
+        loop.start(tmp_path / "second", RunConfig.from_table(table | {"teacher": {"start": str(tmp_path / "nowhere")}}))
+    assert not (tmp_path / "second").exists()
+    second = loop.start(tmp_path / "second", RunConfig.from_table(table | {"teacher": {"start": str(first.folder)}}))
+    after = second.model().state_dict()
+    assert all(torch.allclose(tensor, after[n], atol=1e-9) for n, tensor in first.model().state_dict().items())
+    other = {**table, "data": {"tokenizer": "characters"}, "teacher": {"start": str(first.folder)}}
+    with pytest.raises(ConfigError, match="data.tokenizer: expected the tokenizer of"):
+        loop.start(tmp_path / "third", RunConfig.from_table(other))
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"placement": "continuous", "ternary": True}, "expected a placement with neurons, got 'continuous'"),
+        ({"placement": "continuous", "learn": ("tau",)}, "expected a placement with neurons, got 'continuous'"),
+        ({"init_rate": 1.5}, "init_rate: expected above 0 and below 1, got 1.5"),
+        ({"neuron": "snntorch:Leaky", "ternary": True}, "expected neuron = \"lif\", got 'snntorch:Leaky'"),
+        ({"neuron_settings": ("beta=0.5",)}, "expected none for lif"),
+        ({"norm_from": 0.7}, "expected rising parts of 1, got 0.7, 0.6"),
+    ],
+)
+def test_settings_without_effect_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        small(**options)
 
 
 def test_a_run_with_all_of_it_resumes_to_the_same_bits(tmp_path):

@@ -230,6 +230,8 @@ def test_the_command_line_judges_runs_beside_a_bag_of_words(scratch, language, c
     assert table["bag_of_words"] == scratch.metrics()["bag_of_words"] > 0.8
     assert table["runs"][str(scratch.folder)]["accuracy"] == scratch.metrics()["test"]["accuracy"] == accuracy
     assert "a run that classifies sentences" in ask("eval", language.folder, "--beside", scratch.folder, status=1)
+    shown = ask("eval", scratch.folder, "--beside", language.folder, status=1)
+    assert "eval --beside: expected a run that judges the sentences of" in shown
     for command in (["sample"], ["count"], ["simulate"], ["report"], ["export", "--to", "spinnaker2", "--out", "x"]):
         shown = ask(command[0], scratch.folder, *command[1:], status=1)
         assert "expected" in shown and "internal error" not in shown

@@ -18,7 +18,8 @@ DEAD, SATURATED = 0.0, 0.99
 class Evaluation:
     """One pass over a text.
 
-    bits_per_byte   sum of -log2 p(next token) over the bytes of the text predicted; None if those are not known
+    bits_per_byte   sum of -log2 p(next token) over the bytes of the text predicted; None if those are not known. It
+                    flatters a tokenizer to which parts of the text are unknown: their spelling is not predicted
     bits_per_token  the mean over tokens: the same for bytes, bits a character for characters
     perplexity      2 ** bits_per_token
     tokens          number of predictions

@@ -8,6 +8,7 @@ from rheobase.models.training.corpus import Corpus
 from rheobase.models.training.data import Batches
 from rheobase.models.training.evaluate import evaluate_part
 from rheobase.models.training.objective import Objective, warm_start
+from rheobase.models.training.run import require_tokens_of
 from rheobase.models.training.task import Loss, Task
 
 
@@ -21,6 +22,9 @@ class LanguageTask(Task):
         order, vocabulary = config.data.order, config.settings.vocabulary
         train, unit = self.splits.train, self.unit
         self.batches = Batches(train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
+        for source in (config.teacher.start, config.teacher.model):
+            if source:
+                require_tokens_of(source, corpus.tokenizer)
         self.objective = Objective(config.budget, config.teacher, model, t.device)
         self.state = None
 
@@ -28,12 +32,15 @@ class LanguageTask(Task):
         device = self.config.train.device
         tokens, targets, fresh = self.batches(0)
         tokens, targets = tokens[:1, :2].to(device), targets[:1, :2].to(device)
+        if self.config.teacher.start:
+            warm_start(model, self.config.teacher.start)
         logits, _, runs = model.run(tokens)
         self.objective(model, (tokens, targets, fresh), logits, runs, 0.0)
 
     def begin(self, model):
-        if self.config.teacher.start:
-            warm_start(model, self.config.teacher.start)
+        start = self.config.teacher.start
+        if start and warm_start(model, start)[1]:
+            return
         model.wake(self.batches(0)[0].to(self.config.train.device))
 
     def loss(self, model, step):

@@ -32,7 +32,8 @@ class TeacherConfig:
     """Help from a trained model."""
 
     start: str | None = None
-    """a run whose weights of the same name and shape this model starts from, such as an RWKV-4 twin's"""
+    """a run whose weights of the same name and shape this model starts from; those of a model that does not fire,
+    such as an RWKV-4 twin's, are scaled on the first batch as a new model's are"""
     model: str | None = None
     """a run whose predictions this model learns beside the text's own"""
     share: float = 0.5
@@ -62,13 +63,13 @@ class Budget:
             self.first = self.first or max(spent.item(), c.ops_per_token)
             left = max(0.0, 1 - done / c.ramp) if c.ramp else 0.0
             allowed = c.ops_per_token * (self.first / c.ops_per_token) ** left
-            excess = excess + torch.relu(torch.log(spent / allowed))
+            excess = excess + torch.log((spent / allowed).clamp(min=1.0))
         if c.rates:
             rates = model.rates(runs)
             limits = c.rates * len(rates) if len(c.rates) == 1 else c.rates
             if len(limits) != len(rates):
                 raise ConfigError("budget.rates", f"{len(rates)} layers or one", f"{len(limits)}", "name each layer's")
-            over = [torch.relu(torch.log(r.mean() / most + 1e-9)) for r, most in zip(rates, limits, strict=True)]
+            over = [torch.log((r.mean() / most).clamp(min=1.0)) for r, most in zip(rates, limits, strict=True)]
             excess = excess + sum(over) / len(over)
         return c.strength * excess
 
@@ -83,8 +84,9 @@ class Teacher:
         if not 0 <= config.share <= 1:
             raise ConfigError("teacher.share", "a part of 1", str(config.share), "mend it")
         self.share, self.model, self.state = config.share, load_model(config.model).to(device).eval(), None
-        if self.model.config.vocabulary != vocabulary:
-            got = f"a vocabulary of {self.model.config.vocabulary}"
+        got = getattr(self.model.config, "vocabulary", "no")
+        if got != vocabulary:
+            got = f"a model of {got} tokens"
             raise ConfigError("teacher.model", f"a model of {vocabulary} tokens", got, "name another run")
 
     def __call__(self, tokens: Tensor, logits: Tensor, loss: Tensor, fresh: bool) -> Tensor:
@@ -126,14 +128,16 @@ class Objective:
 
 
 @torch.no_grad()
-def warm_start(model, path: str) -> int:
-    """Take over every parameter of the same name and shape from a trained model; the number of tensors taken.
+def warm_start(model, path: str) -> tuple[int, bool]:
+    """Take over every parameter of the same name and shape from a trained model.
 
-    raises  ConfigError: nothing fits
+    returns  the number of tensors taken, and whether they come from a model that fires
+    raises   ConfigError: nothing fits
     """
-    own, found = model.state_dict(), load_model(path).state_dict()
+    source = load_model(path)
+    own, found = model.state_dict(), source.state_dict()
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
         raise ConfigError("teacher.start", "a model of the same names and sizes", str(path), "name another run")
     model.load_state_dict(own | fitting)
-    return len(fitting)
+    return len(fitting), bool(source.event_layers)

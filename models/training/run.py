@@ -288,3 +288,10 @@ class Run:
         plain = {k: asdict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in entries.items()}
         before = {} if fresh else self.metrics()
         write_atomic(self.folder / "metrics.json", json.dumps(before | plain, indent=2).encode())
+
+
+def require_tokens_of(path: str | Path, tokenizer: Tokenizer) -> None:
+    """Refuse a run whose token ids mean something else; a bare model's folder does not say what its ids mean."""
+    if (Path(path) / "config.toml").is_file() and Run.open(path).tokenizer().digest != tokenizer.digest:
+        wanted, remedy = f"the tokenizer of {path}", f'set data.tokenizer = "{path}/tokenizer.json"'
+        raise ConfigError("data.tokenizer", wanted, f"another, of {tokenizer.vocabulary} {tokenizer.unit}s", remedy)

@@ -1,12 +1,11 @@
 """The task of a classifier: to find each sentence's label, from nothing or from a language model's weights."""
 
-from pathlib import Path
-
 import torch.nn.functional as F
 
 from rheobase.models.training.classify import LabelledCorpus, SentenceBatches, judge
+from rheobase.models.training.data import DataConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig, warm_start
-from rheobase.models.training.run import Run
+from rheobase.models.training.run import require_tokens_of
 from rheobase.models.training.task import Loss, Task
 from rheobase.spiking.errors import ConfigError
 
@@ -24,6 +23,8 @@ class SentenceTask(Task):
         t, self.config, self.corpus, self.unit = config.train, config, corpus, corpus.tokenizer.unit
         if config.budget != BudgetConfig() or config.teacher != TeacherConfig(start=config.teacher.start):
             raise ConfigError("sentences", "no [budget], and of [teacher] `start` alone", "more", "drop it")
+        if config.data != DataConfig(tokenizer=config.data.tokenizer) or t.restart:
+            raise ConfigError("sentences", "of [data] `tokenizer` alone, and no train.restart", "more", "drop it")
         self.batches = SentenceBatches(corpus.train, t.batch, t.seed)
 
     def rehearse(self, model):
@@ -41,14 +42,9 @@ class SentenceTask(Task):
             model.wake(tokens, lengths)
 
     def _start(self, model) -> None:
-        start = Path(self.config.teacher.start)
-        if (start / "config.toml").is_file():
-            theirs = Run.open(start).tokenizer()
-            if theirs.digest != self.corpus.tokenizer.digest:
-                wanted = "the tokenizer that the language model was trained with"
-                remedy = f'set it to "{start}/tokenizer.json"'
-                raise ConfigError("data.tokenizer", wanted, repr(self.config.data.tokenizer), remedy)
-        wanted, taken = len(model.trunk.state_dict()), warm_start(model.trunk, str(start))
+        start = self.config.teacher.start
+        require_tokens_of(start, self.corpus.tokenizer)
+        wanted, (taken, _) = len(model.trunk.state_dict()), warm_start(model.trunk, start)
         if taken != wanted:
             got = f"{taken} tensors that fit, of {wanted}"
             raise ConfigError("teacher.start", "a model of the settings in [model]", got, "copy its settings")
