@@ -178,7 +178,7 @@ def test_fine_tuning_starts_from_a_language_model(language, folder, tmp_path):
     other = tmp_path / "other.json"
     other.write_text(Words([b"fine", b"dull"]).to_json())
     for wrong, message in (
-        ({"data": {"tokenizer": str(other)}}, "the tokenizer that the language model was trained with"),
+        ({"data": {"tokenizer": str(other)}}, "data.tokenizer: expected the tokenizer of"),
         ({"model": {"depth": 2}}, "a model of the settings in"),
     ):
         config = RunConfig.from_table(table(folder, **(names | wrong)))
