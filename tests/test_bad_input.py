@@ -253,7 +253,7 @@ def test_a_strangers_sizes_are_checked_before_anything_is_allocated(small_run, t
         ("model.dropout_output=1.0", "egru_lm dropout_output: expected at least 0 and below 1, got 1.0"),
         ("model.vocabulary=-3", "egru_lm vocabulary: expected at least 1"),
         ("model.vocabulary=100", "tokens: expected ids from 0 to 99"),
-        ("model.name=training", "config.toml: expected a model, got 'training'"),
+        ("model.name=training", "config.toml: expected a language model, got 'training'"),
         ("train.device=foo", "train.device: expected a device of this machine, got 'foo'"),
     ],
 )
