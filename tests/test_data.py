@@ -21,7 +21,7 @@ from rheobase.models.training.corpus import encode, load_corpus
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.run import Run, RunConfig, config_path
 from rheobase.models.training.shards import Shards, read_shards
-from rheobase.models.training.tokenizers import Bytes, Characters, Words, from_json, pieces
+from rheobase.models.training.tokenizers import Bytes, Characters, Pieces, Words, from_json, pieces
 from rheobase.spiking.config import read_toml, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
@@ -380,3 +380,9 @@ def test_a_model_without_a_vocabulary_takes_the_tokenizers():
     assert config.fitted(words).settings.vocabulary == 4
     table["model"]["vocabulary"] = 50
     assert RunConfig.from_table(table).fitted(words).settings.vocabulary == 50
+
+
+def test_a_text_of_cyrillic_words_can_be_cut():
+    text = "слово за словом ".encode() * 50
+    at = Pieces.boundary(text, 700)
+    assert 700 <= at < 740 and text[at:].decode().startswith(" ")

@@ -20,7 +20,9 @@ FORMAT = "rheobase-tokenizer/1"
 EOS, UNK = b"<eos>", b"<unk>"
 PIECE = 1 << 22
 _CODE_POINTS = 0x110000
-_SPACE, _WORD_START = re.compile(rb"\s"), re.compile(rb" (?=[A-Za-z])")
+_SPACE = re.compile(rb"\s")
+_WORD_START = re.compile(rb" (?=[A-Za-z\xc3-\xcb\xce-\xdf])")
+"""a space before a letter of UTF-8 of one or two bytes; no white space and no combining mark begins with these"""
 
 
 class Tokenizer:
@@ -223,7 +225,10 @@ class Pieces(Tokenizer):
 
     @staticmethod
     def boundary(text, at):
-        """In front of a space and a letter, where GPT's pre-tokenizers part words; the end if there is none."""
+        """In front of a space and a letter, where GPT's pre-tokenizers part words; the end if there is none.
+
+        A tokenizer that merges across such a place may cut a long text a little differently there.
+        """
         found = _WORD_START.search(text, at)
         return found.start() if found else len(text)
 
