@@ -203,8 +203,8 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             )
         )
     model, tokenizer = first.model(), first.tokenizer()
-    prompt = tokenizer.encode(PROMPT).tolist()
     stretch = test_tokens(first, min(RASTER_TOKENS, len(first.splits().test)))
+    prompt = tokenizer.encode(PROMPT).tolist() if tokenizer.unit == "byte" else stretch[0, :4].tolist()
     trace = simulate(model.lower(), stretch)
     shown = None
     if image:
@@ -232,7 +232,7 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             text=[tokenizer.decode([token]).decode(errors="replace") for token in stretch[0]],
             image=shown,
             sample=tokenizer.decode(sample(model, [prompt], 500)[0].tolist()).decode(errors="replace"),
-            prompt=PROMPT.decode(),
+            prompt=tokenizer.decode(prompt).decode(errors="replace"),
             unit=tokenizer.unit,
             measure=tokenizer.measure,
         ),
