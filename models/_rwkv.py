@@ -16,8 +16,8 @@ from rheobase.spiking.ops import WKVState, wkv
 from rheobase.spiking.surrogates import ATan
 from rheobase.spiking.tally import GRADED, mark
 
-NEURON = {"tau": 2.0, "theta": 1.0, "v_reset": 0.0, "decay_input": True, "fire": ">="}
-"""SpikeGPT's LIF"""
+NEURON = {"v_reset": 0.0, "decay_input": True, "fire": ">="}
+"""SpikeGPT's LIF, but for its time constant and threshold"""
 REMEMBER = 0.99
 """how much of the running statistics of a `StaticNorm` a training step keeps"""
 
@@ -138,18 +138,19 @@ class ChannelMix(nn.Module):
 def make_neuron(config, units: int) -> Cell:
     """The neuron of one layer, as the configuration names it."""
     if config.neuron == "lif":
-        return LIF(units, **NEURON, surrogate=ATan(config.alpha), ternary=config.ternary, learn=config.learn)
+        own = {name: getattr(config, name) for name in ("tau", "theta", "ternary", "graded", "learn")}
+        return LIF(units, **NEURON, surrogate=ATan(config.alpha), **own)
     settings: dict = {}
     for assignment in config.neuron_settings:
         set_key(settings, assignment)
     return adapters.make_neuron(config.neuron, units, **settings)
 
 
-def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
-    """A neuron over a sequence; the tensors of its state stand side by side in one [B, parts x D]."""
+def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A neuron over a sequence -> (output, spikes, state); a state's tensors stand side by side in [B, parts x D]."""
     parts = packed.chunk(packed.shape[1] // x_BTD.shape[2], 1)
-    spikes, state = neuron(x_BTD, type(neuron.initial_state(0))(*parts))
-    return spikes, torch.cat(list(state), 1)
+    out, spikes, state = neuron.spiking(x_BTD, type(neuron.initial_state(0))(*parts))
+    return out, spikes, torch.cat(list(state), 1)
 
 
 def rest(neuron: Cell, batch: int, **like) -> Tensor:
@@ -244,11 +245,11 @@ class ReferenceBlock(Block):
             out, memory = self.ffnPre(a, before), (s.p, s.q, s.o)
         else:
             out, memory = self.att(a, before, WKVState(s.p, s.q, s.o))
-        s1, v1 = fire(self.lif1, out, s.v1)
-        x = x + s1
+        y1, s1, v1 = fire(self.lif1, out, s.v1)
+        x = x + y1
         b, before, shift2 = self.ln2.shifted(x, s.shift2)
-        s2, v2 = fire(self.lif2, self.ffn(b, before), s.v2)
-        x = self.dropout(x + s2)
+        y2, s2, v2 = fire(self.lif2, self.ffn(b, before), s.v2)
+        x = self.dropout(x + y2)
         return x, BlockState(shift1, shift2, v1, v2, *memory), (s1, s2)
 
     def gains(self):
@@ -333,10 +334,10 @@ class SpikeFedBlock(Block):
         membranes, spikes = [], []
 
         def spiking(neuron, x, v):
-            spike, v = fire(neuron, x, v)
+            out, spike, v = fire(neuron, x, v)
             membranes.append(v)
             spikes.append(spike)
-            return spike
+            return out
 
         att, ffn = self.att, self.ffn
         if self.first:

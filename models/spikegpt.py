@@ -51,8 +51,14 @@ class SpikeGPTConfig:
     """SpikeGPT's LIF, or another library's neuron: "norse:LIFBox", "snntorch:Leaky" (`spiking.adapters`)"""
     neuron_settings: tuple[str, ...] = ()
     """settings of another library's neuron, such as "beta=0.5" """
+    tau: float = 2.0
+    """time constant of each neuron in tokens, at its start where it is learnt; at 1 a neuron remembers nothing"""
+    theta: float = 1.0
+    """threshold of each neuron, at its start where it is learnt"""
     ternary: bool = False
     """neurons also fire -1, below minus their threshold"""
+    graded: bool = False
+    """a spike carries the membrane that made it, so that the products that read it multiply"""
     learn: tuple[str, ...] = ()
     """what each neuron learns, one value a unit: "tau", "theta" """
     ffn_pre: bool = False
@@ -94,7 +100,7 @@ class Activity(NamedTuple):
     logits: Tensor | None
     """[B, T, V], where the head was run"""
     spikes: list[Tensor]
-    """of each neuron layer, [B, T, units]"""
+    """of each neuron layer, [B, T, units], whatever they carry"""
 
 
 class SpikeGPT(LanguageModel):
@@ -136,14 +142,16 @@ class SpikeGPT(LanguageModel):
                 raise ConfigError(where, wanted, repr(config.placement), "drop one of them")
         if not 0 < config.init_rate < 1:
             raise ConfigError(f"{self.name} init_rate", "above 0 and below 1", str(config.init_rate), "mend it")
-        if config.placement == "continuous" and (config.ternary or config.learn or config.neuron != "lif"):
-            where = f"{self.name} ternary, learn, neuron"
+        plain = SpikeGPTConfig()
+        changed = [n for n in ("tau", "theta", "ternary", "graded", "learn") if getattr(config, n) != getattr(plain, n)]
+        if config.placement == "continuous" and (changed or config.neuron != "lif"):
+            where = f"{self.name} {', '.join(changed) or 'neuron'}"
             raise ConfigError(where, "a placement with neurons", repr(config.placement), "drop them")
         if config.neuron == "lif" and config.neuron_settings:
             where, got = f"{self.name} neuron_settings", f"{list(config.neuron_settings)}"
             raise ConfigError(where, "none for lif, whose settings are SpikeGPT's", got, "use ternary or learn")
-        if config.neuron != "lif" and (config.ternary or config.learn):
-            where, got = f"{self.name} ternary, learn", repr(config.neuron)
+        if config.neuron != "lif" and changed:
+            where, got = f"{self.name} {', '.join(changed)}", repr(config.neuron)
             raise ConfigError(where, 'neuron = "lif"', got, "drop them, or use neuron_settings")
         if not 0 <= config.norm_from < config.norm_until <= 1:
             got = f"{config.norm_from}, {config.norm_until}"
@@ -182,11 +190,12 @@ class SpikeGPT(LanguageModel):
         x = self.ln_out(x)
         if self.lif_out is not None:
             if tokens.shape[1]:
-                x, v = fire(self.lif_out, x, state[-1].v)
+                x, sent, v = fire(self.lif_out, x, state[-1].v)
                 states.append(HeadState(v))
             else:
+                sent = x
                 states.append(state[-1])
-            spikes.append(x)
+            spikes.append(sent)
         return x, tuple(states), Activity(None, spikes)
 
     def decode(self, h_BTE):
@@ -221,7 +230,7 @@ class SpikeGPT(LanguageModel):
             self.emb.weight *= c.embedding_range / 3**0.5 / self.emb.weight.square().mean().sqrt()
 
     def _head_spikes(self, x: Tensor, state: HeadState) -> tuple[Tensor]:
-        return fire(self.lif_out, self.ln_out(x), state.v)[:1]
+        return fire(self.lif_out, self.ln_out(x), state.v)[1:2]
 
     def advance(self, done):
         for norm in self.modules():

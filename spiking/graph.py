@@ -221,6 +221,14 @@ class TernaryLIFCell(LIFCell):
 
 
 @dataclass(frozen=True)
+class GradedLIFCell(LIFCell):
+    """LIF units whose spike carries the membrane before the reset: the output is h where they fire, else 0."""
+
+    outputs = {"s": GRADED, "v": DENSE}
+    ternary: bool = False
+
+
+@dataclass(frozen=True)
 class WKVCell(Op):
     """The recurrent attention of RWKV-4; equations: `ops.wkv`."""
 

@@ -185,7 +185,7 @@ class EventKernels(Kernels):
         self.count(node.name, comparisons=n, events=sent, activation_bytes=(n + sent) * self.size)
         return {"out": s}
 
-    def lifcell(self, node, inputs, state, ternary=False):
+    def lifcell(self, node, inputs, state, ternary=False, graded=False):
         op, x, v, arrays = node.op, inputs["x"], state["v"], self.arrays[node.name]
         tau, theta = arrays.get("tau", op.tau), arrays.get("theta", op.theta)
         rest = 0.0 if op.v_reset is None else op.v_reset
@@ -207,10 +207,14 @@ class EventKernels(Kernels):
             state_bytes=2 * n * self.size,
             activation_bytes=(n + sent) * self.size,
         )
-        return {"s": s, "v": h - s * theta if op.v_reset is None else h - fired * (h - op.v_reset)}
+        after = h - s * theta if op.v_reset is None else h - fired * (h - op.v_reset)
+        return {"s": np.where(fired, h, 0) if graded else s, "v": after}
 
     def ternarylifcell(self, node, inputs, state):
         return self.lifcell(node, inputs, state, ternary=True)
+
+    def gradedlifcell(self, node, inputs, state):
+        return self.lifcell(node, inputs, state, ternary=node.op.ternary, graded=True)
 
     def cubalifcell(self, node, inputs, state):
         op, x = node.op, inputs["x"]

@@ -75,14 +75,18 @@ class TorchKernels(Kernels):
     def spike(self, node, inputs):
         return {"out": (inputs["x"] >= 0).to(inputs["x"].dtype)}
 
-    def lifcell(self, node, inputs, state, ternary=False):
+    def lifcell(self, node, inputs, state, ternary=False, graded=False):
         settings = {n: getattr(node.op, n) for n in ("tau", "theta", "v_reset", "decay_input", "fire")}
         settings |= self.arrays[node.name]
-        s, v = lif_step(inputs["x"], state["v"], detach_reset=False, surrogate=Triangle(), ternary=ternary, **settings)
-        return {"s": s, "v": v}
+        settings |= {"detach_reset": False, "surrogate": Triangle(), "ternary": ternary}
+        s, v, h = lif_step(inputs["x"], state["v"], **settings)
+        return {"s": torch.where(s != 0, h, 0) if graded else s, "v": v}
 
     def ternarylifcell(self, node, inputs, state):
         return self.lifcell(node, inputs, state, ternary=True)
+
+    def gradedlifcell(self, node, inputs, state):
+        return self.lifcell(node, inputs, state, ternary=node.op.ternary, graded=True)
 
     def cubalifcell(self, node, inputs, state):
         x = inputs["x"]

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from rheobase.spiking.errors import ConfigError, ShapeError
-from rheobase.spiking.graph import LIFCell, TernaryLIFCell
+from rheobase.spiking.graph import GradedLIFCell, LIFCell, TernaryLIFCell
 from rheobase.spiking.neurons._cell import Cell
 from rheobase.spiking.ops import lif
 from rheobase.spiking.ops.lif.reference import lif_step
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
+from rheobase.spiking.tally import GRADED, mark
 
 TAU_MIN, THETA_MIN = 1.0, 1e-3
 
@@ -31,6 +32,7 @@ class LIF(Cell):
     fire          ">=" or ">"
     detach_reset  whether the reset is cut from the gradient
     ternary       whether units fire at -theta too, with a spike of -1
+    graded        whether a spike carries h, the membrane before the reset: the output is |s| h in place of s
     learn         names among "tau" and "theta" to be learnt, one value a unit; `project_` keeps tau >= 1 and
                   theta >= 0.001
 
@@ -51,6 +53,7 @@ class LIF(Cell):
         detach_reset: bool = False,
         surrogate: Surrogate = ATan(),
         ternary: bool = False,
+        graded: bool = False,
         learn: tuple[str, ...] = (),
     ):
         super().__init__()
@@ -68,11 +71,21 @@ class LIF(Cell):
         for name, value in (("tau", tau), ("theta", theta)):
             setattr(self, name, nn.Parameter(torch.full((units,), float(value))) if name in learn else value)
         self.v_reset, self.decay_input, self.fire = v_reset, decay_input, fire
-        self.detach_reset, self.surrogate, self.ternary = detach_reset, surrogate, ternary
+        self.detach_reset, self.surrogate = detach_reset, surrogate
+        self.ternary, self.graded = ternary, graded
 
     def _settings(self) -> dict:
         names = ("tau", "theta", "v_reset", "decay_input", "fire", "detach_reset", "surrogate", "ternary")
         return {name: getattr(self, name) for name in names}
+
+    def _grade(self, s: Tensor, h: Tensor | None = None) -> Tensor:
+        if not self.graded:
+            return s
+        if torch.is_grad_enabled():
+            y = s * (h.abs() if self.ternary else h)
+        else:
+            y = torch.where(s.bool(), h, 0)  # the same: a spike sends h, and nothing is multiplied
+        return mark(y, GRADED, sent=False)
 
     def _check(self, x: Tensor) -> None:
         if self.units is not None and x.shape[-1] != self.units:
@@ -89,21 +102,28 @@ class LIF(Cell):
 
     def step(self, x_BD, state):
         self._check(x_BD)
-        s, v = lif_step(x_BD, state.v, **self._settings())
-        return s, LIFState(v)
+        s, v, h = lif_step(x_BD, state.v, **self._settings())
+        return self._grade(s, h), LIFState(v)
 
     def forward(self, x_BTD, state=None):
+        y, _, state = self.spiking(x_BTD, state)
+        return y, state
+
+    def spiking(self, x_BTD, state=None):
         self._check(x_BTD)
         if state is None:
             state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1])
-        s, v = lif(x_BTD, state.v, **self._settings())
-        return s, LIFState(v[:, -1]) if x_BTD.shape[1] else state
+        s, v, *h = lif(x_BTD, state.v, **self._settings(), with_h=self.graded)
+        return self._grade(s, *h), s, LIFState(v[:, -1]) if x_BTD.shape[1] else state
 
     def lower(self) -> LIFCell:
         """LIFCell with these settings; learnt ones are its arrays."""
         names = ("tau", "theta", "v_reset", "decay_input", "fire")
         settings = {name: getattr(self, name) for name in names}
-        cell = TernaryLIFCell if self.ternary else LIFCell
+        if self.graded:
+            cell, settings["ternary"] = GradedLIFCell, self.ternary
+        else:
+            cell = TernaryLIFCell if self.ternary else LIFCell
         return cell(**{k: v for k, v in settings.items() if not isinstance(v, nn.Parameter)})
 
     @torch.no_grad()
@@ -114,12 +134,14 @@ class LIF(Cell):
 
 
 def examples() -> list[Cell]:
-    """Small instances for the laws: both resets, both firing rules, both input forms, two and three values,
-    learnable parameters."""
+    """Small instances for the laws: both resets, both firing rules, both input forms, two and three values, graded
+    spikes, learnable parameters."""
     return [
         LIF(3),
         LIF(2, tau=4.0, v_reset=None, decay_input=False, fire=">"),
         LIF(4, tau=3.0, theta=0.7, v_reset=-0.2, detach_reset=True, learn=("tau", "theta")),
         LIF(3, tau=3.0, theta=0.6, v_reset=0.1, ternary=True, learn=("tau", "theta")),
         LIF(2, tau=4.0, v_reset=None, decay_input=False, fire=">", ternary=True, learn=("theta",)),
+        LIF(3, tau=3.0, theta=0.6, v_reset=0.1, graded=True, learn=("tau", "theta")),
+        LIF(2, tau=4.0, v_reset=None, decay_input=False, fire=">", graded=True, ternary=True),
     ]

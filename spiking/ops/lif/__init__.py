@@ -24,8 +24,9 @@ def lif(
     detach_reset: bool = False,
     surrogate: Surrogate = ATan(),
     ternary: bool = False,
+    with_h: bool = False,
     kernels: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Leaky integrate-and-fire neurons along the time axis of x.
 
         h_t = v + (x_t - (v - v_rest)) / tau      decay_input=True
@@ -41,6 +42,7 @@ def lif(
     theta         threshold (a number, or one a unit [D]); above 0 where ternary
     detach_reset  True: no gradient flows through the reset's s_t
     ternary       True: units fire at -theta too, with a spike of -1; the surrogate's slope is taken at both
+    with_h        True: h_BTD, the membrane before each step's reset, is returned as well
     kernels       "auto": in C where this call can be, else plain torch; "reference": plain torch; "native": in C. The
                   environment variable RHEOBASE_KERNELS goes before it
     returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset); the
@@ -72,16 +74,18 @@ def lif(
         obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, 'use kernels="auto"'
     elif any(p.shape not in ((), (units,)) for p in parameters):
         obstacle = f"tau and theta of shape ({units},)", "another shape", 'use kernels="auto"'
-    run = native.lif if takes_native("lif", kernels, [x_BTD, v, *parameters], obstacle) else reference.lif
-    return run(
-        x_BTD,
-        v,
-        tau=tau,
-        theta=theta,
-        v_reset=v_reset,
-        decay_input=decay_input,
-        fire=fire,
-        detach_reset=detach_reset,
-        surrogate=surrogate,
-        ternary=ternary,
-    )
+    settings = {
+        "tau": tau,
+        "theta": theta,
+        "v_reset": v_reset,
+        "decay_input": decay_input,
+        "fire": fire,
+        "detach_reset": detach_reset,
+        "surrogate": surrogate,
+        "ternary": ternary,
+    }
+    if takes_native("lif", kernels, [x_BTD, v, *parameters], obstacle):
+        run = native.lif(x_BTD, v, with_h=with_h, **settings)
+    else:
+        run = reference.lif(x_BTD, v, **settings)
+    return run if with_h else run[:2]

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.native import function
-from rheobase.spiking.surrogates import ATan, Surrogate
+from rheobase.spiking.surrogates import ATan
 
 
 class _Settings(ctypes.Structure):
@@ -45,23 +45,23 @@ class _LIF(torch.autograd.Function):
         x, v0, tau, theta, v = ctx.saved_tensors
         slopes = [None, None]
         if type(ctx.surrogate) is not ATan:
-            slopes = _slopes(x, v0, v, tau, theta, ctx.settings, ctx.surrogate)
+            h = _before_reset(x, v0, v, tau, ctx.settings)
+            slopes = [ctx.surrogate.slope(h - theta), ctx.surrogate.slope(-h - theta) if ctx.settings.ternary else None]
+            slopes = [None if slope is None else slope.contiguous() for slope in slopes]
         incoming = [None if g is None else g.contiguous() for g in (g_s, g_v)]
         gradients = [torch.empty_like(x), torch.empty_like(v0), torch.zeros_like(tau), torch.zeros_like(theta)]
         _call("lif_backward", ctx.settings, x, [x, v0, v, tau, theta, *slopes, *incoming, *gradients])
         return *gradients, None, None
 
 
-def _slopes(x, v0, v, tau, theta, settings: _Settings, surrogate: Surrogate) -> list[Tensor | None]:
-    """The surrogate's slopes at h - theta and, where ternary, at -h - theta, [B, T, D]; `ops.lif` has h."""
+def _before_reset(x, v0, v, tau, settings: _Settings) -> Tensor:
+    """h of `ops.lif` [B, T, D], found again from the membranes after each reset, to the last bit."""
     before = torch.cat([v0[:, None], v[:, :-1]], 1)
     above = before - settings.v_reset if settings.hard else before
-    h = before + (x - above) / tau if settings.decay_input else before - above / tau + x
-    slopes = [surrogate.slope(h - theta), surrogate.slope(-h - theta) if settings.ternary else None]
-    return [None if slope is None else slope.contiguous() for slope in slopes]
+    return before + (x - above) / tau if settings.decay_input else before - above / tau + x
 
 
-def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary) -> tuple[Tensor, Tensor]:
+def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary, with_h):
     """`ops.lif` in C, for tensors of one type, float32 or float64, on a CPU; it can be differentiated once."""
     units = x_BTD.shape[2:]
     tau, theta = (torch.as_tensor(p, dtype=x_BTD.dtype).expand(units).contiguous() for p in (tau, theta))
@@ -75,4 +75,6 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
         detach_reset=detach_reset,
         learns=tau.requires_grad or theta.requires_grad,
     )
-    return _LIF.apply(x_BTD.contiguous(), v.contiguous(), tau, theta, settings, surrogate)
+    x_BTD, v = x_BTD.contiguous(), v.contiguous()
+    s_BTD, v_BTD = _LIF.apply(x_BTD, v, tau, theta, settings, surrogate)
+    return s_BTD, v_BTD, _before_reset(x_BTD, v, v_BTD, tau, settings) if with_h else None

@@ -10,7 +10,7 @@ from rheobase.spiking.tally import BINARY, TERNARY, announce, mark
 
 
 def lif_step(x, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary):
-    """One step of `lif`: x and v of one shape -> (s, v after the reset)."""
+    """One step of `lif`: x and v of one shape -> (s, v after the reset, h before it)."""
     rest = 0.0 if v_reset is None else v_reset
     h = v + (x - (v - rest)) / tau if decay_input else v - (v - rest) / tau + x
     s = fired = surrogate.spike(h - theta, fire)
@@ -22,16 +22,15 @@ def lif_step(x, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surr
     reset = reset.detach() if detach_reset else reset
     v = h - reset * theta if v_reset is None else h - reset * (h - v_reset)
     announce(state_updates=v)
-    return s, v
+    return s, v, h
 
 
-def lif(x_BTD: Tensor, v: Tensor, **settings) -> tuple[Tensor, Tensor]:
-    """`ops.lif` as a loop over `lif_step`, whose settings it takes."""
-    spikes, membranes = [], []
+def lif(x_BTD: Tensor, v: Tensor, **settings) -> tuple[Tensor, Tensor, Tensor]:
+    """`ops.lif` as a loop over `lif_step`, whose settings it takes; (s, v, h), each [B, T, D]."""
+    steps = []
     for x_BD in x_BTD.unbind(1):
-        s, v = lif_step(x_BD, v, **settings)
-        spikes.append(s)
-        membranes.append(v)
-    if not spikes:
-        return torch.zeros_like(x_BTD), torch.zeros_like(x_BTD)
-    return torch.stack(spikes, 1), torch.stack(membranes, 1)
+        steps.append(lif_step(x_BD, v, **settings))
+        v = steps[-1][1]
+    if not steps:
+        return tuple(torch.zeros_like(x_BTD) for _ in range(3))
+    return tuple(torch.stack(parts, 1) for parts in zip(*steps, strict=True))
