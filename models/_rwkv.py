@@ -149,7 +149,12 @@ def make_neuron(config, units: int) -> Cell:
 def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A neuron over a sequence -> (output, spikes, state); a state's tensors stand side by side in [B, parts x D]."""
     parts = packed.chunk(packed.shape[1] // x_BTD.shape[2], 1)
-    out, spikes, state = neuron.spiking(x_BTD, type(neuron.initial_state(0))(*parts))
+    before = type(neuron.initial_state(0))(*parts)
+    if getattr(neuron, "graded", False):
+        out, spikes, state = neuron(x_BTD, before, apart=True)
+    else:
+        out, state = neuron(x_BTD, before)
+        spikes = out
     return out, spikes, torch.cat(list(state), 1)
 
 

@@ -28,10 +28,18 @@ class Counts:
     rows: int = 0
     """weight rows read: one for each element of a DENSE operand, each non-zero one of an event operand, each token
     of an embedding"""
+    deliveries: int = 0
+    """events read by products: an event counts once for each product that it is routed to"""
     products: int = 0
     """elementwise products"""
+    adds: int = 0
+    """elementwise additions and subtractions: biases, residuals, leaks, resets, and the sums of norms and means; what
+    adds up inside a matrix product is in macs and acs"""
     state_updates: int = 0
-    """values written of what a cell keeps for itself from step to step"""
+    """values written of what a cell keeps for itself from step to step, in each step of each unit, silent or not"""
+    event_updates: int = 0
+    """those of them in a step in which an event reached the layer, or that are driven by other than events: what is
+    written where the others are left for later"""
     comparisons: int = 0
     """threshold and other comparisons"""
     transcendentals: Mapping[str, int] = field(default_factory=dict)
@@ -124,10 +132,13 @@ def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
     return tensor
 
 
-def announce(*, state_updates: Tensor) -> None:
-    """Tell listening counters that these values were written as a cell's own state."""
+def announce(*, state_updates: Tensor, cause: Tensor | None = None) -> None:
+    """Tell listening counters that these values were written as a cell's own state.
+
+    cause  the input of each, of the same shape; where it is what events brought, a row of zeros is no input
+    """
     for listener in _listeners:
-        listener.add_state_updates(state_updates)
+        listener.add_state_updates(state_updates, cause)
 
 
 class listening:

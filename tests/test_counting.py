@@ -7,7 +7,7 @@ from torch import nn
 from rheobase.backends import count, price
 from rheobase.backends.counting import load_target, target_names
 from rheobase.spiking import LIF, Counts, Tally
-from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.tally import BINARY, GRADED, TERNARY, mark
 
 
@@ -55,10 +55,24 @@ def test_lif_then_linear_by_hand():
     assert count(net, x).acs == 0
 
 
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 def test_an_operator_without_a_rule_is_named_and_not_a_silent_zero():
-    tally = count(nn.GroupNorm(2, 4), X)
-    assert tally.uncounted == ("aten.native_group_norm",)
-    assert "not counted: aten.native_group_norm" in str(price(tally, "horowitz-45nm"))
+    tally = count(Call(torch.erfinv), X)
+    assert tally.uncounted == ("aten.erfinv",)
+    assert "not counted: aten.erfinv" in str(price(tally, "horowitz-45nm"))
+    with pytest.raises(UnsupportedError, match="count: expected operators with a rule alone, got aten.erfinv"):
+        count(Call(torch.erfinv), X, strict=True)
+    assert count(Call(torch.sin), X, strict=True).transcendentals == {"sin": 12}
 
 
 def test_fused_and_decomposed_recurrences_count_the_same():

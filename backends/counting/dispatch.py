@@ -1,112 +1,34 @@
 """Counts what any torch module does, by watching the operators that it dispatches.
 
-It never looks at the model's graph. What an operand is (events or dense) is what the op that made it said
-(`spiking.tally.mark`); views, copies and concatenations keep it, everything else makes a DENSE tensor.
+It never looks at the model's graph. What an operand is (events or dense) is what made it (`spiking.tally.mark`, or an
+operator that can make nothing else: `operators.kind_of`). What is computed from parameters alone is the same for every
+token, is prepared ahead, and is not counted.
 """
 
+import contextlib
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, TERNARY, Counts, Tally, listening
+from rheobase.backends.counting.operators import (
+    ARRIVALS,
+    ELEMENTWISE,
+    FREE,
+    RULES,
+    TRANSCENDENTAL,
+    VIEWS,
+    kind_of,
+    n_bytes,
+    tensors,
+)
+from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, Counts, Tally, listening
 
-aten = torch.ops.aten
-
-_KEEP_KIND = {
-    *(
-        aten.view,
-        aten._unsafe_view,
-        aten.reshape,
-        aten.t,
-        aten.transpose,
-        aten.transpose_,
-        aten.permute,
-        aten.select,
-        aten.slice,
-    ),
-    *(
-        aten.unbind,
-        aten.split,
-        aten.unsafe_split,
-        aten.split_with_sizes,
-        aten.unsqueeze,
-        aten.squeeze,
-        aten.expand,
-    ),
-    *(
-        aten.stack,
-        aten.cat,
-        aten.clone,
-        aten.detach,
-        aten.alias,
-        aten._to_copy,
-        aten.unsafe_chunk,
-        aten.copy_,
-    ),
-    *(aten.as_strided, aten.flip, aten.index_select, aten.lift_fresh, aten.resolve_conj, aten.unfold),
-}
-_FREE = {
-    *(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub, aten.neg, aten.zeros, aten.zeros_like, aten.ones),
-    *(aten.ones_like, aten.empty, aten.empty_like, aten.new_zeros, aten.new_empty, aten.new_full, aten.full),
-    *(
-        aten.full_like,
-        aten.fill_,
-        aten.zero_,
-        aten.arange,
-        aten.scalar_tensor,
-        aten.where,
-        aten.sum,
-        aten.mean,
-    ),
-    *(aten._local_scalar_dense, aten.new_ones, aten.set_, aten.item, aten.bernoulli_, aten.abs),
-}
-_PRODUCTS = {aten.mul, aten.mul_, aten.addcmul, aten.addcmul_, aten.lerp}
-_COMPARISONS = {
-    *(
-        aten.gt,
-        aten.ge,
-        aten.lt,
-        aten.le,
-        aten.eq,
-        aten.ne,
-        aten.relu,
-        aten.relu_,
-        aten.maximum,
-        aten.minimum,
-    ),
-    *(aten.clamp, aten.clamp_, aten.clamp_min, aten.heaviside, aten.sign, aten.bitwise_not, aten.logical_not),
-}
-_TRANSCENDENTALS = {
-    aten.sigmoid: "sigmoid",
-    aten.sigmoid_: "sigmoid",
-    aten.tanh: "tanh",
-    aten.tanh_: "tanh",
-    aten.exp: "exp",
-    aten.log: "log",
-    aten.sqrt: "sqrt",
-    aten.rsqrt: "rsqrt",
-    aten.div: "division",
-    aten.div_: "division",
-    aten.reciprocal: "division",
-    aten.atan: "atan",
-}
-
-
-def _tensors(values) -> list[Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
-
-
-def _bytes(tensors) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+INDEX = (torch.int64, torch.bool)
+"""types of ids, places and masks, whose arithmetic is addressing and is not counted"""
 
 
 class CountingMode(TorchDispatchMode):
@@ -115,13 +37,20 @@ class CountingMode(TorchDispatchMode):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.kinds = WeakIdKeyDictionary()
+        self.constants = WeakIdKeyDictionary()
         self.parameters = {p.data_ptr(): name for name, p in module.named_parameters() if p.numel()}
+        for constant in (*module.parameters(), *(b for b in module.buffers() if b.dim() == 0)):
+            self.constants[constant] = True
         self.stack = [""]
         self.operators: dict[str, Counts] = {}
         self.uncounted: set[str] = set()
 
     def tally(self, tokens: int) -> Tally:
         return Tally(tokens, dict(self.operators), tuple(sorted(self.uncounted)))
+
+    def paused(self):
+        """A block whose operators are not counted: the counter's own."""
+        return _disable_current_modes()
 
     def add(self, _name: str | None = None, **numbers) -> None:
         name = (self.stack[-1] if _name is None else _name) or "(module)"
@@ -130,178 +59,129 @@ class CountingMode(TorchDispatchMode):
     def mark(self, tensor: Tensor, kind: str, sent: bool) -> None:
         self.kinds[tensor] = kind
         if sent:
-            with torch.utils._python_dispatch._disable_current_modes():
+            with self.paused():
                 self.add(events=int(torch.count_nonzero(tensor)))
 
-    def add_state_updates(self, tensor: Tensor) -> None:
-        self.add(state_updates=tensor.numel(), state_bytes=2 * tensor.numel() * tensor.element_size())
+    def add_state_updates(self, tensor: Tensor, cause: Tensor | None) -> None:
+        n = tensor.numel()
+        with self.paused():
+            arrivals = cause is not None and self.kinds.get(cause) == ARRIVALS
+            touched = int((cause != 0).any(-1).sum()) * cause.shape[-1] if arrivals else n
+        self.add(state_updates=n, event_updates=touched, state_bytes=2 * n * tensor.element_size())
 
-    def operator_of(self, weight: Tensor) -> str | None:
+    def operator_of(self, *weights: Tensor) -> str | None:
         """A product is named by its weight where that is the running module's own, else by the module."""
-        name = self.parameters.get(weight.data_ptr())
-        if name is None or name.rpartition(".")[0] != self.stack[-1]:
-            return None
-        return name.removesuffix(".weight")
+        for weight in weights:
+            name = self.parameters.get(weight.data_ptr()) if weight.layout == torch.strided else None
+            if name is not None and name.rpartition(".")[0] == self.stack[-1]:
+                return name.removesuffix(".weight")
+        return None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
-        outputs = _tensors(out if isinstance(out, list | tuple) else [out])
-        rule = _RULES.get(packet)
-        if rule is not None:
-            rule(self, args, outputs)
-        elif packet in _KEEP_KIND:
-            kinds = {self.kinds.get(t, DENSE) for t in _tensors(args)}
-            if len(kinds) == 1 and (kind := kinds.pop()) != DENSE:
-                for t in outputs:
-                    self.kinds[t] = kind
-        elif packet in _PRODUCTS:
-            self.add(products=outputs[0].numel(), activation_bytes=_bytes(_tensors(args)) + _bytes(outputs))
-        elif packet in _COMPARISONS:
-            self.add(comparisons=outputs[0].numel(), activation_bytes=_bytes(_tensors(args)) + _bytes(outputs))
-        elif packet in _TRANSCENDENTALS:
-            counts = {_TRANSCENDENTALS[packet]: outputs[0].numel()}
-            self.add(transcendentals=counts, activation_bytes=_bytes(_tensors(args)) + _bytes(outputs))
-        elif packet not in _FREE:
+        inputs = tensors([*args, *(kwargs or {}).values()])
+        outputs = tensors(out if isinstance(out, list | tuple) else [out])
+        if inputs and all(t in self.constants for t in inputs):
+            for t in outputs:
+                self.constants[t] = True
+            return out
+        kind = DENSE
+        if packet in VIEWS:
+            kinds = {self.kinds.get(t, DENSE) for t in inputs if t not in self.constants}
+            kind = kinds.pop() if len(kinds) == 1 else DENSE
+        elif all(t.dtype in INDEX for t in (*inputs, *outputs)):
+            kind = BINARY if outputs and all(t.dtype == torch.bool for t in outputs) else DENSE
+        elif packet in RULES:
+            added = args if (kwargs or {}).get("beta", 1) else args[1:]  # beta = 0: what would be added is not read
+            kind = RULES[packet](self, added, outputs) or DENSE
+        elif packet in ELEMENTWISE:
+            with self.paused():
+                kind = kind_of(packet, args, [self.kinds.get(t, DENSE) for t in tensors(args[:2])])
+            self.elementwise(ELEMENTWISE[packet], inputs, outputs)
+        elif packet not in FREE:
             self.uncounted.add(str(packet))
-        if packet not in _KEEP_KIND:
-            for t in outputs:  # written in place: what it was before no longer holds
-                self.kinds.pop(t, None)
+        for t in outputs:  # one that is written in place is no longer what it was
+            self.kinds.pop(t, None)
+            self.constants.pop(t, None)
+            if kind != DENSE:
+                self.kinds[t] = kind
         return out
 
-    def product(self, x: Tensor, weight: Tensor, n_out: int, n_items: int, operator: str | None) -> None:
-        """x [.., in] times a matrix of n_out columns."""
-        kind = self.kinds.get(x, DENSE)
-        n_in = x.numel() // n_items if n_items else 0
-        rows = int(torch.count_nonzero(x)) if kind in EVENT_KINDS else x.numel()
+    def elementwise(self, each: dict[str, int], inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        n, size = outputs[0].numel(), outputs[0].element_size()
+        weights = [t for t in inputs if t in self.constants and t.numel() > 1]
+        read = n_bytes(t for t in inputs if t not in self.constants)
+        plain = {name: n * times for name, times in each.items() if name not in TRANSCENDENTAL}
+        kinds = {name: n * times for name, times in each.items() if name in TRANSCENDENTAL}
         self.add(
-            operator,
-            dense_macs=n_items * n_in * n_out,
-            rows=rows,
-            weight_bytes=rows * n_out * weight.element_size(),
-            activation_bytes=(x.numel() + n_items * n_out) * x.element_size(),
-            **{"acs" if kind in (BINARY, TERNARY) else "macs": rows * n_out},
+            **plain,
+            transcendentals=kinds,
+            weight_bytes=len(weights) * n * size,
+            activation_bytes=read + n_bytes(outputs),
         )
 
-
-def _mm(mode, args, outputs):
-    x, weight = args[-2:] if len(args) < 4 else args[1:3]
-    if len(args) > 2:
-        mode.add(mode.operator_of(weight), weight_bytes=_bytes(outputs))
-    if mode.parameters.get(x.data_ptr()) and not mode.parameters.get(weight.data_ptr()):
-        x, weight = weight.t(), x.t()
-    mode.product(x, weight, weight.shape[1], x.shape[0], mode.operator_of(weight))
-
-
-def _mv(mode, args, outputs):
-    weight, x = args[-2:]
-    mode.product(x, weight, weight.shape[0], 1, mode.operator_of(weight))
-
-
-def _bmm(mode, args, outputs):
-    x, y = args[-2:]
-    mode.product(x, y, y.shape[2], x.shape[0] * x.shape[1], mode.operator_of(y))
-
-
-def _embedding(mode, args, outputs):
-    mode.add(
-        mode.operator_of(args[0]),
-        rows=args[1].numel(),
-        weight_bytes=_bytes(outputs),
-        activation_bytes=_bytes(outputs),
-    )
-
-
-def _convolution(mode, args, outputs):
-    x, weight, transposed = args[0], args[1], args[6]
-    positions = (x if transposed else outputs[0]).numel() // (weight.shape[0])
-    dense = positions * weight.numel()
-    if mode.kinds.get(x, DENSE) in EVENT_KINDS:
-        mode.uncounted.add("aten.convolution on events")
-    operator = mode.operator_of(weight)
-    mode.add(
-        operator,
-        dense_macs=dense,
-        macs=dense,
-        weight_bytes=_bytes([weight]),
-        activation_bytes=_bytes([x, *outputs]),
-    )
-
-
-def _mkldnn_rnn(mode, args, outputs):
-    x, w_in, w_rec, n_units = args[0], args[1], args[2], args[10]
-    gates = {2: 4, 3: 3}.get(args[9])
-    if gates is None:
-        mode.uncounted.add(f"aten.mkldnn_rnn_layer of mode {args[9]}")
-        return
-    n_items = math.prod(x.shape[:-1])
-    mode.product(x, w_in, gates * n_units, n_items, mode.operator_of(w_in))
-    h = x.new_ones(n_items, n_units)
-    mode.product(h, w_rec, gates * n_units, n_items, mode.operator_of(w_rec))
-    n = n_items * n_units
-    for weight in (w_in, w_rec):
-        mode.add(mode.operator_of(weight), weight_bytes=gates * n * x.element_size())
-    transcendentals = {"sigmoid": (gates - 1) * n, "tanh": (gates - 2) * n}
-    mode.add(products=(gates - 1) * n, transcendentals=transcendentals, activation_bytes=2 * n * x.element_size())
-
-
-def _softmax(mode, args, outputs):
-    n = outputs[0].numel()
-    mode.add(transcendentals={"exp": n, "division": n}, activation_bytes=_bytes([args[0], *outputs]))
-
-
-def _layer_norm(mode, args, outputs):
-    x = outputs[0]
-    counts = {"rsqrt": x.numel() // math.prod(args[1])}
-    mode.add(products=3 * x.numel(), transcendentals=counts, activation_bytes=_bytes([args[0], x]))
-
-
-def _pow(mode, args, outputs):
-    if args[1] == 2:
-        mode.add(products=outputs[0].numel(), activation_bytes=2 * _bytes(outputs))
-    else:
-        mode.uncounted.add(f"aten.pow to {args[1]}")
-
-
-_RULES = {
-    aten.mm: _mm,
-    aten.addmm: _mm,
-    aten.mv: _mv,
-    aten.bmm: _bmm,
-    aten.embedding: _embedding,
-    aten.convolution: _convolution,
-    aten.mkldnn_rnn_layer: _mkldnn_rnn,
-    aten._softmax: _softmax,
-    aten.native_layer_norm: _layer_norm,
-    aten.pow: _pow,
-}
+    def product(self, x: Tensor, y: Tensor, operator: str | None, kinds: tuple[str, str] | None = None) -> str:
+        """x [.., N, K] times y [.., K, M], or vectors: every pair of an element of x and one of y that meet, none of
+        them an event operand's zero. It adds where an operand is BINARY or TERNARY, else it multiplies too."""
+        of_x, of_y = kinds or (self.kinds.get(x, DENSE), self.kinds.get(y, DENSE))
+        weights_left = x in self.constants and y not in self.constants
+        with self.paused():
+            x, y = x if x.dim() > 1 else x[None], y if y.dim() > 1 else y[:, None]
+            per_x = (x != 0).sum(-2) if of_x in EVENT_KINDS else torch.full((*x.shape[:-2], x.shape[-1]), x.shape[-2])
+            per_y = (y != 0).sum(-1) if of_y in EVENT_KINDS else torch.full(y.shape[:-1], y.shape[-1])
+            done = int((per_x * per_y).sum())
+            rows, columns = int(per_x.sum()), int(per_y.sum())
+        read, sent_by = (columns, of_y) if weights_left else (rows, of_x)
+        weight, acts = (x, y) if weights_left else (y, x)
+        n_out = math.prod(x.shape[:-1]) * y.shape[-1]
+        self.add(
+            operator,
+            dense_macs=math.prod(x.shape) * y.shape[-1],
+            rows=read,
+            deliveries=read if sent_by in EVENT_KINDS else 0,
+            weight_bytes=done * weight.element_size(),
+            activation_bytes=(acts.numel() + n_out) * acts.element_size(),
+            **{"acs" if {of_x, of_y} & {BINARY, TERNARY} else "macs": done},
+        )
+        return ARRIVALS if of_x in EVENT_KINDS else DENSE
 
 
 @torch.no_grad()
-def count(model: nn.Module, tokens: Tensor) -> Tally:
+def count(model: nn.Module, tokens: Tensor, state=None, *, kind: str = DENSE, strict: bool = False) -> Tally:
     """What one evaluation pass of a torch module costs, counted on the operators that it runs.
 
-    model    any module; ours mark their events, in others every operand is DENSE unless it calls `mark`
+    model    any module; ours mark their events, in others what a test or a sign makes is known for what it is
     tokens   its input: integers [B, T], or values [B, T, D] or [B, D]
+    state    what an earlier call of the model returned, as its second argument; none if not given
+    kind     what the input's values are: "BINARY", "TERNARY" or "GRADED" events, or "DENSE"
+    strict   True: an operator without a rule is an error
     returns  a Tally whose `tokens` is B x T (or B), by operator: a parameter's or a module's path; operators
              without a rule are named in `uncounted`
+    raises   UnsupportedError: an operator without a rule, where strict;  ConfigError: no such kind
     """
+    if kind not in KINDS:
+        raise ConfigError("count kind", f"one of {', '.join(KINDS)}", repr(kind), "name what the input is")
     tokens = torch.as_tensor(tokens)
     mode = CountingMode(model)
-    hooks = []
-    for path, module in model.named_modules():
-        if path:
-            hooks.append(module.register_forward_pre_hook(lambda *_, path=path: mode.stack.append(path)))
-            hooks.append(module.register_forward_hook(lambda *_: mode.stack.pop() and None, always_call=True))
+    if kind != DENSE:
+        mode.kinds[tokens] = kind
     training = model.training
     model.eval()
-    try:
-        with listening(mode), mode:
-            model(tokens)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, training)
+        for path, module in model.named_modules():
+            if path:
+                before = module.register_forward_pre_hook(lambda *_, path=path: mode.stack.append(path))
+                after = module.register_forward_hook(lambda *_: mode.stack.pop() and None, always_call=True)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+        stack.enter_context(listening(mode))
+        stack.enter_context(mode)
+        model(tokens) if state is None else model(tokens, state)
+    if strict and mode.uncounted:
+        got = ", ".join(sorted(mode.uncounted))
+        raise UnsupportedError("count", "operators with a rule alone", got, "count without strict")
     whole = not tokens.is_floating_point() or tokens.dim() < 3
     return mode.tally(
         tokens.numel() if not tokens.is_floating_point() else math.prod(tokens.shape[: 1 if whole else 2])

@@ -34,7 +34,6 @@ class EventKernels(Kernels):
                 arrays = {"product": Gather(weight, arrays.get("bias"))}
             if isinstance(node.op, WKVCell):
                 arrays = {**arrays, "w": -np.exp(arrays["time_decay"])}
-                self.count(node.name, exp=arrays["w"].size)
             self.arrays[node.name] = arrays
         self.dtype = np.result_type(*(a.dtype for a in graph.arrays.values()))
         self.size = self.dtype.itemsize
@@ -85,6 +84,8 @@ class EventKernels(Kernels):
             node.name,
             dense_macs=n_items * n_in * n_out,
             rows=rows,
+            deliveries=rows if kind in EVENT_KINDS else 0,
+            adds=0 if product.bias is None else n_items * n_out,
             weight_bytes=(rows * n_out + (n_items * n_out if product.bias is not None else 0)) * self.size,
             activation_bytes=(rows + n_items * n_out) * self.size,
             **{"acs" if kind in (BINARY, TERNARY) else "macs": rows * n_out},
@@ -117,7 +118,9 @@ class EventKernels(Kernels):
         self.count(
             node.name,
             products=(9 if node.op.zoneout else 7) * n,
+            adds=(9 if node.op.zoneout else 8) * n,
             state_updates=2 * n,
+            event_updates=2 * n,
             comparisons=n,
             events=n_events,
             sigmoid=2 * n,
@@ -155,7 +158,9 @@ class EventKernels(Kernels):
         self.count(
             node.name,
             products=3 * n,
+            adds=5 * n,
             state_updates=n,
+            event_updates=n,
             sigmoid=3 * n,
             tanh=2 * n,
             state_bytes=2 * n * self.size,
@@ -171,7 +176,9 @@ class EventKernels(Kernels):
         self.count(
             node.name,
             products=2 * n,
+            adds=5 * n,
             state_updates=n,
+            event_updates=n,
             sigmoid=2 * n,
             tanh=n,
             state_bytes=2 * n * self.size,
@@ -188,8 +195,8 @@ class EventKernels(Kernels):
     def lifcell(self, node, inputs, state, ternary=False, graded=False):
         op, x, v, arrays = node.op, inputs["x"], state["v"], self.arrays[node.name]
         tau, theta = arrays.get("tau", op.tau), arrays.get("theta", op.theta)
-        rest = 0.0 if op.v_reset is None else op.v_reset
-        h = v + (x - (v - rest)) / tau if op.decay_input else v - (v - rest) / tau + x
+        above = v - op.v_reset if op.v_reset else v
+        h = v + (x - above) / tau if op.decay_input else v - above / tau + x
         beyond = np.greater if op.fire == ">" else np.greater_equal
         s = fired = beyond(h - theta, 0).astype(self.dtype)
         if ternary:
@@ -200,8 +207,10 @@ class EventKernels(Kernels):
             node.name,
             products=n,
             division=n,
+            adds=(7 if ternary else 4) * n + (2 * n if op.v_reset else 0),
             comparisons=(2 if ternary else 1) * n,
             state_updates=n,
+            event_updates=self.reached(node, x),
             events=sent,
             weight_bytes=len(arrays) * n * self.size,
             state_bytes=2 * n * self.size,
@@ -209,6 +218,13 @@ class EventKernels(Kernels):
         )
         after = h - s * theta if op.v_reset is None else h - fired * (h - op.v_reset)
         return {"s": np.where(fired, h, 0) if graded else s, "v": after}
+
+    def reached(self, node, x):
+        """Updates that its input brings about: none by a row of zeros, where events bring it and nothing else."""
+        source = self.graph.node(self.graph.inputs_of(node.name)["x"].source_node)
+        product = self.arrays[source.name].get("product")
+        by_events = product is not None and product.bias is None and self.kind[source.name]["x"] in EVENT_KINDS
+        return np.count_nonzero(x.any(1)) * x.shape[1] if by_events else x.size
 
     def ternarylifcell(self, node, inputs, state):
         return self.lifcell(node, inputs, state, ternary=True)
@@ -223,8 +239,10 @@ class EventKernels(Kernels):
         self.count(
             node.name,
             products=(parts + (op.gain != 1) + (op.reset != "never")) * n,
+            adds=(3 + 2 * (op.reset != "never")) * n,
             comparisons=(1 + (op.reset == "next")) * n,
             state_updates=parts * n,
+            event_updates=parts * n,
             events=sent,
             state_bytes=2 * parts * n * self.size,
             activation_bytes=(n + sent) * self.size,
@@ -235,19 +253,22 @@ class EventKernels(Kernels):
         arrays, k, v = self.arrays[node.name], inputs["k"], inputs["v"]
         w, u = arrays["w"], arrays["time_first"]
         p, q, o = (state[name] for name in "pqo")
-        most = np.maximum(o, u + k)
-        a, e = np.exp(o - most), np.exp(u + k - most)
+        now, past = u + k, w + o
+        most = np.maximum(o, now)
+        a, e = np.exp(o - most), np.exp(now - most)
         y = (a * p + e * v) / (a * q + e)
-        most = np.maximum(w + o, k)
-        a, e = np.exp(w + o - most), np.exp(k - most)
+        most = np.maximum(past, k)
+        a, e = np.exp(past - most), np.exp(k - most)
         n = k.size
         self.count(
             node.name,
             products=6 * n,
+            adds=10 * n,
             exp=4 * n,
             division=n,
             comparisons=2 * n,
             state_updates=3 * n,
+            event_updates=3 * n,
             weight_bytes=2 * n * self.size,
             state_bytes=6 * n * self.size,
             activation_bytes=3 * n * self.size,
@@ -260,7 +281,8 @@ class EventKernels(Kernels):
         scale = 1 / np.sqrt(np.square(centred).mean(1, keepdims=True) + node.op.eps)
         self.count(
             node.name,
-            products=3 * x.size,
+            products=3 * x.size + 2 * len(x),
+            adds=4 * x.size - len(x),
             rsqrt=len(x),
             weight_bytes=2 * x.size * self.size,
             activation_bytes=2 * x.size * self.size,
@@ -272,6 +294,7 @@ class EventKernels(Kernels):
         self.count(
             node.name,
             products=x.size,
+            adds=x.size,
             weight_bytes=2 * x.size * self.size,
             activation_bytes=2 * x.size * self.size,
         )
@@ -283,6 +306,7 @@ class EventKernels(Kernels):
         self.count(
             node.name,
             products=2 * x.size,
+            adds=(2 if "bias" in arrays else 1) * x.size,
             weight_bytes=len(arrays) * x.size * self.size,
             activation_bytes=3 * x.size * self.size,
         )
@@ -306,7 +330,8 @@ class EventKernels(Kernels):
         return {"out": inputs["a"] * inputs["b"]}
 
     def add(self, node, inputs):
-        self.count(node.name, activation_bytes=3 * inputs["a"].size * self.size)
+        n = inputs["a"].size
+        self.count(node.name, adds=n, activation_bytes=3 * n * self.size)
         return {"out": inputs["a"] + inputs["b"]}
 
 

@@ -45,11 +45,6 @@ class Cell(nn.Module):
             return x_BTD.new_zeros(x_BTD.shape[0], 0, getattr(self, "hidden_size", x_BTD.shape[2])), state
         return torch.stack(outputs, 1), state
 
-    def spiking(self, x_BTD: Tensor, state=None) -> tuple[Tensor, Tensor, tuple]:
-        """As `forward`, with the spikes apart from what they carry: (output, spikes in {-1, 0, 1}, state)."""
-        y, state = self(x_BTD, state)
-        return y, y, state
-
     def lower(self) -> Op:
         """The graph op that computes the same from rest. Its arrays are the parameters named as its roles.
 

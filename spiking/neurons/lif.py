@@ -105,16 +105,15 @@ class LIF(Cell):
         s, v, h = lif_step(x_BD, state.v, **self._settings())
         return self._grade(s, h), LIFState(v)
 
-    def forward(self, x_BTD, state=None):
-        y, _, state = self.spiking(x_BTD, state)
-        return y, state
-
-    def spiking(self, x_BTD, state=None):
+    def forward(self, x_BTD, state=None, *, apart: bool = False):
+        """As any cell's, (output, state); `apart`: (output, the spikes that carry it in {-1, 0, 1}, state)."""
         self._check(x_BTD)
         if state is None:
             state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1])
         s, v, *h = lif(x_BTD, state.v, **self._settings(), with_h=self.graded)
-        return self._grade(s, *h), s, LIFState(v[:, -1]) if x_BTD.shape[1] else state
+        state = LIFState(v[:, -1]) if x_BTD.shape[1] else state
+        y = self._grade(s, *h)
+        return (y, s, state) if apart else (y, state)
 
     def lower(self) -> LIFCell:
         """LIFCell with these settings; learnt ones are its arrays."""

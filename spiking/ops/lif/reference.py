@@ -11,8 +11,8 @@ from rheobase.spiking.tally import BINARY, TERNARY, announce, mark
 
 def lif_step(x, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary):
     """One step of `lif`: x and v of one shape -> (s, v after the reset, h before it)."""
-    rest = 0.0 if v_reset is None else v_reset
-    h = v + (x - (v - rest)) / tau if decay_input else v - (v - rest) / tau + x
+    above = v - v_reset if v_reset else v
+    h = v + (x - above) / tau if decay_input else v - above / tau + x
     s = fired = surrogate.spike(h - theta, fire)
     if ternary:
         below = surrogate.spike(-h - theta, fire)
@@ -20,8 +20,8 @@ def lif_step(x, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surr
     mark(s, TERNARY if ternary else BINARY)
     reset = s if v_reset is None else fired
     reset = reset.detach() if detach_reset else reset
-    v = h - reset * theta if v_reset is None else h - reset * (h - v_reset)
-    announce(state_updates=v)
+    v = h - reset * (theta if v_reset is None else h - v_reset if v_reset else h)
+    announce(state_updates=v, cause=x)
     return s, v, h
 
 

@@ -31,11 +31,12 @@ def wkv_initial_state(batch: int, channels: int, *, dtype=None, device=None) -> 
 def wkv_step(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
     """One step with w = -exp(time_decay), u = time_first [D] and k, v [B, D] -> (y [B, D], state)."""
     p, q, o = state
-    n = torch.maximum(o, u + k)
-    a, e = torch.exp(o - n), torch.exp(u + k - n)
+    now, past = u + k, w + o
+    n = torch.maximum(o, now)
+    a, e = torch.exp(o - n), torch.exp(now - n)
     y = (a * p + e * v) / (a * q + e)
-    n = torch.maximum(w + o, k)
-    a, e = torch.exp(w + o - n), torch.exp(k - n)
+    n = torch.maximum(past, k)
+    a, e = torch.exp(past - n), torch.exp(k - n)
     state = WKVState(a * p + e * v, a * q + e, n)
     for part in state:
         announce(state_updates=part)

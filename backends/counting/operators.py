@@ -1,0 +1,387 @@
+"""What each aten operator costs: the table that the dispatch counter reads.
+
+Three kinds of operators: those that only move, create or rename values; those that do the same to each element of
+their output; and those with a rule of their own. An operator in none of the tables is listed as uncounted.
+Selecting (`where`) and changing a sign are moves.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, GRADED, TERNARY
+
+aten = torch.ops.aten
+
+ARRIVALS = "ARRIVALS"
+"""the counter's own kind: sums of what events brought and of nothing else, all 0 where no event came"""
+
+
+def _packets(names: str) -> set:
+    """The operators of these names, those of them that this torch has."""
+    return {getattr(aten, name) for name in names.split() if hasattr(aten, name)}
+
+
+VIEWS = _packets(
+    "view _unsafe_view reshape t transpose transpose_ permute select slice unbind split unsafe_split split_with_sizes "
+    "unsqueeze squeeze expand stack cat clone detach alias _to_copy unsafe_chunk copy_ as_strided flip index_select "
+    "lift_fresh resolve_conj unfold contiguous repeat roll gather abs neg squeeze_ unsqueeze_ diagonal constant_pad_nd "
+    "_reshape_alias view_as_real max_pool2d_with_indices native_dropout to_dense narrow"
+)
+"""what comes out is of the kind of what went in"""
+
+FREE = _packets(
+    "zeros zeros_like ones ones_like empty empty_like empty_strided new_zeros new_empty new_full new_ones "
+    "new_empty_strided full full_like fill_ zero_ arange linspace scalar_tensor where masked_fill masked_fill_ set_ "
+    "item _local_scalar_dense is_nonzero eye tril triu tril_ triu_ resize_ index index_put index_put_ scatter scatter_ "
+    "lift lift_fresh_copy _assert_async is_same_size equal sym_size nonzero _sparse_coo_tensor_with_dims_and_tensors "
+    "_coalesce _coalesced_ _indices _values to_sparse _to_sparse is_coalesced"
+)
+"""moves, creations and questions: no arithmetic"""
+
+
+def _each(names: str, **counts) -> dict:
+    return {packet: counts for packet in _packets(names)}
+
+
+ELEMENTWISE = {
+    **_each("add add_ sub sub_ rsub", adds=1),
+    **_each("mul mul_ square square_", products=1),
+    **_each("div div_ reciprocal reciprocal_ true_divide", division=1),
+    **_each("lerp lerp_", products=1, adds=2),
+    **_each("addcmul addcmul_", products=1, adds=1),
+    **_each("addcdiv addcdiv_", division=1, adds=1),
+    **_each("gt ge lt le eq ne gt_ ge_ lt_ le_ isnan isinf isfinite relu relu_ maximum", comparisons=1),
+    **_each(
+        "minimum clamp_min clamp_max clamp_min_ clamp_max_ heaviside sign sgn floor ceil round trunc", comparisons=1
+    ),
+    **_each("bitwise_not logical_not bitwise_and logical_and bitwise_or logical_or logical_xor", comparisons=1),
+    **_each("leaky_relu leaky_relu_", comparisons=1, products=1),
+    **_each("hardtanh hardtanh_", comparisons=2),
+    **_each("sigmoid sigmoid_", sigmoid=1),
+    **_each("tanh tanh_", tanh=1),
+    **_each("exp exp_ exp2 expm1", exp=1),
+    **_each("log log_ log2 log10 log1p", log=1),
+    **_each("sqrt sqrt_", sqrt=1),
+    **_each("rsqrt rsqrt_", rsqrt=1),
+    **_each("atan", atan=1),
+    **_each("sin sin_", sin=1),
+    **_each("cos cos_", cos=1),
+    **_each("erf erf_", erf=1),
+    **_each("silu silu_", sigmoid=1, products=1),
+    **_each("gelu", erf=1, products=3, adds=1),
+    **_each("elu", comparisons=1, exp=1, adds=1),
+    **_each("softplus", comparisons=1, exp=1, log=1, adds=1),
+    **_each("log_sigmoid_forward", exp=1, log=1, adds=1),
+}
+"""operator -> what it does for each element of its output"""
+
+TRANSCENDENTAL = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan", "sin", "cos", "erf")
+
+TESTS = _packets("gt ge lt le eq ne logical_not logical_and logical_or isnan isinf isfinite")
+"""their outputs are 0 or 1"""
+SCALINGS = _packets("mul mul_ div div_")
+SUMS = _packets("add add_ sub sub_")
+
+
+def kind_of(packet, args, kinds: list[str]) -> str:
+    """The kind of an elementwise operator's output, proven by what the operator is and its operands' kinds.
+
+    A test gives BINARY, a sign TERNARY. An event times a number is an event of the same kind, whose factor folds into
+    the weights that it reads; an event times anything else, and a sum of events, is zero where no event is: GRADED.
+    """
+    if packet in TESTS:
+        return BINARY
+    if packet in _packets("sign sgn"):
+        return TERNARY
+    if packet is aten.heaviside and isinstance(args[1], Tensor) and bool(((args[1] == 0) | (args[1] == 1)).all()):
+        return BINARY
+    events = [kind for kind in kinds if kind in EVENT_KINDS]
+    if packet in SCALINGS and events:
+        if kinds[0] not in EVENT_KINDS and packet in _packets("div div_"):
+            return DENSE
+        if all(not isinstance(a, Tensor) or a.dim() == 0 for a in args[1:2]):
+            return kinds[0]
+        return BINARY if kinds == [BINARY, BINARY] else GRADED
+    if packet in SUMS and len(kinds) == 2 and len(events) == 2:
+        return TERNARY if kinds == [BINARY, BINARY] and packet in _packets("sub sub_") else GRADED
+    return DENSE
+
+
+def tensors(values) -> list[Tensor]:
+    """Every tensor among arguments, lists of them looked into."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors(value)
+    return found
+
+
+def n_bytes(values) -> int:
+    """Bytes of tensors."""
+    return sum(t.numel() * t.element_size() for t in values)
+
+
+def _mm(mode, args, outputs):
+    x, y = args[-2:] if len(args) < 4 else args[1:3]
+    name = mode.operator_of(y, x)
+    if len(args) > 2:
+        mode.add(name, adds=outputs[0].numel(), weight_bytes=n_bytes(outputs))
+    if x.layout != torch.strided or y.layout != torch.strided:
+        return _sparse(mode, x, y, name)
+    kind = mode.product(x, y, name)
+    return kind if len(args) == 2 else DENSE
+
+
+def _mv(mode, args, outputs):
+    matrix, x = args[-2:]
+    if len(args) > 2:
+        mode.add(adds=outputs[0].numel())
+    mode.product(matrix, x, mode.operator_of(matrix))
+
+
+def _dot(mode, args, outputs):
+    x, y = args[:2]
+    mode.product(x, y, mode.operator_of(y, x))
+
+
+def _bmm(mode, args, outputs):
+    x, y = args[-2:] if len(args) < 4 else args[1:3]
+    if len(args) > 2:
+        mode.add(adds=outputs[0].numel())
+    kind = mode.product(x, y, mode.operator_of(y, x))
+    return kind if len(args) == 2 else DENSE
+
+
+def _sparse(mode, x, y, name):
+    """A sparse matrix times a dense one, or the other way round: each stored value meets one row."""
+    sparse, other = (x, y) if x.layout != torch.strided else (y, x)
+    if other.layout != torch.strided:
+        mode.uncounted.add("aten.mm of two sparse matrices")
+        return DENSE
+    across = other.shape[1] if sparse is x else other.shape[0]
+    stored = sparse._nnz()
+    mode.add(
+        name,
+        dense_macs=x.shape[0] * x.shape[1] * y.shape[1],
+        macs=stored * across,
+        rows=stored,
+        weight_bytes=stored * across * other.element_size(),
+        activation_bytes=stored * sparse.element_size(),
+    )
+    return DENSE
+
+
+def _embedding(mode, args, outputs):
+    table, ids = args[:2]
+    size = n_bytes(outputs)
+    mode.add(mode.operator_of(table), rows=ids.numel(), weight_bytes=size, activation_bytes=size)
+
+
+def _convolution(mode, args, outputs):
+    """Every input element meets the kernels of its group at the places where they reach it, borders excluded."""
+    x, weight, bias, *geometry = args[:9]
+    name, kind = mode.operator_of(weight), mode.kinds.get(x, DENSE)
+    with mode.paused():
+        ones = torch.ones_like(x, dtype=torch.float64)
+        reach = torch.ones_like(weight, dtype=torch.float64)
+        dense = round(aten.convolution(ones, reach, None, *geometry).sum().item())
+        done = dense
+        if kind in EVENT_KINDS:
+            done = round(aten.convolution((x != 0).double(), reach, None, *geometry).sum().item())
+        rows = int(torch.count_nonzero(x)) if kind in EVENT_KINDS else x.numel()
+    if bias is not None:
+        mode.add(name, adds=outputs[0].numel(), weight_bytes=n_bytes(outputs))
+    mode.add(
+        name,
+        dense_macs=dense,
+        rows=rows,
+        deliveries=rows if kind in EVENT_KINDS else 0,
+        weight_bytes=done * weight.element_size(),
+        activation_bytes=rows * x.element_size() + n_bytes(outputs),
+        **{"acs" if kind in (BINARY, TERNARY) else "macs": done},
+    )
+
+
+def _mkldnn_rnn(mode, args, outputs):
+    x, w_in, w_rec, n_units = args[0], args[1], args[2], args[10]
+    gates = {2: 4, 3: 3}.get(args[9])
+    if gates is None:
+        mode.uncounted.add(f"aten.mkldnn_rnn_layer of mode {args[9]}")
+        return
+    n_items = math.prod(x.shape[:-1])
+    n, size = n_items * n_units, x.element_size()
+    kind = mode.kinds.get(x, DENSE)
+    with mode.paused():
+        operands = x.reshape(n_items, -1), x.new_ones(n_items, n_units)
+    for operand, weight, kinds in zip(operands, (w_in, w_rec), ((kind, DENSE), (DENSE, DENSE)), strict=True):
+        name = mode.operator_of(weight)
+        mode.product(operand, weight.t(), name, kinds)
+        mode.add(name, adds=gates * n, weight_bytes=gates * n * size)
+    mode.add(
+        products=(gates - 1) * n,
+        adds=5 * n,
+        transcendentals={"sigmoid": (gates - 1) * n, "tanh": (gates - 2) * n},
+        activation_bytes=2 * n * size,
+    )
+
+
+def _softmax(mode, args, outputs):
+    """Of each row: the largest, e to the difference from it, their sum, and a division each; the log form takes the
+    logarithm of the sum away instead."""
+    n, row = outputs[0].numel(), args[0].shape[args[1]]
+    rows = n // row if row else 0
+    mode.add(
+        adds=2 * n - rows,
+        comparisons=n - rows,
+        transcendentals={"exp": n, "division": n},
+        activation_bytes=2 * n_bytes(outputs),
+    )
+
+
+def _log_softmax(mode, args, outputs):
+    n, row = outputs[0].numel(), args[0].shape[args[1]]
+    rows = n // row if row else 0
+    mode.add(
+        adds=3 * n - rows,
+        comparisons=n - rows,
+        transcendentals={"exp": n, "log": rows},
+        activation_bytes=2 * n_bytes(outputs),
+    )
+
+
+def _attention(mode, args, outputs):
+    """softmax(q k^T scale) v, fused; a causal mask leaves out what it hides."""
+    q, k, v = args[:3]
+    causal = len(args) > 4 and bool(args[4])
+    *outer, queries, width = q.shape
+    keys, heads = k.shape[-2], math.prod(outer)
+    pairs = sum(min(i + 1, keys) for i in range(queries)) if causal else queries * keys
+    pairs, rows = heads * pairs, heads * queries
+    products = pairs * (width + v.shape[-1])
+    mode.add(
+        dense_macs=heads * queries * keys * (width + v.shape[-1]),
+        macs=products,
+        rows=q.numel() + pairs,
+        products=pairs,
+        adds=2 * pairs - rows,
+        comparisons=pairs - rows,
+        transcendentals={"exp": pairs, "division": pairs},
+        activation_bytes=n_bytes([q, k, v, outputs[0]]),
+    )
+
+
+def _layer_norm(mode, args, outputs):
+    """Two means of a row, the centred row, its scale, and the learnt weight and bias."""
+    _norm(mode, args[0], outputs[0], math.prod(args[1]), args[2], args[3])
+
+
+def _group_norm(mode, args, outputs):
+    x, weight, bias, _, _, _, groups = args[:7]
+    _norm(mode, x, outputs[0], x.numel() // (x.shape[0] * groups), weight, bias)
+
+
+def _norm(mode, x, out, row, weight, bias):
+    n, rows, size = out.numel(), out.numel() // row if row else 0, out.element_size()
+    mode.add(
+        mode.operator_of(weight) if weight is not None else None,
+        products=2 * n + 2 * rows + (n if weight is not None else 0),
+        adds=3 * n - rows + (n if bias is not None else 0),
+        transcendentals={"rsqrt": rows},
+        weight_bytes=((weight is not None) + (bias is not None)) * n * size,
+        activation_bytes=n_bytes([x, out]),
+    )
+
+
+def _batch_norm(mode, args, outputs):
+    """Evaluation: a factor and an offset a channel, which fold ahead of time."""
+    n = outputs[0].numel()
+    mode.add(products=n, adds=n, weight_bytes=2 * n_bytes(outputs[:1]), activation_bytes=2 * n_bytes(outputs[:1]))
+
+
+def _pow(mode, args, outputs):
+    exponent, n = args[1], outputs[0].numel()
+    if exponent == 2:
+        mode.add(products=n, activation_bytes=2 * n_bytes(outputs))
+    elif exponent == 3:
+        mode.add(products=2 * n, activation_bytes=2 * n_bytes(outputs))
+    elif exponent in (0.5, -0.5):
+        mode.add(transcendentals={"sqrt" if exponent > 0 else "rsqrt": n}, activation_bytes=2 * n_bytes(outputs))
+    else:
+        mode.uncounted.add(f"aten.pow to {exponent if not isinstance(exponent, Tensor) else 'a tensor'}")
+
+
+def _clamp(mode, args, outputs):
+    bounds = sum(bound is not None for bound in args[1:3])
+    mode.add(comparisons=bounds * outputs[0].numel(), activation_bytes=n_bytes([*tensors(args), *outputs]))
+
+
+def _sum(mode, args, outputs):
+    """n numbers take n - 1 additions."""
+    mode.add(adds=max(args[0].numel() - outputs[0].numel(), 0), activation_bytes=n_bytes([args[0], *outputs]))
+
+
+def _mean(mode, args, outputs):
+    _sum(mode, args, outputs)
+    mode.add(products=outputs[0].numel())
+
+
+def _var(mode, args, outputs):
+    """Mean, centred squares and their mean."""
+    n, rows = args[0].numel(), outputs[0].numel()
+    mode.add(products=n + 2 * rows, adds=3 * n - 2 * rows, activation_bytes=n_bytes([args[0], *outputs]))
+
+
+def _largest(mode, args, outputs):
+    mode.add(comparisons=max(args[0].numel() - outputs[0].numel(), 0), activation_bytes=n_bytes([args[0], outputs[0]]))
+
+
+def _cumsum(mode, args, outputs):
+    n, row = outputs[0].numel(), args[0].shape[args[1]] if args[0].dim() else 1
+    mode.add(adds=n - (n // row if row else 0), activation_bytes=n_bytes([args[0], *outputs]))
+
+
+def _average_pool(mode, args, outputs):
+    kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]] * 2
+    area = math.prod(kernel if len(kernel) > 1 else kernel * 2)
+    n = outputs[0].numel()
+    mode.add(adds=(area - 1) * n, products=n, activation_bytes=n_bytes([args[0], *outputs]))
+
+
+def _scatter_add(mode, args, outputs):
+    source = args[3]
+    mode.add(adds=source.numel(), activation_bytes=n_bytes([source]) * 2)
+
+
+RULES = {
+    packet: rule
+    for names, rule in (
+        ("mm addmm _int_mm _sparse_mm _sparse_addmm", _mm),
+        ("mv addmv", _mv),
+        ("dot vdot", _dot),
+        ("bmm baddbmm", _bmm),
+        ("embedding", _embedding),
+        ("convolution convolution_overrideable", _convolution),
+        ("mkldnn_rnn_layer", _mkldnn_rnn),
+        ("_softmax _safe_softmax", _softmax),
+        ("_log_softmax", _log_softmax),
+        ("_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention", _attention),
+        ("native_layer_norm", _layer_norm),
+        ("native_group_norm", _group_norm),
+        ("native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm", _batch_norm),
+        ("pow pow_", _pow),
+        ("clamp clamp_", _clamp),
+        ("sum", _sum),
+        ("mean", _mean),
+        ("var", _var),
+        ("max min amax amin argmax argmin", _largest),
+        ("cumsum", _cumsum),
+        ("avg_pool2d", _average_pool),
+        ("index_add index_add_ scatter_add scatter_add_", _scatter_add),
+    )
+    for packet in _packets(names)
+}
+"""operator -> its rule, `rule(mode, args, outputs)`, which gives the output's kind where that is not DENSE"""
