@@ -1,9 +1,11 @@
 """What a computation did, as integers; and how a neuron tells a counter what its tensors are.
 
 A counter never guesses from values what is a spike: the op that makes a tensor marks it (`mark`), and says what
-it keeps as state (`announce`). Both do nothing unless a counter listens.
+it keeps as state (`announce`). An op whose own operators a counter cannot see, such as one in C, runs `unseen` and
+says what it did (`work`). All of it does nothing unless a counter listens.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,6 +124,26 @@ def listens() -> bool:
     return bool(_listeners)
 
 
+def watches() -> bool:
+    """Whether a counter listens that wants to see every operator of an op rather than be told."""
+    return any(listener.watches for listener in _listeners)
+
+
+@contextlib.contextmanager
+def unseen():
+    """Context manager: what runs inside is not counted."""
+    with contextlib.ExitStack() as stack:
+        for listener in _listeners:
+            stack.enter_context(listener.paused())
+        yield
+
+
+def work(**counts) -> None:
+    """Tell listening counters what an op did that they could not see, as fields of `Counts`."""
+    for listener in _listeners:
+        listener.add(**counts)
+
+
 def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
     """Tell listening counters that `tensor` carries events of this kind, and returns it.
 
@@ -132,17 +154,19 @@ def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
     return tensor
 
 
-def announce(*, state_updates: Tensor, cause: Tensor | None = None) -> None:
+def announce(*, state_updates: Tensor, cause: Tensor | None = None, parts: int = 1) -> None:
     """Tell listening counters that these values were written as a cell's own state.
 
+    parts  how many such tensors of this shape were written
     cause  the input of each, of the same shape; where it is what events brought, a row of zeros is no input
     """
     for listener in _listeners:
-        listener.add_state_updates(state_updates, cause)
+        listener.add_state_updates(state_updates, cause, parts)
 
 
 class listening:
-    """Context manager: `listener.mark` and `listener.add_state_updates` are called by every op inside."""
+    """Context manager: `listener.mark`, `add_state_updates`, `add` and `paused` are called by every op inside, and
+    its `watches` says whether it wants ops to run as operators that it sees."""
 
     def __init__(self, listener):
         self.listener = listener

@@ -270,3 +270,33 @@ def test_values_times_a_constant_are_counted_the_same(seed, factor, kind):
 def test_a_kind_that_is_none():
     with pytest.raises(ConfigError, match="count kind: expected one of BINARY, TERNARY, GRADED, DENSE, got 'spikes'"):
         count(nn.Linear(5, 3), X, kind="spikes")
+
+
+class Compiled(nn.Module):
+    """A linear layer, and a compiled region behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.region = nn.Linear(5, 3), torch.compile(lambda x: torch.sigmoid(x @ x.t()))
+
+    def forward(self, x):
+        return self.region(self.first(x))
+
+
+def test_a_compiled_region_is_counted():
+    total = count(Compiled(), X, strict=True).total
+    assert (total.macs, total.transcendentals) == (60 + 4 * 4 * 3, {"sigmoid": 16})
+
+
+def test_prefill_and_decode_apart():
+    """One call over a prompt, and a call a token from its state, do the same but are told apart."""
+    model, tokens = spikegpt(), torch.randint(13, (1, 12))
+    prefill = count(model, tokens[:, :8])
+    with torch.no_grad():
+        _, state = model(tokens[:, :8])
+        decode = []
+        for t in range(8, 12):
+            decode.append(count(model, tokens[:, t : t + 1], state))
+            _, state = model(tokens[:, t : t + 1], state)
+    assert [part.tokens for part in decode] == [1] * 4 and prefill.tokens == 8
+    assert sum(decode, start=prefill) == count(model, tokens)

@@ -92,6 +92,7 @@ def test_counts(name):
     tokens = tokens_for(model, steps=30)
     torch_count, graph_count = count(model, tokens), simulate(model.lower(), tokens).tally
     assert torch_count.uncounted == ()
+    assert count(model, tokens, kernels="reference").without_bytes() == torch_count.without_bytes(), "told and seen"
     same = ("dense_macs", "macs", "acs", "state_updates")
     if model.config.neuron.startswith("snntorch"):  # its step computes more than the op that equals it
         assert all(getattr(torch_count, field) == getattr(graph_count, field) for field in (*same, "events"))

@@ -25,6 +25,7 @@ from rheobase.backends.counting.operators import (
     tensors,
 )
 from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.ops.choice import wanted
 from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, Counts, Tally, listening
 
 INDEX = (torch.int64, torch.bool)
@@ -34,8 +35,9 @@ INDEX = (torch.int64, torch.bool)
 class CountingMode(TorchDispatchMode):
     """Counts every operator dispatched while it is active; `tally(tokens)` gives the result."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, watches: bool):
         super().__init__()
+        self.watches = watches
         self.kinds = WeakIdKeyDictionary()
         self.constants = WeakIdKeyDictionary()
         self.parameters = {p.data_ptr(): name for name, p in module.named_parameters() if p.numel()}
@@ -62,11 +64,11 @@ class CountingMode(TorchDispatchMode):
             with self.paused():
                 self.add(events=int(torch.count_nonzero(tensor)))
 
-    def add_state_updates(self, tensor: Tensor, cause: Tensor | None) -> None:
-        n = tensor.numel()
+    def add_state_updates(self, tensor: Tensor, cause: Tensor | None, parts: int) -> None:
+        n = parts * tensor.numel()
         with self.paused():
             arrivals = cause is not None and self.kinds.get(cause) == ARRIVALS
-            touched = int((cause != 0).any(-1).sum()) * cause.shape[-1] if arrivals else n
+            touched = parts * int((cause != 0).any(-1).sum()) * cause.shape[-1] if arrivals else n
         self.add(state_updates=n, event_updates=touched, state_bytes=2 * n * tensor.element_size())
 
     def operator_of(self, *weights: Tensor) -> str | None:
@@ -128,10 +130,14 @@ class CountingMode(TorchDispatchMode):
         weights_left = x in self.constants and y not in self.constants
         with self.paused():
             x, y = x if x.dim() > 1 else x[None], y if y.dim() > 1 else y[:, None]
-            per_x = (x != 0).sum(-2) if of_x in EVENT_KINDS else torch.full((*x.shape[:-2], x.shape[-1]), x.shape[-2])
-            per_y = (y != 0).sum(-1) if of_y in EVENT_KINDS else torch.full(y.shape[:-1], y.shape[-1])
-            done = int((per_x * per_y).sum())
-            rows, columns = int(per_x.sum()), int(per_y.sum())
+            rows = int(torch.count_nonzero(x)) if of_x in EVENT_KINDS else x.numel()
+            columns = int(torch.count_nonzero(y)) if of_y in EVENT_KINDS else y.numel()
+            if of_y not in EVENT_KINDS:
+                done = rows * y.shape[-1]
+            elif of_x not in EVENT_KINDS:
+                done = columns * x.shape[-2]
+            else:
+                done = int(((x != 0).sum(-2) * (y != 0).sum(-1)).sum())
         read, sent_by = (columns, of_y) if weights_left else (rows, of_x)
         weight, acts = (x, y) if weights_left else (y, x)
         n_out = math.prod(x.shape[:-1]) * y.shape[-1]
@@ -148,7 +154,9 @@ class CountingMode(TorchDispatchMode):
 
 
 @torch.no_grad()
-def count(model: nn.Module, tokens: Tensor, state=None, *, kind: str = DENSE, strict: bool = False) -> Tally:
+def count(
+    model: nn.Module, tokens: Tensor, state=None, *, kind: str = DENSE, strict: bool = False, kernels: str = "auto"
+) -> Tally:
     """What one evaluation pass of a torch module costs, counted on the operators that it runs.
 
     model    any module; ours mark their events, in others what a test or a sign makes is known for what it is
@@ -156,6 +164,8 @@ def count(model: nn.Module, tokens: Tensor, state=None, *, kind: str = DENSE, st
     state    what an earlier call of the model returned, as its second argument; none if not given
     kind     what the input's values are: "BINARY", "TERNARY" or "GRADED" events, or "DENSE"
     strict   True: an operator without a rule is an error
+    kernels  "auto": our ops in C, where they can be, tell what they did;  "reference": all is counted as torch's
+             operators. The two agree but for bytes, which are those of one fused op or of each operator
     returns  a Tally whose `tokens` is B x T (or B), by operator: a parameter's or a module's path; operators
              without a rule are named in `uncounted`
     raises   UnsupportedError: an operator without a rule, where strict;  ConfigError: no such kind
@@ -163,7 +173,7 @@ def count(model: nn.Module, tokens: Tensor, state=None, *, kind: str = DENSE, st
     if kind not in KINDS:
         raise ConfigError("count kind", f"one of {', '.join(KINDS)}", repr(kind), "name what the input is")
     tokens = torch.as_tensor(tokens)
-    mode = CountingMode(model)
+    mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind
     training = model.training

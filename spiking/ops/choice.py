@@ -29,14 +29,14 @@ def takes_native(op: str, kernels: str, tensors: list[Tensor], obstacle: tuple[s
     """Whether a call of an op runs in C ("native") rather than by its reference in torch.
 
     "auto" takes C wherever it can: plain tensors on a CPU, all float32 or all float64, and a compiled library.
-    While a counter listens the reference runs, whatever is wanted: counters watch its operators.
+    While a counter listens that watches operators the reference runs, whatever is wanted.
 
     tensors   every tensor of the call
     obstacle  what else keeps this call from C: (expected, got, remedy)
     raises    UnsupportedError: "native" is wanted and this call cannot have it;  ConfigError: no such kernels
     """
     choice = wanted(kernels)
-    if choice == "reference" or tally.listens():
+    if choice == "reference" or tally.watches():
         return False
     obstacle = obstacle or _obstacle(op, tensors)
     if obstacle and choice == "native":

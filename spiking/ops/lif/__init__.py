@@ -10,6 +10,7 @@ from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.ops.choice import takes_native
 from rheobase.spiking.ops.lif import native, reference
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
+from rheobase.spiking.tally import BINARY, TERNARY, announce, listens, mark, unseen, work
 
 
 def lif(
@@ -85,7 +86,28 @@ def lif(
         "ternary": ternary,
     }
     if takes_native("lif", kernels, [x_BTD, v, *parameters], obstacle):
-        run = native.lif(x_BTD, v, with_h=with_h, **settings)
+        with unseen():
+            run = native.lif(x_BTD, v, with_h=with_h, **settings)
+        if listens():
+            _tell(x_BTD, run, parameters, v_reset, ternary)
     else:
         run = reference.lif(x_BTD, v, **settings)
     return run if with_h else run[:2]
+
+
+def _tell(
+    x_BTD: Tensor, run: tuple[Tensor, ...], parameters: list[Tensor], v_reset: float | None, ternary: bool
+) -> None:
+    """What the reference's operators do, for a counter that does not see them."""
+    s_BTD, n, size = run[0], x_BTD.numel(), x_BTD.element_size()
+    learnt = sum(p.numel() > 1 for p in parameters)
+    work(
+        products=n,
+        adds=(7 if ternary else 4) * n + (2 * n if v_reset else 0),
+        comparisons=(2 if ternary else 1) * n,
+        transcendentals={"division": n},
+        weight_bytes=learnt * n * size,
+        activation_bytes=2 * n * size,
+    )
+    mark(s_BTD, TERNARY if ternary else BINARY)
+    announce(state_updates=run[1], cause=x_BTD)

@@ -10,6 +10,7 @@ from rheobase.spiking.errors import ShapeError
 from rheobase.spiking.ops.choice import takes_native
 from rheobase.spiking.ops.wkv import native, reference
 from rheobase.spiking.ops.wkv.reference import WKVState, wkv_initial_state
+from rheobase.spiking.tally import announce, listens, unseen, work
 
 
 def wkv(
@@ -52,5 +53,20 @@ def wkv(
         got = f"{[tuple(part.shape) for part in state]}"
         raise ShapeError("wkv state", f"parts of shape {(batch, channels)}", got, "start a new state")
     w = -torch.exp(time_decay)
-    run = native.wkv if takes_native("wkv", kernels, [w, time_first, k, v, *state]) else reference.wkv
-    return run(w, time_first, k, v, WKVState(*state))
+    state = WKVState(*state)
+    if not takes_native("wkv", kernels, [w, time_first, k, v, *state]):
+        return reference.wkv(w, time_first, k, v, state)
+    with unseen():
+        run = native.wkv(w, time_first, k, v, state)
+    if listens():  # what the reference's operators do, for a counter that does not see them
+        n, size = k.numel(), k.element_size()
+        work(
+            products=6 * n,
+            adds=10 * n,
+            comparisons=2 * n,
+            transcendentals={"exp": 4 * n, "division": n},
+            weight_bytes=2 * n * size,
+            activation_bytes=3 * n * size,
+        )
+        announce(state_updates=k, parts=3)
+    return run
