@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Report
-from rheobase.backends.counting.bill import TERMS, Bill
+from rheobase.backends.counting.bill import Bill, counted
+from rheobase.backends.counting.target import TERMS, Interval
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.events import Events
 from rheobase.spiking.files import write_atomic
@@ -51,7 +52,7 @@ class ReportModel:
     log         records of training: {"step", the report's measure, "rates", ...} and {"step", "valid", ...}
     evaluation  on the test part: the measure, perplexity, tokens; and, a layer, rates, dead, saturated
     tally       what some tokens of the test part took
-    bills       that tally on each target
+    bills       that tally on each target; those of `ReportData.billed` are shown line by line, all of them in sum
     """
 
     name: str
@@ -92,6 +93,7 @@ class ReportData:
     text     that stretch, a string a token; the raster shows the first character of each
     sample   what the model wrote after `prompt`
     unit     what a token is called
+    billed   names of the targets to show line by line
     measure  the field of logs and evaluations that holds bits a `unit`
     """
 
@@ -107,6 +109,7 @@ class ReportData:
     prompt: str
     unit: str
     measure: str
+    billed: Sequence[str]
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
@@ -130,7 +133,7 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"n": number, "pct": percent, "plain": plain}
+    environment.filters |= {"n": number, "pct": percent, "plain": plain, "span": span}
     first = data.models[0]
     stretches = [(name.rpartition(".")[0] or name, e) for name, e in data.events.items() if e.n_steps]
     layers = _layers(first.evaluation, stretches)
@@ -145,7 +148,7 @@ def render(data: ReportData) -> str:
         rasters=[_raster(name, events, data.text) for name, events in stretches],
         spreads=[_spread(name, events) for name, events in stretches],
         counted=_counted(data.models),
-        energy=[(bill, _beside(bill, data.models)) for bill in first.bills],
+        energy=[(bill, _beside(bill, data.models)) for bill in first.bills if bill.target.name in data.billed],
         terms=TERMS,
         image=_image(data.image) if data.image else None,
         version=_version(),
@@ -162,6 +165,11 @@ def number(x: float | None) -> str:
     if int(exponent) < -3:
         return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
     return f"{float(mantissa + 'e' + exponent):.{2 - int(exponent)}f}"
+
+
+def span(x: Interval) -> str:
+    """From low to high, or that the sources give one figure."""
+    return f"{number(x.low)} to {number(x.high)}" if x.low < x.high else "one figure"
 
 
 def percent(x: float) -> str:
@@ -325,34 +333,31 @@ def _units(mask: np.ndarray) -> tuple[int, str]:
 
 def _counted(models) -> list[tuple[str, list[float]]]:
     """A row a kind of work, a column a model, a token; kinds that no model has are left out."""
-    totals = [(m.tally.total, max(m.tally.tokens, 1)) for m in models]
-    kinds = dict.fromkeys(kind for total, _ in totals for kind in total.transcendentals)
-    rows = [(title, [getattr(total, term) / per for total, per in totals]) for term, title in TERMS.items()]
-    rows += [(kind, [total.transcendentals.get(kind, 0) / per for total, per in totals]) for kind in kinds]
+    totals = [(counted(m.tally.total), max(m.tally.tokens, 1)) for m in models]
+    kinds = dict.fromkeys(kind for total, _ in totals for kind in total)
+    rows = [(TERMS.get(kind, kind), [total.get(kind, 0) / per for total, per in totals]) for kind in kinds]
     return [row for row in rows if any(row[1])]
 
 
 def _beside(bill: Bill, models) -> dict:
-    """What must stand beside a bill: columns of models, rows of (value a token or None, terms unknown)."""
+    """What must stand beside a bill: columns of models, rows of (Interval a token or None, terms unknown)."""
     others = [(m.name, b) for m in models[1:] for b in m.bills if b.target.name == bill.target.name]
     bills = [bill, *(b for _, b in others)]
 
-    def each(bill, field, scale):
-        total = getattr(bill, field)
-        return None if total is None else total * scale / max(bill.tokens, 1)
+    def each(joules: Interval | None):
+        return joules and joules * (1e9 / max(bill.tokens, 1))
 
-    formula, priced, traffic = (
-        [(each(b, field, scale), len(b.unpriced)) for b in bills]
-        for field, scale in (("formula_joules", 1e9), ("priced_joules", 1e9), ("traffic_bytes", 1))
-    )
+    formula = [(each(b.formula_joules), 0) for b in bills]
+    priced = [(each(b.priced_joules), len(b.unpriced)) for b in bills]
+    traffic = [(Interval(x, x, x), 0) for x in (b.traffic_bytes / max(b.tokens, 1) for b in bills)]
     rows = {"formula": formula, "priced": priced, "traffic": traffic}
     names = [models[0].name, *(name for name, _ in others)]
     if bill.dense_joules is not None and bill.dense_joules != bill.formula_joules:
         names.insert(1, f"{models[0].name}, all dense")
-        formula.insert(1, (each(bill, "dense_joules", 1e9), 0))
+        formula.insert(1, (each(bill.dense_joules), 0))
         priced.insert(1, (None, 0))
         traffic.insert(1, (None, 0))
-    tops = {key: max((x for x, _ in row if x is not None and x == x), default=0) for key, row in rows.items()}
+    tops = {key: max((x.high for x, _ in row if x), default=0) for key, row in rows.items()}
     return {"names": names, "rows": rows, "tops": tops}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import platform
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -20,7 +21,7 @@ from rheobase.backends import price
 from rheobase.backends import simulate as simulate_graph
 from rheobase.backends import verify as verify_artifact
 from rheobase.backends.artifact import MANIFEST, open_artifact
-from rheobase.backends.counting import load_target, target_names
+from rheobase.backends.counting import Quantity, load_target, overview, target_names
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
@@ -168,6 +169,8 @@ def count(args) -> Answer:
     if tally.uncounted:
         lines.append(f"not counted: {', '.join(tally.uncounted)}")
     lines += [f"\n{bill}" for bill in bills]
+    if len(bills) > 1:
+        lines.append(f"\n{overview(bills)}")
     return Answer({"tally": tally.to_table(), "bills": [b.to_table() for b in bills]}, "\n".join(lines))
 
 
@@ -268,12 +271,27 @@ def report(args) -> Answer:
 
 def targets(args) -> Answer:
     if not args.name:
-        found = {name: load_target(name).title for name in target_names()}
-        return Answer(found, "\n".join(f"{name:<16}{title}" for name, title in found.items()))
+        found = [load_target(name) for name in target_names()]
+        heads = {"macs": "a multiply-accumulate", "acs": "an accumulate", "weight_bytes": "a byte of weights"}
+        rows = [f"{'central (low to high)':<21}" + "".join(f"{head:>25}" for head in heads.values())]
+        for target in found:
+            rows.append(f"{target.name:<21}" + "".join(f"{_span(target.terms.get(term)):>25}" for term in heads))
+        rows.append("- no citable figure; rheobase targets NAME gives every constant and its source")
+        return Answer({target.name: dataclasses.asdict(target) for target in found}, "\n".join(rows))
     target = load_target(args.name)
-    lines = [target.title, target.note]
-    lines += [f"  {t:<18}{q.value:>8g} {q.unit}  {q.source} ({q.confidence})" for t, q in target.terms.items()]
+    lines = [target.title, textwrap.fill(target.note, 96)]
+    quantities = {**target.terms, **({"idle_watts": target.idle_watts} if target.idle_watts else {})}
+    for term, q in quantities.items():
+        lines.append(f"  {term:<18}{q.each:>10}, {q.span}")
+        lines.append(textwrap.fill(q.citation, 96, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return Answer(dataclasses.asdict(target), "\n".join(lines))
+
+
+def _span(quantity: Quantity | None) -> str:
+    if quantity is None:
+        return "-"
+    bounds = f" ({quantity.low:g} to {quantity.high:g})" if quantity.low < quantity.high else ""
+    return f"{quantity.central:g}{bounds} {quantity.unit}"
 
 
 def cite(args) -> Answer:

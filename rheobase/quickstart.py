@@ -13,7 +13,7 @@ import torch
 from rheobase import __version__
 from rheobase.backends import count, export, price, simulate, verify
 from rheobase.backends.artifact import open_artifact
-from rheobase.backends.counting import target_names
+from rheobase.backends.counting import overview, target_names
 from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.models.training import loop
 from rheobase.models.training.data import BUILT_IN
@@ -29,6 +29,8 @@ INTEGER_TOKENS = 10_000
 COUNT_TOKENS = 1000
 RASTER_TOKENS = 1000
 PROMPT = b"The "
+BILLED = ("horowitz-45nm", "spinnaker2")
+"""The targets whose bills are shown line by line; the others in sum."""
 
 
 def test(run: Run) -> Evaluation:
@@ -120,10 +122,11 @@ def _quickstart(out: Path, small: bool, text: str | None, say) -> dict:
         macs, dense = tally.macs / per, tally.dense_macs / per
         say(f"count     {name.upper()}: {macs:,.0f} of {dense:,.0f} dense MACs a token, {100 * macs / dense:.1f} %")
     bills = {target: price(tallies["egru"], target) for target in target_names()}
-    for target, bill in bills.items():
-        say(f"bill      {bill}".replace("\n", "\n        "))
-        beside = price(tallies["lstm"], target).priced_joules / per * 1e9
-        say(f"          {'the LSTM, sum of what is priced':<52}{beside:14,.2f} nJ")
+    for target in BILLED:
+        say(f"bill      {bills[target]}".replace("\n", "\n  "))
+    for name, tally in tallies.items():
+        beside = overview([price(tally, target) for target in target_names()])
+        say(f"bills     {name.upper()} on every target\n{beside}".replace("\n", "\n  "))
 
     image = out / "spinnaker2"
     artifact = export(model, "spinnaker2", image, calibration=calibration(runs["egru"]))
@@ -181,9 +184,9 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
     first = runs[0]
     for run in runs[1:]:
         if run.metrics().get("text_sha256") != first.metrics().get("text_sha256"):
-            raise FormatError(run.folder, "a run on the same text", "another text", "compare runs of one text")
+            raise FormatError(run.folder, "a run on the same text", "another text", "overview runs of one text")
         if run.tokenizer().digest != first.tokenizer().digest:
-            raise FormatError(run.folder, f"the tokens of {first.folder}", "others", "compare runs of one tokenizer")
+            raise FormatError(run.folder, f"the tokens of {first.folder}", "others", "overview runs of one tokenizer")
     if image and open_artifact(image).manifest["graph"] != first.model().lower().hash():
         raise FormatError(image, f"an export of {first.folder}", "of another model", "export this run")
     models = []
@@ -235,5 +238,6 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             prompt=tokenizer.decode(prompt).decode(errors="replace"),
             unit=tokenizer.unit,
             measure=tokenizer.measure,
+            billed=BILLED,
         ),
     )

@@ -1,13 +1,12 @@
-"""Counts checked by hand, and bills that cite their constants."""
+"""Counts checked by hand."""
 
 import pytest
 import torch
 from torch import nn
 
 from rheobase.backends import count, price
-from rheobase.backends.counting import load_target, target_names
 from rheobase.spiking import LIF, Counts, Tally
-from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
+from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.tally import BINARY, GRADED, TERNARY, mark
 
 
@@ -96,34 +95,6 @@ def test_tallies_add():
     assert both.transcendentals == {"exp": 1, "tanh": 2}
 
 
-def test_a_bill_by_hand():
-    tally = Tally(10, {"x": Counts(macs=1000, dense_macs=4000, acs=100, products=10, events=5, weight_bytes=8)})
-    bill = price(tally, "horowitz-45nm")
-    joules = {line.term: line.joules for line in bill.lines}
-    assert joules["macs"] == pytest.approx(1000 * 4.6e-12) and joules["acs"] == pytest.approx(100 * 0.9e-12)
-    assert joules["events"] is None and bill.unpriced == ("events",)
-    assert bill.priced_joules == pytest.approx(4600e-12 + 90e-12 + 37e-12 + 100e-12)
-    assert bill.formula_joules == pytest.approx(4690e-12) and bill.dense_joules == pytest.approx(18400e-12)
-    assert bill.traffic_bytes == 8
-    assert "unknown" in str(bill) and "Horowitz" in str(bill)
-
-
-def test_every_target_loads_and_cites():
-    assert {"spinnaker2", "horowitz-45nm"} <= set(target_names())
-    for name in target_names():
-        for quantity in load_target(name).terms.values():
-            assert quantity.source and quantity.confidence and quantity.joules > 0
-
-
-def test_a_target_without_a_source_does_not_load(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text('[terms.macs]\nvalue = 1.0\nunit = "pJ"\nconfidence = "guess"\n')
-    with pytest.raises(FormatError, match="a source.*cite where the constant comes from"):
-        load_target(path)
-    with pytest.raises(ConfigError, match="did you mean 'spinnaker2'"):
-        load_target("spinaker2")
-
-
 def test_writing_in_place_takes_the_mark_away():
     class Spoilt(nn.Module):
         def __init__(self):
@@ -151,14 +122,3 @@ def test_weight_bytes_are_rows_and_biases():
     assert count(Net(), X).weight_bytes == (6 * 3 + 3 * 3) * 4
     lstm = count(nn.LSTM(5, 6, batch_first=True), torch.randn(2, 7, 5))
     assert lstm.weight_bytes == 14 * 24 * (5 + 6 + 2) * 4
-
-
-def test_a_target_without_a_price_for_products_says_unknown(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text('[terms.products]\nvalue = 1.0\nunit = "pJ"\nsource = "here"\nconfidence = "none"\n')
-    bill = price(Tally(1, {"x": Counts(macs=5, dense_macs=9, products=2)}), load_target(path))
-    assert bill.formula_joules is None and bill.dense_joules is None and "nan" not in str(bill)
-    for wrong in ("[terms.mac]\nvalue = 1.0", "[terms.macs]\nvalue = -1.0", "terms = 3", "[model]"):
-        path.write_text(wrong + ('\nunit = "pJ"\nsource = "here"\nconfidence = "none"\n' if "value" in wrong else "\n"))
-        with pytest.raises(FormatError):
-            load_target(path)

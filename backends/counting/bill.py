@@ -1,54 +1,14 @@
-"""Prices a tally on a target: one line a term, each constant with its source, and what is unknown shown as unknown."""
+"""Prices a tally on a target: a line a term, an interval each, its source, and what is unknown shown as unknown."""
 
-import math
-import tomllib
-from collections.abc import Mapping
+import dataclasses
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from rheobase.spiking.errors import ConfigError, FormatError
-from rheobase.spiking.registry import nearest
-from rheobase.spiking.tally import Tally
+from rheobase.backends.counting.target import TERMS, ZERO, Interval, Quantity, Target, load_target
+from rheobase.spiking.tally import Counts, Tally
 
-FOLDER = Path(__file__).parent.parent / "targets"
-SCALE = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "nJ": 1e-9, "pJ": 1e-12, "fJ": 1e-15}
-TERMS = {
-    "macs": "multiply-accumulates",
-    "acs": "accumulates",
-    "products": "elementwise products",
-    "state_updates": "state updates",
-    "comparisons": "comparisons",
-    "events": "events sent",
-    "weight_bytes": "bytes of weights",
-    "state_bytes": "bytes of state",
-    "activation_bytes": "bytes of activations",
-}
-
-TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan")
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """An energy an operation (or a byte), with where it comes from and how far to trust it."""
-
-    value: float
-    unit: str
-    source: str
-    confidence: str
-
-    @property
-    def joules(self) -> float:
-        return self.value * SCALE[self.unit]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A machine: its name, what its figures cover, and a Quantity for every term that has a citable one."""
-
-    name: str
-    title: str
-    note: str
-    terms: Mapping[str, Quantity]
+WIDTH = 96
 
 
 @dataclass(frozen=True)
@@ -58,7 +18,7 @@ class Line:
     term: str
     count: int
     quantity: Quantity | None
-    joules: float | None
+    joules: Interval | None
 
 
 @dataclass(frozen=True)
@@ -73,19 +33,21 @@ class Bill:
                      both are None where the target has no price for them
     traffic_bytes    logical bytes of weights, state and activations
     uncounted        operators that ran and that no rule counts: their cost is unknown
+
+    A sum of intervals takes every constant at its low, at its central or at its high figure at once.
     """
 
     target: Target
     tokens: int
     lines: tuple[Line, ...]
-    formula_joules: float | None
-    dense_joules: float | None
+    formula_joules: Interval | None
+    dense_joules: Interval | None
     traffic_bytes: int
     uncounted: tuple[str, ...] = ()
 
     @property
-    def priced_joules(self) -> float:
-        return math.fsum(line.joules for line in self.lines if line.joules is not None)
+    def priced_joules(self) -> Interval:
+        return sum((line.joules for line in self.lines if line.joules is not None), ZERO)
 
     @property
     def unpriced(self) -> tuple[str, ...]:
@@ -93,93 +55,49 @@ class Bill:
 
     def to_table(self) -> dict:
         """A plain table, for JSON."""
-        lines = [
-            {"term": ln.term, "count": ln.count, "joules": ln.joules}
-            | (
-                {"each": f"{ln.quantity.value:g} {ln.quantity.unit}", "source": ln.quantity.source}
-                if ln.quantity
-                else {}
-            )
-            for ln in self.lines
-        ]
-        names = (
-            "tokens",
-            "priced_joules",
-            "unpriced",
-            "formula_joules",
-            "dense_joules",
-            "traffic_bytes",
-            "uncounted",
-        )
-        return {"target": self.target.name, "lines": lines} | {n: getattr(self, n) for n in names}
+        names = ("tokens", "unpriced", "traffic_bytes", "uncounted")
+        sums = {name: getattr(self, name) for name in ("priced_joules", "formula_joules", "dense_joules")}
+        return {
+            "target": self.target.name,
+            "note": self.target.note,
+            "lines": [dataclasses.asdict(line) for line in self.lines],
+            "idle_watts": self.target.idle_watts and dataclasses.asdict(self.target.idle_watts),
+            **{name: joules and dataclasses.asdict(joules) for name, joules in sums.items()},
+            **{name: getattr(self, name) for name in names},
+        }
 
     def __str__(self) -> str:
         per = max(self.tokens, 1)
+        sources: dict[str, int] = {}
+
+        def cite(quantity: Quantity) -> str:
+            return f"[{sources.setdefault(quantity.citation, len(sources) + 1)}]"
 
         def row(name, count, each, joules, mark=""):
-            cost = f"{joules / per * 1e9:14,.2f} nJ" if joules is not None else f"{'unknown':>17}"
-            return f"  {name:<30}{count:>12}{each:>10}{cost} {mark}".rstrip()
+            cost = nanojoules(joules, per)
+            return f"  {name:<28}{count:>12}{each:>9}{cost[0]:>13}{cost[1]:>27} {mark}".rstrip()
 
-        sources: dict[str, int] = {}
-        rows = [f"{self.target.title}; a token"]
+        rows = [f"{self.target.title}; a token", f"{'nJ':>64}{'low to high':>27}"]
         for line in self.lines:
-            each = mark = ""
-            if line.quantity:
-                each = f"{line.quantity.value:g} {line.quantity.unit}"
-                mark = f"[{sources.setdefault(line.quantity.source, len(sources) + 1)}]"
-            rows.append(row(TERMS.get(line.term, line.term), f"{line.count / per:,.1f}", each, line.joules, mark))
+            each, mark = (line.quantity.each, cite(line.quantity)) if line.quantity else ("", "")
+            rows.append(row(TERMS.get(line.term, line.term), figure(line.count / per), each, line.joules, mark))
         rows.append(row("sum of what is priced", "", "", self.priced_joules))
         rows.append(row("products alone, as papers do", "", "", self.formula_joules))
         rows.append(row("the same, all operands dense", "", "", self.dense_joules))
-        rows.append(f"  {'memory traffic':<30}{self.traffic_bytes / per:>12,.0f} bytes")
+        rows.append(f"  {'memory traffic':<28}{figure(self.traffic_bytes / per):>12} bytes")
+        notes = []
         if self.unpriced:
-            rows.append(f"  unknown here: {', '.join(TERMS.get(t, t) for t in self.unpriced)}")
+            notes.append(f"  unknown here: {', '.join(TERMS.get(t, t) for t in self.unpriced)}")
         if self.uncounted:
-            rows.append(f"  not counted: {', '.join(self.uncounted)}")
-        rows += [f"  [{number}] {source}" for source, number in sources.items()]
-        return "\n".join(rows)
-
-
-def target_names() -> list[str]:
-    """The targets: one TOML file each."""
-    return sorted(p.stem for p in FOLDER.glob("*.toml"))
-
-
-def load_target(name_or_path: str | Path) -> Target:
-    """Read a target by its name, or a TOML file of one's own.
-
-    raises  ConfigError: no such target;  FormatError: a constant without value, unit, source or confidence
-    """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if str(name_or_path) not in target_names():
-            raise ConfigError(
-                "target",
-                "a known target",
-                repr(str(name_or_path)),
-                nearest(str(name_or_path), target_names()),
+            notes.append(f"  not counted: {', '.join(self.uncounted)}")
+        idle = self.target.idle_watts
+        if idle:
+            notes.append(
+                f"  idle power {idle.each}, {idle.span} {cite(idle)}: joules a token depend on how long a token takes"
             )
-        path = FOLDER / f"{name_or_path}.toml"
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FormatError(path, "a target in TOML", str(error), "mend the file") from None
-    terms = {}
-    entries = table.get("terms")
-    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
-        raise FormatError(path, "a table [terms.NAME] for each constant", "none", "write a target's file")
-    for term, entry in entries.items():
-        if term not in (*TERMS, *TRANSCENDENTALS):
-            raise FormatError(path, "known terms", repr(term), nearest(term, (*TERMS, *TRANSCENDENTALS)))
-        for key in ("value", "unit", "source", "confidence"):
-            if not entry.get(key):
-                raise FormatError(f"{path} terms.{term}", f"a {key}", "none", "cite where the constant comes from")
-        if type(entry["value"]) not in (int, float) or not 0 < entry["value"] < math.inf:
-            raise FormatError(f"{path} terms.{term}", "a value above 0", repr(entry["value"]), "mend the value")
-        if entry["unit"] not in SCALE:
-            raise FormatError(f"{path} terms.{term}", f"a unit among {', '.join(SCALE)}", entry["unit"], "convert it")
-        terms[term] = Quantity(float(entry["value"]), entry["unit"], entry["source"], entry["confidence"])
-    return Target(path.stem, table.get("title", path.stem), table.get("note", ""), terms)
+        notes += [f"  [{number}] {citation}" for citation, number in sources.items()]
+        rows += [textwrap.fill(note, WIDTH, subsequent_indent="      ", break_on_hyphens=False) for note in notes]
+        return "\n".join(rows)
 
 
 def price(tally: Tally, target: Target | str) -> Bill:
@@ -190,21 +108,49 @@ def price(tally: Tally, target: Target | str) -> Bill:
     if not isinstance(target, Target):
         target = load_target(target)
     total = tally.total
-    counts = {term: getattr(total, term) for term in TERMS} | dict(total.transcendentals)
     lines = []
-    for term, number in counts.items():
+    for term, number in counted(total).items():
         if number:
             quantity = target.terms.get(term)
-            lines.append(Line(term, number, quantity, number * quantity.joules if quantity else None))
-    priced = {line.term: line.joules for line in lines}
-    formula = [priced[t] for t in ("macs", "acs") if t in priced]
+            lines.append(Line(term, number, quantity, quantity.interval * number if quantity else None))
+    formula = [line.joules for line in lines if line.term in ("macs", "acs")]
     mac = target.terms.get("macs")
     return Bill(
         target=target,
         tokens=tally.tokens,
         lines=tuple(lines),
-        formula_joules=None if None in formula else math.fsum(formula),
-        dense_joules=total.dense_macs * mac.joules if mac else None,
+        formula_joules=None if None in formula else sum(formula, ZERO),
+        dense_joules=mac.interval * total.dense_macs if mac else None,
         traffic_bytes=total.weight_bytes + total.state_bytes + total.activation_bytes,
         uncounted=tally.uncounted,
     )
+
+
+def counted(total: Counts) -> dict[str, int]:
+    """Every term that a target may price, and how often it happened."""
+    fields = {term: getattr(total, term) for term in TERMS if term in Counts.__dataclass_fields__}
+    return fields | dict(total.transcendentals)
+
+
+def overview(bills: Sequence[Bill]) -> str:
+    """One tally on several targets: the sums side by side, and how much of each is unknown."""
+    rows = [f"{'nJ a token':<18}{'products alone':>37}{'all that is priced':>37} unknown"]
+    for bill in bills:
+        sums = (nanojoules(joules, max(bill.tokens, 1)) for joules in (bill.formula_joules, bill.priced_joules))
+        cells = "".join(f" {central:>11} {span:>24}" for central, span in sums)
+        rows.append(f"{bill.target.name:<18}{cells} {len(bill.unpriced)} of {len(bill.lines)}")
+    return "\n".join(rows)
+
+
+def nanojoules(joules: Interval | None, tokens: int) -> tuple[str, str]:
+    """The central figure a token, and its interval."""
+    if joules is None:
+        return "unknown", ""
+    scaled = joules * (1e9 / tokens)
+    span = f"{figure(scaled.low)} to {figure(scaled.high)}" if joules.low < joules.high else "one figure"
+    return figure(scaled.central), span
+
+
+def figure(x: float) -> str:
+    """A number to three digits, or all those before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
