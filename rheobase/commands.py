@@ -21,7 +21,7 @@ from rheobase.backends import price
 from rheobase.backends import simulate as simulate_graph
 from rheobase.backends import verify as verify_artifact
 from rheobase.backends.artifact import MANIFEST, open_artifact
-from rheobase.backends.counting import Quantity, load_target, overview, target_names
+from rheobase.backends.counting import Quantity, break_even, load_target, overview, target_names
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
@@ -168,10 +168,13 @@ def count(args) -> Answer:
         lines.append(f"{name:<28}{row[0]:>14,.1f}{row[1]:>14,.1f}{row[2]:>14,.1f}{row[3]:>12,.1f}{row[4]:>10,.1f}")
     if tally.uncounted:
         lines.append(f"not counted: {', '.join(tally.uncounted)}")
-    lines += [f"\n{bill}" for bill in bills]
+    even = [break_even(tally, bill.target) for bill in bills]
+    for bill, rate in zip(bills, even, strict=True):
+        lines.append(f"\n{bill}\n{rate}")
     if len(bills) > 1:
         lines.append(f"\n{overview(bills)}")
-    return Answer({"tally": tally.to_table(), "bills": [b.to_table() for b in bills]}, "\n".join(lines))
+    table = {"tally": tally.to_table(), "bills": [b.to_table() for b in bills]}
+    return Answer(table | {"break_even": [dataclasses.asdict(rate) for rate in even]}, "\n".join(lines))
 
 
 def simulate(args) -> Answer:

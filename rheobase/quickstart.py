@@ -13,7 +13,7 @@ import torch
 from rheobase import __version__
 from rheobase.backends import count, export, price, simulate, verify
 from rheobase.backends.artifact import open_artifact
-from rheobase.backends.counting import overview, target_names
+from rheobase.backends.counting import break_even, overview, target_names
 from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.models.training import loop
 from rheobase.models.training.data import BUILT_IN
@@ -123,7 +123,7 @@ def _quickstart(out: Path, small: bool, text: str | None, say) -> dict:
         say(f"count     {name.upper()}: {macs:,.0f} of {dense:,.0f} dense MACs a token, {100 * macs / dense:.1f} %")
     bills = {target: price(tallies["egru"], target) for target in target_names()}
     for target in BILLED:
-        say(f"bill      {bills[target]}".replace("\n", "\n  "))
+        say(f"bill      {bills[target]}\n{break_even(tallies['egru'], target)}".replace("\n", "\n  "))
     for name, tally in tallies.items():
         beside = overview([price(tally, target) for target in target_names()])
         say(f"bills     {name.upper()} on every target\n{beside}".replace("\n", "\n  "))

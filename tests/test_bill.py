@@ -79,10 +79,17 @@ def test_the_table_has_every_interval_and_what_qualifies_it():
 
 
 def test_targets_side_by_side():
-    bills = [price(Tally(1, {"x": Counts(acs=100, events=1)}), name) for name in ("loihi1", "horowitz-45nm")]
-    lines = overview(bills).splitlines()
+    tally = Tally(1, {"x": Counts(acs=100, events=1)})
+    lines = overview([price(tally, name) for name in ("loihi1", "spinnaker2-mla", "horowitz-45nm")]).splitlines()
     assert lines[1].split() == "loihi1 2.36 2.36 to 3.55 2.36 2.36 to 3.56 0 of 2".split()
     assert lines[2].split()[-3:] == ["1", "of", "2"] and max(map(len, lines)) <= 100
+    assert lines[3] == "no price for its products: spinnaker2-mla"
+
+
+def test_where_nothing_has_a_price_the_sum_is_unknown():
+    bill = price(Tally(1, {"x": Counts(macs=3)}), "odin")
+    assert bill.priced_joules is None and bill.to_table()["priced_joules"] is None
+    assert " 0 " not in str(bill) and "sum of what is priced                                  unknown" in str(bill)
 
 
 @pytest.mark.parametrize("name", target_names())

@@ -50,8 +50,12 @@ def test_count_gives_operators_and_bills(small_run, ask):
         "count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--target", "horowitz-45nm", "--strict"
     )
     assert "layers.1.recurrent_kernel" in text and "unknown" in text and "memory traffic" in text
+    assert text.count("break-even: ") == 2 and "products alone" in text.rpartition("break-even")[2]
+    assert max(map(len, text.partition("\n\n")[2].splitlines())) <= 100
     table = ask("count", small_run.folder, "--tokens", "50", "--target", "spinnaker2", "--json")
     assert table["tally"]["tokens"] == 50 and table["bills"][0]["unpriced"]
+    priced, rate = table["bills"][0]["priced_joules"], table["break_even"][0]["rate"]
+    assert 0 < priced["low"] < priced["central"] < priced["high"] and 0 < rate["low"] <= rate["central"] <= rate["high"]
     assert 0 < table["tally"]["total"]["macs"] < table["tally"]["total"]["dense_macs"]
 
 
@@ -90,6 +94,8 @@ def test_report_is_one_self_contained_page(small_run, tmp_path, ask):
     ask("report", small_run.folder, "--image", tmp_path / "image", "--out", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "<svg" in page and "bits a byte" in page
+    assert re.search(r"<span class=\"of\">[\d,.]+ to [\d,.]+</span>", page)
+    assert "one figure" in page and "Idle power 0.5647 W" in page and "TrueNorth" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page) and "<script" not in page
 
 

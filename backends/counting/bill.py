@@ -26,7 +26,7 @@ class Bill:
     """What a tally costs on a target. No number of it stands for the whole: read the lines.
 
     lines            one a term with a count above 0
-    priced_joules    sum of the lines that have a price
+    priced_joules    sum of the lines that have a price, None where none has
     unpriced         terms without one
     formula_joules   the papers' own formula: macs and acs only
     dense_joules     the same formula with every operand dense: every executed product a multiply-accumulate;
@@ -46,8 +46,10 @@ class Bill:
     uncounted: tuple[str, ...] = ()
 
     @property
-    def priced_joules(self) -> Interval:
-        return sum((line.joules for line in self.lines if line.joules is not None), ZERO)
+    def priced_joules(self) -> Interval | None:
+        """Sum of the lines that have a price, None where none has."""
+        priced = [line.joules for line in self.lines if line.joules is not None]
+        return sum(priced, ZERO) if priced else None
 
     @property
     def unpriced(self) -> tuple[str, ...]:
@@ -133,12 +135,16 @@ def counted(total: Counts) -> dict[str, int]:
 
 
 def overview(bills: Sequence[Bill]) -> str:
-    """One tally on several targets: the sums side by side, and how much of each is unknown."""
+    """One tally on several targets: the sums side by side where its products have a price, and what is unknown."""
     rows = [f"{'nJ a token':<18}{'products alone':>37}{'all that is priced':>37} unknown"]
     for bill in bills:
-        sums = (nanojoules(joules, max(bill.tokens, 1)) for joules in (bill.formula_joules, bill.priced_joules))
-        cells = "".join(f" {central:>11} {span:>24}" for central, span in sums)
-        rows.append(f"{bill.target.name:<18}{cells} {len(bill.unpriced)} of {len(bill.lines)}")
+        if bill.formula_joules is not None:
+            sums = (nanojoules(joules, max(bill.tokens, 1)) for joules in (bill.formula_joules, bill.priced_joules))
+            cells = "".join(f" {central:>11} {span:>24}" for central, span in sums)
+            rows.append(f"{bill.target.name:<18}{cells} {len(bill.unpriced)} of {len(bill.lines)}")
+    rest = [bill.target.name for bill in bills if bill.formula_joules is None]
+    if rest:
+        rows.append(textwrap.fill(f"no price for its products: {', '.join(rest)}", WIDTH, subsequent_indent="  "))
     return "\n".join(rows)
 
 
