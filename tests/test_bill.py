@@ -1,7 +1,9 @@
 """Bills by hand: intervals, what is unknown, and targets that cite every constant or do not load."""
 
 import json
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -87,7 +89,7 @@ def test_targets_side_by_side():
 
 
 def test_where_nothing_has_a_price_the_sum_is_unknown():
-    bill = price(Tally(1, {"x": Counts(macs=3)}), "odin")
+    bill = price(Tally(1, {"x": Counts(macs=3, weight_bytes=8)}), "odin")
     assert bill.priced_joules is None and bill.to_table()["priced_joules"] is None
     assert " 0 " not in str(bill) and "sum of what is priced                                  unknown" in str(bill)
 
@@ -113,6 +115,12 @@ def test_the_known_targets_are_there_and_a_wrong_name_is_helped():
 def test_a_whole_target_of_ones_own_loads(mine):
     target = load_target(mine("[terms.macs]\nlow = 1\nvalue = 2.0\nhigh = 4\n" + CITED))
     assert near(target.terms["macs"].interval) == (1e-12, 2e-12, 4e-12) and target.idle_watts is None
+
+
+def test_the_documented_target_loads(mine):
+    text = (Path(__file__).parent.parent / "docs" / "energy.md").read_text()
+    target = load_target(mine(re.search(r"```toml\n(.*?)```", text, re.S)[1]))
+    assert near(target.terms["acs"].interval) == (10e-12, 12.5e-12, 30e-12)
 
 
 @pytest.mark.parametrize("key", ["source", "confidence", "node", "precision", "scope", "unit", "value"])

@@ -105,3 +105,7 @@ def test_targets_and_doctor(ask):
     assert table["rheobase"] == __version__ and isinstance(table["c_library"], bool) and "cuda" in table
     assert {table["lif_kernels"], table["wkv_kernels"]} <= {"native", "reference"}
     assert "torch" in ask("doctor")
+
+
+def test_the_documented_table_of_targets_is_what_the_command_prints(ask):
+    assert ask("targets") in (Path(__file__).parent.parent / "docs" / "energy.md").read_text()
