@@ -14,9 +14,10 @@ from rheobase.backends.counting.bill import WIDTH, counted, figure
 from rheobase.backends.counting.target import TERMS, Interval, Target, load_target
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.registry import nearest
-from rheobase.spiking.tally import Tally
+from rheobase.spiking.tally import Counts, Tally
 
 PRODUCTS = ("macs", "acs")
+APART = (*PRODUCTS, "events", "weight_bytes", "state_bytes", "activation_bytes")
 
 
 @dataclass(frozen=True)
@@ -84,41 +85,46 @@ def break_even(
             raise ConfigError("neurons", "operators of the tally", repr(name), nearest(name, tally.operators))
     target = target if isinstance(target, Target) else load_target(target)
     twin = target if twin is None else twin if isinstance(twin, Target) else load_target(twin)
+    fixed, variable, dense = sides = _sides(tally, steps, bits, neurons)
+    here, there = ({t for side in part for t, n in side.items() if n} for part in (sides[:2], sides[2:]))
+    used = [t for t in dict.fromkeys((*TERMS, *counted(tally.total))) if t in here | there]
+    missing = tuple(t for t in used if (t in here - target.terms.keys()) or (t in there - twin.terms.keys()))
+    priced = tuple(t for t in used if t not in missing)
+    driven = [c for c in tally.operators.values() if _reads_events(c)]
+    ran = sum(c.macs + c.acs for c in driven) / sum(c.dense_macs for c in driven) if driven else None
+    rate = None
+    if ran and not set(PRODUCTS) & set(missing):
+        prices = {t: target.terms[t].interval for t in priced if t in here}
+        its = {t: twin.terms[t].interval for t in priced if t in there}
+        if twin != target:
+            its = {f"twin {t}": joules for t, joules in its.items()}
+            dense = {f"twin {t}": n for t, n in dense.items()}
+        rate = _solve(fixed, variable, dense, prices | its) * ran
+    return BreakEven(rate, ran, steps, priced, missing)
+
+
+def _reads_events(counts: Counts) -> bool:
+    return counts.acs > 0 or counts.macs < counts.dense_macs
+
+
+def _sides(tally: Tally, steps: int, bits: int, neurons: Collection[str]) -> tuple[dict[str, float], ...]:
+    """How often each term happens: to the events whatever fires, to the events as they fire, and to the twin."""
     fixed, variable, dense = (defaultdict(float) for _ in range(3))
-    ran = possible = 0
     for name, counts in tally.operators.items():
         products = counts.macs + counts.acs
-        driven = counts.acs > 0 or products < counts.dense_macs
-        if driven:
-            ran, possible = ran + products, possible + counts.dense_macs
-        side = variable if driven else fixed
-        for term in PRODUCTS:
-            side[term] += getattr(counts, term)
+        side = variable if _reads_events(counts) else fixed
+        side["macs"] += counts.macs
+        side["acs"] += counts.acs
         side["weight_bytes"] += products * bits / 8
         variable["events"] += counts.events
         dense["macs"] += counts.dense_macs / steps
         dense["weight_bytes"] += counts.dense_macs * bits / 8 / steps
-        work = {term: n for term, n in counted(counts).items() if term not in (*PRODUCTS, "events", "weight_bytes")}
-        del work["activation_bytes"]
-        work["state_bytes"] = 2 * counts.state_updates * bits / 8
-        for term, n in work.items():
+        work = {term: n for term, n in counted(counts).items() if term not in APART}
+        for term, n in (work | {"state_bytes": 2 * counts.state_updates * bits / 8}).items():
             fixed[term] += n
             if name not in neurons or term == "comparisons":
                 dense[term] += n / steps
-    used = [t for t in (*TERMS, *sorted(fixed.keys() - TERMS.keys())) if fixed[t] or variable[t] or dense[t]]
-    missing = tuple(
-        t for t in used if ((fixed[t] or variable[t]) and t not in target.terms) or (dense[t] and t not in twin.terms)
-    )
-    priced = tuple(t for t in used if t not in missing)
-    rate = None
-    if ran and not set(PRODUCTS) & set(missing):
-        own = {t: target.terms[t].interval for t in priced if fixed[t] or variable[t]}
-        its = {t: twin.terms[t].interval for t in priced if dense[t]}
-        if twin is not target:
-            its = {f"twin {t}": joules for t, joules in its.items()}
-            dense = {f"twin {t}": n for t, n in dense.items()}
-        rate = _solve(fixed, variable, dense, own | its) * (ran / possible)
-    return BreakEven(rate, ran / possible if possible else None, steps, priced, missing)
+    return fixed, variable, dense
 
 
 def _solve(fixed: Mapping, variable: Mapping, dense: Mapping, prices: Mapping[str, Interval]) -> Interval:
