@@ -147,6 +147,8 @@ def test_a_constant_that_lacks_a_key_does_not_load(mine, key):
         ("[terms.mac]\nvalue = 1.0\n" + CITED, "did you mean 'macs'"),
         ("[terms]\nmacs = 3", "a table with value"),
         ("terms = 3", r"a table \[terms"),
+        ('twin = "odim"\n[terms]', "did you mean 'odin'"),
+        ("twin = 3\n[terms]", "a known target"),
         ("[model]", r"a table \[terms"),
         ("[terms", "a target in TOML"),
     ],

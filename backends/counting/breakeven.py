@@ -28,6 +28,7 @@ class BreakEven:
               product has no price or no event was read
     ran       events a synapse and step in the tally, over the operators that read events; None if there are none
     steps     steps an inference: `steps` x `rate` is in spikes a synapse an inference
+    twin      name of the target that the twin is priced on
     counted   terms that both sides are charged for
     missing   terms that ran, lack a price, and so are on neither side
     """
@@ -35,6 +36,7 @@ class BreakEven:
     rate: Interval | None
     ran: float | None
     steps: int
+    twin: str
     counted: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -46,8 +48,10 @@ class BreakEven:
             said = "unknown"
         else:
             low, central, high = (figure(x) for x in (self.rate.low, self.rate.central, self.rate.high))
-            said = f"{central} ({low} to {high}) events a synapse and step, {figure(self.ran)} ran"
-        text = f"  break-even: {said}" + (f"; left out for want of a price: {left}" if left else "")
+            said = f"{central} ({low} to {high}) events a synapse and step; {figure(self.ran)} ran"
+        text = f"  break-even with a dense twin on {self.twin}: {said}" + (
+            f"; left out for want of a price: {left}" if left else ""
+        )
         return textwrap.fill(text, WIDTH, subsequent_indent="      ")
 
 
@@ -62,11 +66,12 @@ def break_even(
 ) -> BreakEven:
     """The rate at which the bill of the events equals the bill of the twin, all firing scaled by one factor s.
 
-        events  fixed + s variable        twin  dense        s = (dense - fixed) / variable
+        events  fixed + shared + s variable        twin  dense        s = (dense - fixed - shared) / variable
 
     variable  products, weights read and events sent by operators that read events: those with accumulates, or with
               fewer products than their dense form has
-    fixed     products and weights of the other operators; elementwise work, comparisons, transcendentals and state
+    shared    products and weights of the other operators, which run on the machine of the twin
+    fixed     elementwise work, comparisons, transcendentals and state
     dense     every product of a step as a multiply-accumulate with its weight, and the rest of the work, once an
               inference where the events take `steps` steps
 
@@ -74,7 +79,7 @@ def break_even(
     activations is left out, and so is whatever lacks a price on either side. The interval is exact over all prices
     within theirs, a constant that both sides use being the same on both: the quotient is extreme at corners.
 
-    twin     the machine of the twin, `target` unless given
+    twin     the machine of the twin; unless given, the one that the target names as such, or itself
     neurons  names of operators that the twin lacks; it keeps their comparisons, as its activation function
 
     raises  ConfigError: no such target or operator, no steps;  FormatError: a constant that has no source
@@ -84,9 +89,10 @@ def break_even(
         if name not in tally.operators:
             raise ConfigError("neurons", "operators of the tally", repr(name), nearest(name, tally.operators))
     target = target if isinstance(target, Target) else load_target(target)
-    twin = target if twin is None else twin if isinstance(twin, Target) else load_target(twin)
-    fixed, variable, dense = sides = _sides(tally, steps, bits, neurons)
-    here, there = ({t for side in part for t, n in side.items() if n} for part in (sides[:2], sides[2:]))
+    twin = twin or target.twin or target
+    twin = twin if isinstance(twin, Target) else load_target(twin)
+    fixed, variable, shared, dense = _sides(tally, steps, bits, neurons)
+    here, there = ({t for side in part for t, n in side.items() if n} for part in ((fixed, variable), (shared, dense)))
     used = [t for t in dict.fromkeys((*TERMS, *counted(tally.total))) if t in here | there]
     missing = tuple(t for t in used if (t in here - target.terms.keys()) or (t in there - twin.terms.keys()))
     priced = tuple(t for t in used if t not in missing)
@@ -97,10 +103,9 @@ def break_even(
         prices = {t: target.terms[t].interval for t in priced if t in here}
         its = {t: twin.terms[t].interval for t in priced if t in there}
         if twin != target:
-            its = {f"twin {t}": joules for t, joules in its.items()}
-            dense = {f"twin {t}": n for t, n in dense.items()}
-        rate = _solve(fixed, variable, dense, prices | its) * ran
-    return BreakEven(rate, ran, steps, priced, missing)
+            its, shared, dense = ({f"twin {t}": x for t, x in side.items()} for side in (its, shared, dense))
+        rate = _solve(fixed | shared, variable, dense, prices | its) * ran
+    return BreakEven(rate, ran, steps, twin.name, priced, missing)
 
 
 def _reads_events(counts: Counts) -> bool:
@@ -108,11 +113,11 @@ def _reads_events(counts: Counts) -> bool:
 
 
 def _sides(tally: Tally, steps: int, bits: int, neurons: Collection[str]) -> tuple[dict[str, float], ...]:
-    """How often each term happens: to the events whatever fires, to the events as they fire, and to the twin."""
-    fixed, variable, dense = (defaultdict(float) for _ in range(3))
+    """How often each term happens: fixed, variable, shared and dense of `break_even`."""
+    fixed, variable, shared, dense = (defaultdict(float) for _ in range(4))
     for name, counts in tally.operators.items():
         products = counts.macs + counts.acs
-        side = variable if _reads_events(counts) else fixed
+        side = variable if _reads_events(counts) else shared
         side["macs"] += counts.macs
         side["acs"] += counts.acs
         side["weight_bytes"] += products * bits / 8
@@ -124,7 +129,7 @@ def _sides(tally: Tally, steps: int, bits: int, neurons: Collection[str]) -> tup
             fixed[term] += n
             if name not in neurons or term == "comparisons":
                 dense[term] += n / steps
-    return fixed, variable, dense
+    return fixed, variable, shared, dense
 
 
 def _solve(fixed: Mapping, variable: Mapping, dense: Mapping, prices: Mapping[str, Interval]) -> Interval:

@@ -96,6 +96,7 @@ class Target:
     """A machine: what its figures leave out, and a Quantity for every term that has a citable one.
 
     idle_watts  its power when nothing runs, None where no citable figure was found
+    twin        the target where a dense counterpart of an event-driven run would run, None: the same
     """
 
     name: str
@@ -103,6 +104,7 @@ class Target:
     note: str
     terms: Mapping[str, Quantity]
     idle_watts: Quantity | None = None
+    twin: str | None = None
 
 
 def target_names() -> list[str]:
@@ -111,7 +113,7 @@ def target_names() -> list[str]:
 
 
 def load_target(name_or_path: str | Path) -> Target:
-    """Read a target by its name, or a TOML file of one's own: title, note, [terms.NAME] and [idle_watts].
+    """Read a target by its name, or a TOML file of one's own: title, note, twin, [terms.NAME], [idle_watts].
 
     Each constant has `value` (the central figure), `unit`, `source`, `confidence`, `node`, `precision` and `scope`,
     and `low` and `high` unless its source gives one figure alone.
@@ -136,13 +138,16 @@ def load_target(name_or_path: str | Path) -> Target:
         if term not in (*TERMS, *TRANSCENDENTALS):
             raise FormatError(path, "known terms", repr(term), nearest(term, (*TERMS, *TRANSCENDENTALS)))
         terms[term] = _quantity(f"{path} terms.{term}", entry, ENERGIES)
-    idle = table.get("idle_watts")
+    idle, twin = table.get("idle_watts"), table.get("twin")
+    if twin is not None and twin not in target_names():
+        raise FormatError(f"{path} twin", "a known target", repr(twin), nearest(str(twin), target_names()))
     return Target(
         name=path.stem,
         title=table.get("title", path.stem),
         note=table.get("note", ""),
         terms=terms,
         idle_watts=None if idle is None else _quantity(f"{path} idle_watts", idle, POWERS),
+        twin=twin,
     )
 
 
