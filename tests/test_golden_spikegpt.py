@@ -12,7 +12,7 @@ from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.spikegpt import PUBLISHED
 from rheobase.models.training import loop
-from rheobase.models.training.data import DataConfig, read_text
+from rheobase.models.training.data import DataConfig, read_texts
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 from rheobase.spiking.neurons import lif as neurons_lif
@@ -272,7 +272,7 @@ def test_the_originals_fixture_through_the_event_simulator():
 
 @pytest.mark.parametrize("options", [{}, {"placement": "spike_fed"}, {"ffn_pre": True}, {"binary_embedding": False}])
 def test_every_layer_is_alive_at_the_start_on_real_text(options):
-    text = read_text(DataConfig())
+    text = read_texts(DataConfig())[0]
     first, other = (torch.from_numpy(text[at : at + 512].astype(np.int64)).view(8, 64) for at in (0, 50_000))
     for depth, width in ((4, 48), (1, 16)):
         torch.manual_seed(0)

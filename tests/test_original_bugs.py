@@ -23,7 +23,7 @@ from torch import nn
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import newest_checkpoint
-from rheobase.models.training.data import Batches, DataConfig, read_text
+from rheobase.models.training.data import Batches, DataConfig, read_texts
 from rheobase.models.training.evaluate import evaluate
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.models.training.sample import join_states, prefill
@@ -54,7 +54,7 @@ def tokens_for(model, batch, steps):
 def train(tmp_path_factory):
     """Train a small SpikeGPT on so short a text that it overfits, with other settings of [train] if given."""
     folder = tmp_path_factory.mktemp("original")
-    (folder / "text").write_bytes(read_text(DataConfig())[:400].tobytes())
+    (folder / "text").write_bytes(read_texts(DataConfig())[0][:400].tobytes())
 
     def training(name, **options):
         data = TABLE["data"] | {"text": str(folder / "text")}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rheobase.models import SpikeGPT, SpikeGPTConfig
-from rheobase.models.training.data import DataConfig, read_text
+from rheobase.models.training.data import DataConfig, read_texts
 
 PLACEMENTS = ("reference", "spike_fed")
 
@@ -32,7 +32,7 @@ def stream(placement, length, tenth):
     returns  for each tenth: median processor seconds a token, and the highest resident memory so far in KiB; and
              over all tokens the largest difference of logits and the mean firing of each layer
     """
-    text = read_text(DataConfig())[:length]
+    text = read_texts(DataConfig())[0][:length]
     tokens = torch.from_numpy(text.astype(np.int64))[None]
     model = live_model(placement, tokens)
     seconds, memory, drift, rates = [], [], 0.0, []

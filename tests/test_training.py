@@ -16,7 +16,7 @@ from rheobase.models import EGRULM, EGRULMConfig, load_model
 from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
 from rheobase.models.training.corpus import load_corpus
-from rheobase.models.training.data import Batches, DataConfig, each_once, read_text
+from rheobase.models.training.data import Batches, DataConfig, each_once, read_texts
 from rheobase.models.training.evaluate import evaluate
 from rheobase.models.training.run import Run, RunConfig, TrainConfig, config_names, config_path
 from rheobase.spiking.config import read_toml, to_toml
@@ -53,12 +53,12 @@ def test_streams_are_contiguous_and_crops_are_a_function_of_the_step():
 def test_splits_do_not_overlap_and_a_file_is_memory_mapped(tmp_path):
     (tmp_path / "t.txt").write_bytes(bytes(range(100)) * 10)
     config = DataConfig(text=str(tmp_path / "t.txt"))
-    text = read_text(config)
+    text = read_texts(config)[0]
     parts = load_corpus(config, 16).splits
     assert isinstance(text, np.memmap)
     assert [len(p) for p in (parts.train, parts.valid, parts.test)] == [800, 100, 100]
     assert np.array_equal(np.concatenate([parts.train, parts.valid, parts.test]), text)
-    built_in = read_text(DataConfig())
+    built_in = read_texts(DataConfig())[0]
     assert len(built_in) > 300_000 and built_in[:20].tobytes().isascii()
 
 

@@ -72,11 +72,6 @@ def read_texts(config: DataConfig) -> list[np.ndarray]:
     return first + [_read_file(name, config.encoding) for name in (config.valid_text, config.test_text) if name]
 
 
-def read_text(config: DataConfig) -> np.ndarray:
-    """The first of `read_texts`: the whole text where there is one."""
-    return read_texts(config)[0]
-
-
 def _read_file(name: str, encoding: str) -> np.ndarray:
     path = Path(name)
     if not path.is_file():
