@@ -17,7 +17,7 @@ from rheobase.backends.counting import break_even, overview, target_names
 from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.models.training import loop
 from rheobase.models.training.data import BUILT_IN
-from rheobase.models.training.evaluate import Evaluation, bits_per_byte, evaluate_part
+from rheobase.models.training.evaluate import Evaluation, bits_per_token, evaluate_part
 from rheobase.models.training.run import Run, RunConfig, config_path
 from rheobase.models.training.sample import sample
 from rheobase.spiking.config import read_toml
@@ -54,15 +54,15 @@ def calibration(run: Run) -> np.ndarray:
 
 
 def integer_bits(image: str | Path, tokens: np.ndarray) -> float:
-    """Bits a byte of an exported image over one stream of tokens [n], by the interpreter that reads its bytes."""
+    """Bits a token of an exported image over one stream of them [n], by the interpreter that reads its bytes."""
     from tqdm import tqdm
 
     def progress(stream):
-        return tqdm(stream, desc="integers", unit="byte", disable=None, leave=False)
+        return tqdm(stream, desc="integers", unit="token", disable=None, leave=False)
 
     artifact = open_artifact(image)
     logits = run_machine(artifact, tokens[:-1], progress)[f"{artifact.manifest['head']}.out"][0]
-    return bits_per_byte(logits / 2.0 ** artifact.manifest["arithmetic"]["logit_frac"], tokens[1:])
+    return bits_per_token(logits / 2.0 ** artifact.manifest["arithmetic"]["logit_frac"], tokens[1:])
 
 
 def quickstart(out: Path, *, small: bool = False, text: str | None = None, say=print) -> dict:
@@ -135,7 +135,7 @@ def _quickstart(out: Path, small: bool, text: str | None, say) -> dict:
     say(f"export    {image}: {size:,} bytes on {n_pes} processing element{'s' * (n_pes != 1)} and in DRAM")
     stretch = configs["egru"].splits().test[: (INTEGER_TOKENS if not small else COUNT_TOKENS) + 1].astype(np.int64)
     floats = simulate(model.lower(), stretch[None, :-1], on="torch").outputs["logits"][0]
-    float_bits, int_bits = bits_per_byte(floats, stretch[1:]), integer_bits(image, stretch)
+    float_bits, int_bits = bits_per_token(floats, stretch[1:]), integer_bits(image, stretch)
     loss = 100 * (int_bits / float_bits - 1)
     say(
         f"          {int_bits:.4f} bits a byte in integers, {float_bits:.4f} in float32, "

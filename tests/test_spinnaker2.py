@@ -13,7 +13,7 @@ from rheobase.backends.exporters.spinnaker2.image import FIELDS, PE, unpack
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, build, slices_of
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
-from rheobase.models.training.evaluate import bits_per_byte
+from rheobase.models.training.evaluate import bits_per_token
 from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
@@ -86,7 +86,7 @@ def test_the_image_loses_less_than_one_percent(small_run, small_image):
     logits = simulate(small_run.model().lower(), tokens[None, :-1]).outputs["logits"][0]
     artifact = open_artifact(small_image)
     integer = run_machine(artifact, tokens[:-1])["decoder.out"][0] / 2.0**ints.LOGIT_FRAC
-    assert bits_per_byte(integer, tokens[1:]) < 1.01 * bits_per_byte(logits, tokens[1:])
+    assert bits_per_token(integer, tokens[1:]) < 1.01 * bits_per_token(logits, tokens[1:])
 
 
 def test_any_changed_byte_is_named(small_image):

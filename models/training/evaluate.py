@@ -98,7 +98,7 @@ def evaluate_part(model, splits: Splits, name: str, train) -> Evaluation:
     return evaluate(model, getattr(splits, name), n_bytes=splits.n_bytes.get(name, 0), **options)
 
 
-def bits_per_byte(logits_TV: np.ndarray, targets_T: np.ndarray) -> float:
+def bits_per_token(logits_TV: np.ndarray, targets_T: np.ndarray) -> float:
     """Mean of -log2 softmax(logits)[target], in float64."""
     x = logits_TV.astype(np.float64)
     x = x - x.max(1, keepdims=True)
