@@ -59,8 +59,8 @@ def train_on(tmp_path, text: bytes, config=CONFIG, *more):
         (b"", "text.txt: expected at least 2 bytes of text, got 0; give a longer text"),
         (b"x", "text.txt: expected at least 2 bytes of text, got 1; give a longer text"),
         (b"x" * 60, "expected more than the context of 8 bytes, got 6; give a longer text or lower train.context"),
-        ("caf\xe9 ".encode("latin-1") * 99, "expected utf-8 text, got the byte 0xe9 near byte 3; give a text in that"),
-        (b"\xff\xfe" + "hello".encode("utf-16-le") * 99, "expected utf-8 text, got the byte 0xff near byte 0"),
+        ("caf\xe9 ".encode("latin-1") * 99, "expected utf-8 text, got the byte 0xe9 at byte 3; give a text in that"),
+        (b"\xff\xfe" + "hello".encode("utf-16-le") * 99, "expected utf-8 text, got the byte 0xff at byte 0"),
     ],
 )
 def test_texts(tmp_path, say, text, line):
@@ -69,7 +69,7 @@ def test_texts(tmp_path, say, text, line):
 
 
 def test_a_text_that_ends_inside_a_character(tmp_path, say):
-    assert "expected utf-8 text, got the byte 0xc3 near byte 200" in say(*train_on(tmp_path, b"a" * 200 + b"\xc3"))
+    assert "expected utf-8 text, got the byte 0xc3 at byte 200" in say(*train_on(tmp_path, b"a" * 200 + b"\xc3"))
 
 
 def test_a_text_too_short_for_its_streams(tmp_path, say):

@@ -277,6 +277,20 @@ def test_bad_tokenizers_and_texts(tmp_path, say):
         Bytes().decode([256])
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "characters", "bpe"])
+@pytest.mark.parametrize("at", [(1 << 20) - 1, (5 << 20) + 3])
+def test_a_byte_that_is_no_utf_8_is_found_in_its_file(at, tokenizer, tmp_path):
+    """A first byte of a character before one that is no second, at the end of a piece and beyond the first one."""
+    (tmp_path / "t.txt").write_bytes(b"a" * at + b"\xc3" + b" b" * 99)
+    (tmp_path / "bpe.json").write_text(bpe())
+    name, encoding = str(tmp_path / "bpe.json") if tokenizer == "bpe" else tokenizer, "bytes"
+    if tokenizer == "bytes":
+        encoding = "utf-8"
+        load_corpus(DataConfig(text=str(tmp_path / "t.txt"), encoding="bytes"), 8)
+    with pytest.raises(FormatError, match=f"t.txt: expected utf-8 text, got the byte 0xc3 at byte {at};"):
+        load_corpus(DataConfig(text=str(tmp_path / "t.txt"), encoding=encoding, tokenizer=name), 8)
+
+
 def test_a_data_set_that_is_not_there(tmp_path, say, monkeypatch):
     config = write_config(tmp_path, text="enwik8", folder=str(tmp_path))
     line = say("train", config, "--out", tmp_path / "run", status=1)

@@ -69,7 +69,7 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
     folder = Path(config.text)
     if config.text not in DATA_SETS and folder.is_dir():
         return _load_shards(folder, config, context, kind)
-    parts = _cut(read_texts(config), config, kind.boundary)
+    parts = _cut(read_texts(config, utf8=kind.utf8), config, kind.boundary)
     if isinstance(kind, type):
         options = {"unknown": config.unknown} if config.unknown else {}
         tokenizer = kind.from_text(pieces(kind.boundary, parts["train"], "vocabulary"), **options)

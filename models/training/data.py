@@ -51,25 +51,27 @@ class DataConfig:
     """"streams": B contiguous streams, state carried from step to step; "crops": random crops, state at rest"""
 
 
-def read_texts(config: DataConfig) -> list[np.ndarray]:
+def read_texts(config: DataConfig, *, utf8: bool = False) -> list[np.ndarray]:
     """The bytes of the text, or of its training, validation and test files, memory-mapped where they are files.
 
+    utf8    whether they must be UTF-8 even if data.encoding is "bytes"
     raises  FormatError: no such file, no bytes, or not in the encoding asked for
     """
     if config.encoding not in ENCODINGS:
         raise ConfigError("data.encoding", f"one of {', '.join(ENCODINGS)}", repr(config.encoding), "mend the config")
     if config.test_text and not config.valid_text:
         raise ConfigError("data.test_text", "a data.valid_text beside it", "none", "give both, or the second alone")
+    encoding = "utf-8" if utf8 and config.encoding == "bytes" else config.encoding
     if config.text == BUILT_IN:
         from pydoc_data.topics import topics
 
         first = [np.frombuffer("\n\n".join(topics[k] for k in sorted(topics)).encode(), np.uint8)]
     elif config.text in DATA_SETS:
         paths = locate(config.text, config.folder)
-        first = [_read(path, path, config.encoding) for path in paths]
+        first = [_read(path, path, encoding) for path in paths]
     else:
-        first = [_read_file(config.text, config.encoding)]
-    return first + [_read_file(name, config.encoding) for name in (config.valid_text, config.test_text) if name]
+        first = [_read_file(config.text, encoding)]
+    return first + [_read_file(name, encoding) for name in (config.valid_text, config.test_text) if name]
 
 
 def _read_file(name: str, encoding: str) -> np.ndarray:
@@ -93,12 +95,12 @@ def _read(where: Path, path: Path, encoding: str) -> np.ndarray:
             try:
                 decoder.decode(piece, final=start + _PIECE >= len(data))
             except UnicodeDecodeError as error:
-                at = start + error.start
+                at = start + len(piece) - len(error.object) + error.start
                 raise FormatError(
                     where,
                     f"{encoding} text",
-                    f"the byte 0x{error.object[error.start]:02x} near byte {at}",
-                    'give a text in that encoding or set data.encoding = "bytes"',
+                    f"the byte 0x{error.object[error.start]:02x} at byte {at}",
+                    'give a text in that encoding, or data.encoding = "bytes" and data.tokenizer "bytes" or "words"',
                 ) from None
     return data
 

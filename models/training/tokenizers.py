@@ -29,6 +29,8 @@ class Tokenizer:
     """What the tokenizers share."""
 
     unit = "token"
+    utf8 = False
+    """whether it reads UTF-8 alone"""
     vocabulary: int
 
     @property
@@ -103,7 +105,7 @@ class Characters(Tokenizer):
     unknown     the character, one of them, that stands for one that is not; "": a character that is not is refused
     """
 
-    unit = "character"
+    unit, utf8 = "character", True
 
     def __init__(self, characters: str, unknown: str = ""):
         self.characters, self.unknown = "".join(sorted(set(characters))), unknown
@@ -201,6 +203,8 @@ class Pieces(Tokenizer):
 
     raises  FormatError: JSON that the library cannot read;  ConfigError: the library is not installed
     """
+
+    utf8 = True
 
     def __init__(self, text: str, where: object = "tokenizer"):
         try:
