@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rheobase.cli import run
+from rheobase.models import LSTMLM, LSTMLMConfig
 from rheobase.models.training import cache, corpus, datasets, tokenizers
 from rheobase.models.training.corpus import encode, load_corpus
 from rheobase.models.training.data import DataConfig
-from rheobase.models.training.run import Run, RunConfig, config_path
+from rheobase.models.training.evaluate import evaluate_part
+from rheobase.models.training.run import Run, RunConfig, TrainConfig, config_path
 from rheobase.models.training.shards import Shards, read_shards
 from rheobase.models.training.tokenizers import Bytes, Characters, Pieces, Words, from_json, pieces
 from rheobase.spiking.config import read_toml, to_toml
@@ -107,7 +109,24 @@ def test_a_vocabulary_comes_from_the_training_part(name, tmp_path):
     assert made.tokenizer.vocabulary == {"bytes": 256, "characters": 10, "words": 5}[name]
     lengths = [len(made.tokenizer.decode(part)) for part in made.splits.parts.values()]
     assert name == "words" or sum(lengths) == 800
-    assert made.splits.n_bytes["train"] + len(made.tokenizer.decode(made.splits.train[:1])) == 640
+    assert made.splits.n_bytes == {"train": 640, "valid": 80, "test": 80}
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "words", "bpe"])
+def test_bits_a_byte_are_over_the_bytes_that_the_file_has(tokenizer, tmp_path):
+    """Whatever its first token decodes to: an unknown word, a part of a character."""
+    (tmp_path / "bpe.json").write_text(bpe("a b", 258))
+    text = "日記  a b  c\n" * 30
+    for part, written in (("a", text.replace("日記", "日 記")), ("b", text), ("c", text)):
+        (tmp_path / part).write_text(written)
+    a, b, c = (str(tmp_path / part) for part in "abc")
+    name = str(tmp_path / "bpe.json") if tokenizer == "bpe" else tokenizer
+    made = load_corpus(DataConfig(text=a, valid_text=b, test_text=c, tokenizer=name), 4)
+    model = LSTMLM(LSTMLMConfig(vocabulary=made.tokenizer.vocabulary, embedding=4, layers=(4,)))
+    look = evaluate_part(model, made.splits, "test", TrainConfig())
+    n_tokens, n_bytes = look.tokens + 1, len(text.encode())
+    assert made.splits.n_bytes["test"] == n_bytes and n_tokens == len(made.splits.test)
+    assert look.bits_per_byte == pytest.approx(look.bits_per_token * n_tokens / n_bytes, rel=1e-12)
 
 
 def test_a_file_for_each_part(tmp_path):
@@ -203,7 +222,8 @@ def test_a_run_keeps_its_tokenizer_and_says_its_unit(tokenizer, unit, vocabulary
     (tmp_path / "bpe.json").unlink(missing_ok=True)
     table = json.loads(say("eval", out, "--json"))
     part = made.splits()
-    assert table["bits_per_token"] * table["tokens"] == pytest.approx(table["bits_per_byte"] * part.n_bytes["test"])
+    whole = table["bits_per_token"] * len(part.test)
+    assert whole == pytest.approx(table["bits_per_byte"] * part.n_bytes["test"])
     assert table["perplexity"] == pytest.approx(2 ** table["bits_per_token"])
     line = say("eval", out)
     assert f"bits a {unit}, perplexity" in line and f"a {unit}, " in line and "bits a byte" in line

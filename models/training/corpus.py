@@ -22,7 +22,7 @@ class Splits:
     """The three parts of a text as ids, which may be memory-mapped; they do not overlap.
 
     parts    the ids of "train", "valid" and, unless the text at hand ends before it, "test"
-    n_bytes  bytes of each part's text from its second token on: what an evaluation predicts; empty for shards
+    n_bytes  bytes of each part's text; empty for shards
     """
 
     parts: dict[str, Ids]
@@ -80,7 +80,7 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
         whole.update(part)
         ids[name] = encode(tokenizer, part, f"{name} part of the text")
         _check_length(name, ids[name], context, tokenizer.unit)
-        n_bytes[name] = len(part) - len(tokenizer.decode(ids[name][:1]))
+        n_bytes[name] = len(part)
     return Corpus(Splits(ids, n_bytes), tokenizer, whole.hexdigest())
 
 

@@ -18,8 +18,10 @@ DEAD, SATURATED = 0.0, 0.99
 class Evaluation:
     """One pass over a text.
 
-    bits_per_byte   sum of -log2 p(next token) over the bytes of the text predicted; None if those are not known. It
-                    flatters a tokenizer to which parts of the text are unknown: their spelling is not predicted
+    bits_per_byte   bits_per_token x tokens of the text / its bytes (Gao et al., "The Pile", arXiv 2101.00027, section
+                    3.1), so that the first token counts like the mean of those predicted; None if the bytes are not
+                    known. It flatters a tokenizer to which parts of the text are unknown: their spelling is not
+                    predicted
     bits_per_token  the mean over tokens: the same for bytes, bits a character for characters
     perplexity      2 ** bits_per_token
     tokens          number of predictions
@@ -56,7 +58,7 @@ def evaluate(
     """Predict every token but the first exactly once, in `batch` contiguous streams that carry their state.
 
     restart   zero c at every cut of `context` steps, as the reference does
-    n_bytes   bytes of the text predicted, 0 if not known; as many as tokens if None
+    n_bytes   bytes of the text, 0 if not known; as many as its tokens if None
     progress  called with the number of predictions after each cut
     """
     was_training = model.training
@@ -79,10 +81,10 @@ def evaluate(
         model.train(was_training)
     bits = nats / tokens / math.log(2)
     perplexity = 2**bits if bits < 1000 else math.inf
-    n_bytes = tokens if n_bytes is None else n_bytes
+    n_bytes = len(data) if n_bytes is None else n_bytes
     units = [f / steps for f in fired]
     return Evaluation(
-        bits_per_byte=bits * (tokens / n_bytes) if n_bytes else None,
+        bits_per_byte=bits * (len(data) / n_bytes) if n_bytes else None,
         bits_per_token=bits,
         perplexity=perplexity,
         tokens=tokens,
