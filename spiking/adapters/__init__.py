@@ -18,7 +18,7 @@ def make_neuron(name: str, units: int, **settings) -> Cell:
 
     name      a file of `spiking/neurons`, or "library:Neuron" for a file of `spiking/adapters`
     settings  the neuron's own; its library's names and defaults where it is a library's
-    raises    ConfigError: an unknown name or setting (with the nearest match), or a setting without effect;
+    raises    ConfigError: an unknown name or setting (with the nearest match), or a setting without effect or meaning;
               UnsupportedError: the library is not installed, or its neuron cannot be such a cell, and why
 
     >>> make_neuron("lif", 3, tau=4.0).lower().tau

@@ -121,6 +121,20 @@ def _refuse_without_effect(name: str, settings: dict, values: dict) -> None:
             raise ConfigError(f"{name} {setting}", "a setting with an effect", why, "drop it")
 
 
+def _refuse_without_meaning(name: str, values: dict) -> None:
+    """Norse takes these and then divides by 0, stands still, or leaps beyond what it leaks to."""
+    for setting, value in values.items():
+        if not isinstance(value, Number):
+            continue
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} {setting}", "a finite number", str(value), "mend it")
+        if setting in ("dt", "tau_mem_inv", "delta_T", "alpha") and not value > 0:
+            raise ConfigError(f"{name} {setting}", "a number above 0", str(value), "raise it")
+        if setting.startswith("tau_") and not 0 <= values["dt"] * value <= 1:
+            wanted = "an inverse time constant from 0 to 1 / dt, so that a step is no longer than it"
+            raise ConfigError(f"{name} {setting}", wanted, f"{value} at dt = {values['dt']}", "mend one of them")
+
+
 def make(kind: str, units: int, settings: dict) -> Norse:
     """The neuron `kind` of Norse; settings are the fields of its parameter tuple, and dt."""
     name = f"norse:{kind}"
@@ -132,6 +146,7 @@ def make(kind: str, units: int, settings: dict) -> Norse:
         values[field] = plain if isinstance(plain, str) else float(plain)
     values |= checked(settings, {field: type(value) for field, value in values.items()}, name)
     _refuse_without_effect(name, settings, values)
+    _refuse_without_meaning(name, values)
     dt = values.pop("dt")
     if "reset_method" in values:
         values["reset_method"] = reset_of(values["reset_method"])
