@@ -93,7 +93,7 @@ def test_report_is_one_self_contained_page(small_run, tmp_path, ask):
     ask("export", small_run.folder, "--to", "spinnaker2", "--out", tmp_path / "image")
     ask("report", small_run.folder, "--image", tmp_path / "image", "--out", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
-    assert "<svg" in page and "bits a byte" in page
+    assert "<svg" in page and "bits a byte" in page and "<pre><b>The </b>" in page
     assert re.search(r"<span class=\"of\">[\d,.]+ to [\d,.]+</span>", page)
     assert "one figure" in page and "Idle power 0.5647 W" in page and "TrueNorth" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page) and "<script" not in page
@@ -109,3 +109,11 @@ def test_targets_and_doctor(ask):
 
 def test_the_documented_table_of_targets_is_what_the_command_prints(ask):
     assert ask("targets") in (Path(__file__).parent.parent / "docs" / "energy.md").read_text()
+
+
+def test_doctor_shows_a_wrong_choice_of_kernels_and_the_rest(ask, monkeypatch):
+    monkeypatch.setenv("RHEOBASE_KERNELS", "natve")
+    table = ask("doctor", "--json")
+    said = "RHEOBASE_KERNELS: expected auto or reference or native, got natve; name one of them"
+    assert table["lif_kernels"] == table["wkv_kernels"] == said and table["rheobase"] == __version__
+    assert said in ask("doctor")

@@ -205,11 +205,11 @@ def write_config(tmp_path, **data):
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "unit", "vocabulary"), [("characters", "character", 17), ("words", "word", 14), ("bpe", "token", 300)]
+    ("tokenizer", "unit", "vocabulary"), [("characters", "character", 16), ("words", "word", 13), ("bpe", "token", 300)]
 )
 def test_a_run_keeps_its_tokenizer_and_says_its_unit(tokenizer, unit, vocabulary, tmp_path, say):
     text = tmp_path / "t.txt"
-    text.write_bytes(b"The cat sat on the mat , and\nthe dog did not .\n" * 60)
+    text.write_bytes(b"the cat sat on the mat , and\nthe dog did not .\n" * 60)
     if tokenizer == "bpe":
         (tmp_path / "bpe.json").write_text(bpe())
         tokenizer, vocabulary = str(tmp_path / "bpe.json"), from_json(bpe()).vocabulary
@@ -232,6 +232,8 @@ def test_a_run_keeps_its_tokenizer_and_says_its_unit(tokenizer, unit, vocabulary
     say("report", out)
     page = (out / "report.html").read_text()
     assert f"bits a {unit} of test text" in page and "bits a byte" not in page
+    prompt = made.tokenizer().decode(part.test[:4]).decode()
+    assert f"<pre><b>{prompt}</b>" in page, "the usual prompt holds a letter that these tokens do not know"
     say("train", "--resume", "--out", out)
 
 

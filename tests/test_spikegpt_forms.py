@@ -139,6 +139,16 @@ def test_a_static_norm_goes_from_layer_norm_to_its_constants():
     assert torch.allclose(norm(x) - norm(x * 0), norm.scale() * x, atol=1e-12), "linear"
 
 
+@torch.no_grad()
+def test_a_static_norm_watches_the_new_tokens_and_not_the_one_carried():
+    torch.manual_seed(0)
+    last, (shifting, plain) = torch.full((4, 6), 1e6).double(), (StaticNorm(6).double() for _ in range(2))
+    for x in torch.randn(2, 4, 50, 6).double():
+        a, _, carried = shifting.shifted(x, last)
+        assert torch.equal(a, plain(x)) and torch.equal(carried, x[:, -1])
+        assert (shifting.mean, shifting.deviation) == (plain.mean, plain.deviation)
+
+
 def test_the_schedule_of_the_norms():
     model = small(**FED, norm="static")
     shares = []

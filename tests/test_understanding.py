@@ -191,6 +191,9 @@ def test_what_a_classifier_does_not_take_is_refused(folder, scratch, tmp_path):
     for wrong, message in (
         ({"budget": {"ops_per_token": 10.0}}, r"no \[budget\]"),
         ({"teacher": {"share": 0.2}}, r"no \[budget\]"),
+        ({"data": {"order": "crops"}}, r"of \[data\] `tokenizer` alone, and no train.restart"),
+        ({"data": {"text": "enwik8"}}, r"of \[data\] `tokenizer` alone, and no train.restart"),
+        ({"train": {"restart": True}}, r"of \[data\] `tokenizer` alone, and no train.restart"),
         ({"model": {"name": "classifier"}}, "a language model"),
         ({"sentences": {"held_out": 0.0}}, "some and not all"),
         ({"train": {"batch": 0}}, "at least 1"),
