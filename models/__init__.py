@@ -21,14 +21,18 @@ from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
 
 
+def model_folder(path: str | Path) -> Path:
+    """Where the files of a model lie: in a folder written by `save_pretrained`, or in the `model/` of a run."""
+    inside = Path(path) / "model"
+    return inside if inside.is_dir() else Path(path)
+
+
 def load_model(path: str | Path) -> Pretrained:
-    """Load whichever model a folder holds: one written by `save_pretrained`, or a run with it in `model/`.
+    """Load whichever model a folder holds.
 
     raises  FormatError: no such model there, or its files are damaged
     """
-    folder = Path(path)
-    if (folder / "model").is_dir():
-        folder = folder / "model"
+    folder = model_folder(path)
     header = read_bytes(folder / "config.json", "a model's configuration")
     try:
         name = json.loads(header)["model"]
@@ -56,4 +60,5 @@ __all__ = [
     "SpikeGPT",
     "SpikeGPTConfig",
     "load_model",
+    "model_folder",
 ]

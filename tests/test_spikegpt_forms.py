@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -322,3 +323,21 @@ def test_a_run_with_all_of_it_resumes_to_the_same_bits(tmp_path):
     after = loop.resume(run.folder).model()
     assert all(torch.equal(tensor, after.state_dict()[n]) for n, tensor in before.items())
     assert load(run.folder).complete and "Affine" in {type(n.op).__name__ for n in after.lower().nodes}
+
+
+@pytest.mark.parametrize("help_", ["start", "model"])
+def test_a_run_whose_teacher_has_changed_does_not_resume(help_, tmp_path):
+    train = {"steps": 2, "batch": 2, "context": 8, "warmup": 1, "evaluate_batch": 256}
+    table = {"model": {"name": "rwkv4", "embedding": 8, "depth": 1}, "train": train}
+    teacher = loop.start(tmp_path / "teacher", RunConfig.from_table(table))
+    run = loop.start(tmp_path / "run", RunConfig.from_table(table | {"teacher": {help_: str(teacher.folder)}}))
+    loop.resume(run.folder)
+    model = teacher.model()
+    with torch.no_grad():
+        model.head.weight[0, 0] += 1
+    model.save_pretrained(teacher.model_path)
+    with pytest.raises(ConfigError, match="the teacher that the checkpoint was trained with, got another; put it back"):
+        loop.resume(run.folder)
+    shutil.rmtree(teacher.folder)
+    with pytest.raises(FormatError, match="teacher"):
+        loop.resume(run.folder)

@@ -17,6 +17,7 @@ from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoi
 from rheobase.models.training.classify import LabelledCorpus
 from rheobase.models.training.corpus import Corpus
 from rheobase.models.training.language_task import LanguageTask
+from rheobase.models.training.objective import teacher_digest
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.models.training.sentence_task import SentenceTask
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
@@ -101,12 +102,14 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, quiet: bool | None) -> Run
     config, t = run.config, run.config.train
     task, model = prepare(config, corpus)
     optimiser = make_optimiser(model, t)
+    teacher = teacher_digest(config.teacher)
     step, best, elapsed, log_bytes = 0, None, 0.0, 0
     newest = newest_checkpoint(run.checkpoints)
     if newest:
         saved = load_checkpoint(newest)
         _same(run, "config", saved.get("config"), json.dumps(config.fixed()))
         _same(run, "text", saved.get("text_sha256"), corpus.digest)
+        _same(run, "teacher", saved.get("teacher_sha256"), teacher)
         try:
             model.load_state_dict(saved["model"])
             optimiser.load_state_dict(saved["optimiser"])
@@ -182,6 +185,7 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, quiet: bool | None) -> Run
                     "step": step,
                     "config": json.dumps(config.fixed()),
                     "text_sha256": corpus.digest,
+                    "teacher_sha256": teacher,
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "task": task.carried(),

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rheobase.models import load_model
+from rheobase.models import load_model, model_folder
 from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.files import read_bytes, sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,13 @@ class TeacherConfig:
     """a run whose predictions this model learns beside the text's own"""
     share: float = 0.5
     """of the teacher's predictions in the loss, the rest is the text's"""
+
+
+def teacher_digest(config: TeacherConfig) -> str | None:
+    """The SHA-256 of the files of the models that help, or None where none does; raises FormatError: they are gone."""
+    folders = [model_folder(path) for path in (config.start, config.model) if path]
+    files = [folder / name for folder in folders for name in ("config.json", "model.safetensors")]
+    return sha256("".join(sha256(read_bytes(file, "a teacher")) for file in files).encode()) if files else None
 
 
 class Budget:
