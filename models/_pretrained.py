@@ -106,6 +106,8 @@ class LanguageModel(Pretrained):
     """
 
     state_type: ClassVar[type]
+    training_settings: ClassVar[frozenset[str]] = frozenset()
+    """settings of its start and its training, which change nothing that a trained model computes"""
 
     def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple]:
         """tokens [B, T] int64 -> (logits [B, T, V], state); the state of an earlier call carries on."""

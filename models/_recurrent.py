@@ -96,6 +96,10 @@ class RecurrentLM(LanguageModel):
     raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
 
+    training_settings = frozenset(
+        ("embedding_range", "dropconnect", "dropout_embedding", "dropout_forward", "dropout_output")
+    )
+
     def __init__(self, config):
         super().__init__()
         check_settings(self.name, config)

@@ -44,6 +44,7 @@ class EGRULM(RecurrentLM):
     Config = EGRULMConfig
     name = "egru_lm"
     state_type = EGRUState
+    training_settings = RecurrentLM.training_settings | {"thr_mean", "gamma", "eps", "rate_target", "rate_weight"}
     citations = (
         "@inproceedings{subramoney2023egru, title={Efficient recurrent architectures through activity sparsity and "
         "sparse back-propagation through time}, author={Subramoney, Anand and Nazeer, Khaleelulla Khan and "

@@ -117,6 +117,9 @@ class SpikeGPT(LanguageModel):
 
     Config = SpikeGPTConfig
     name = "spikegpt"
+    training_settings = frozenset(
+        ("norm_from", "norm_until", "embedding_range", "dropout", "l2wrap", "init", "init_rate", "alpha")
+    )
     citations = (
         "@article{zhu2023spikegpt, title={SpikeGPT: Generative pre-trained language model with spiking neural "
         "networks}, author={Zhu, Rui-Jie and Zhao, Qihang and Li, Guoqi and Eshraghian, Jason K.}, "

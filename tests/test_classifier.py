@@ -1,6 +1,7 @@
 """Classification of sentences on top of each language model: what padding may not do, and saving."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,22 @@ def layers(runs):
     if hasattr(runs, "spikes"):
         return runs.spikes
     return [run.o for run in runs if run is not None]
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+@torch.no_grad()
+def test_a_trained_model_computes_the_same_whatever_its_settings_of_training(kind):
+    trunk, (tokens, _) = classifier(kind).trunk, pad(rows())
+    wanted = trunk(tokens)[0]
+    for setting in trunk.training_settings:
+        value = getattr(trunk.config, setting)
+        if isinstance(value, str):
+            other = "live" if value == "original" else "original"
+        else:
+            other = value / 2 + 0.05 if isinstance(value, float) else not value
+        model = type(trunk)(replace(trunk.config, **{setting: other})).double().eval()
+        model.load_state_dict(trunk.state_dict())
+        assert torch.equal(model(tokens)[0], wanted), setting
 
 
 @pytest.mark.parametrize("kind", TRUNKS)

@@ -179,7 +179,13 @@ def test_fine_tuning_starts_from_a_language_model(language, folder, tmp_path):
     other.write_text(Words([b"fine", b"dull"]).to_json())
     for wrong, message in (
         ({"data": {"tokenizer": str(other)}}, "data.tokenizer: expected the tokenizer of"),
-        ({"model": {"depth": 2}}, "a model of the settings in"),
+        ({"model": {"depth": 2}}, "model.depth: expected 1, as .* has it, got 2; copy its settings"),
+        ({"model": {"placement": "reference"}}, "model.placement: expected 'spike_fed', as .* has it, got 'reference'"),
+        ({"model": {"name": "rwkv4", "placement": "continuous"}}, "model.name: expected 'spikegpt', as"),
+        ({"model": {"binary_embedding": False}}, "model.binary_embedding: expected True"),
+        ({"model": {"head": "spiking"}}, "model.head: expected 'dense'"),
+        ({"model": {"ternary": True}}, "model.ternary: expected False"),
+        ({"model": {"neuron": "norse:LIF"}}, "model.neuron: expected 'lif'"),
     ):
         config = RunConfig.from_table(table(folder, **(names | wrong)))
         with pytest.raises(ConfigError, match=message):

@@ -39,7 +39,7 @@ class LanguageTask(Task):
 
     def begin(self, model):
         start = self.config.teacher.start
-        if start and warm_start(model, start)[1]:
+        if start and warm_start(model, start):
             return
         model.wake(self.batches(0)[0].to(self.config.train.device))
 

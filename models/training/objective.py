@@ -136,10 +136,10 @@ class Objective:
 
 
 @torch.no_grad()
-def warm_start(model, path: str) -> tuple[int, bool]:
+def warm_start(model, path: str) -> bool:
     """Take over every parameter of the same name and shape from a trained model.
 
-    returns  the number of tensors taken, and whether they come from a model that fires
+    returns  whether they come from a model that fires
     raises   ConfigError: nothing fits
     """
     source = load_model(path)
@@ -148,4 +148,4 @@ def warm_start(model, path: str) -> tuple[int, bool]:
     if not fitting:
         raise ConfigError("teacher.start", "a model of the same names and sizes", str(path), "name another run")
     model.load_state_dict(own | fitting)
-    return len(fitting), bool(source.event_layers)
+    return bool(source.event_layers)

@@ -2,9 +2,10 @@
 
 import torch.nn.functional as F
 
+from rheobase.models import load_model
 from rheobase.models.training.classify import LabelledCorpus, SentenceBatches, judge
 from rheobase.models.training.data import DataConfig
-from rheobase.models.training.objective import BudgetConfig, TeacherConfig, warm_start
+from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.models.training.run import require_tokens_of
 from rheobase.models.training.task import Loss, Task
 from rheobase.spiking.errors import ConfigError
@@ -44,10 +45,9 @@ class SentenceTask(Task):
     def _start(self, model) -> None:
         start = self.config.teacher.start
         require_tokens_of(start, self.corpus.tokenizer)
-        wanted, (taken, _) = len(model.trunk.state_dict()), warm_start(model.trunk, start)
-        if taken != wanted:
-            got = f"{taken} tensors that fit, of {wanted}"
-            raise ConfigError("teacher.start", "a model of the settings in [model]", got, "copy its settings")
+        source = load_model(start)
+        require_settings_of(source, model.trunk, start)
+        model.trunk.load_state_dict(source.state_dict())
         model.trunk.settle()
 
     def loss(self, model, step):
@@ -69,3 +69,12 @@ class SentenceTask(Task):
         logits, runs = model.run(tokens, lengths)
         loss = F.cross_entropy(logits, labels)
         return Loss(loss + model.penalty(runs), loss, runs, int(lengths.sum()))
+
+
+def require_settings_of(source, model, where: str) -> None:
+    """Refuse a trained model whose weights would compute something else in this one; names the setting."""
+    theirs, ours = ({"name": each.name, **vars(each.config)} for each in (source, model))
+    for setting, value in theirs.items():
+        if setting not in model.training_settings and ours[setting] != value:
+            wanted, remedy = f"{value!r}, as {where} has it", "copy its settings or name another run"
+            raise ConfigError(f"model.{setting}", wanted, repr(ours[setting]), remedy)
