@@ -136,8 +136,11 @@ class LanguageModel(Pretrained):
         """The shapes of each layer's state."""
         raise NotImplementedError(f"{type(self).__name__} has no state")
 
-    def wake(self, tokens: Tensor) -> None:
-        """Prepare a new model on the first batch of its text; nothing to do unless a model says otherwise."""
+    def wake(self, tokens: Tensor, trained: bool = False) -> None:
+        """Prepare a new model, or one with weights of a `trained` one, on the first batch of its text.
+
+        Nothing to do unless a model says otherwise.
+        """
 
     def settle(self) -> None:
         """Prepare a trained model to learn another task; nothing to do unless a model says otherwise."""

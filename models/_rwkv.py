@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rheobase.spiking import adapters
 from rheobase.spiking.config import set_key
+from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.neurons import LIF, Cell
 from rheobase.spiking.ops import WKVState, wkv
 from rheobase.spiking.surrogates import ATan
@@ -18,6 +19,8 @@ from rheobase.spiking.tally import GRADED, mark
 
 NEURON = {"v_reset": 0.0, "decay_input": True, "fire": ">="}
 """SpikeGPT's LIF, but for its time constant and threshold"""
+LEAST_GAIN, MOST_GAIN = 2.0**-8, 2.0**8
+"""within which `wake` looks for what a neuron's input is to be scaled by"""
 REMEMBER = 0.99
 """how much of the running statistics of a `StaticNorm` a training step keeps"""
 
@@ -370,22 +373,33 @@ class SpikeFedBlock(Block):
 
 
 @torch.no_grad()
-def wake(gains, spikes, rate: float) -> None:
+def wake(gains, spikes, names, rate: float, trained: bool) -> None:
     """Scale what feeds each neuron until its spikes come at the given mean rate.
 
     gains    (parameter, indices of the neurons whose input it scales), in the order in which they depend on each other
     spikes   called without arguments: the spikes of every neuron with the parameters as they are
+    names    of the neurons
+    trained  whether the weights are a trained model's: it may have learnt that few of a layer's inputs are above 0, as
+             before RWKV-4's squared relu, and then it is enough that the layer fires
+    raises   ConfigError: neurons that no gain brings to the rate
 
-    Each gain is found by halving an interval of 2^-8 to 2^8; a layer that cannot reach the rate is left at its end.
+    Each gain is found by halving an interval of 2^-8 to 2^8. Where it ends at an end of that, the rate may miss by less
+    than one unit of those fed: the signs of the weights of a few units allow but a few rates.
     """
     for parameter, which in gains:
-        start, low, high = parameter.clone(), 2.0**-8, 2.0**8
+        start, low, high = parameter.clone(), LEAST_GAIN, MOST_GAIN
         for _ in range(16):
             middle = (low * high) ** 0.5
             parameter.copy_(start * middle)
             fired = spikes()
             mean = sum(fired[i].abs().mean() for i in which) / len(which)
             low, high = (middle, high) if mean < rate else (low, middle)
+        units = sum(fired[i].shape[-1] for i in which)
+        ended = low == LEAST_GAIN or high == MOST_GAIN
+        if ended and abs(mean - rate) * units >= 1 and not (trained and 0 < mean < rate):
+            where, got = ", ".join(names[i] for i in which), f"{mean:.3f} at {middle:.3g} times the weights"
+            remedy = 'set model.init_rate within its reach, or model.init = "original"'
+            raise ConfigError(where, f"a mean rate of {rate} on the first batch", got, remedy)
 
 
 BLOCKS = {"reference": ReferenceBlock, "spike_fed": SpikeFedBlock, "continuous": ContinuousBlock}

@@ -210,18 +210,19 @@ class SpikeGPT(LanguageModel):
         return mark(ATan(self.config.alpha).spike(x, ">="), BINARY) if self.config.binary_embedding else x
 
     @torch.no_grad()
-    def wake(self, tokens):
+    def wake(self, tokens, trained=False):
         """With init = "live", scale weights block by block until every neuron layer fires at `init_rate` on tokens."""
         if self.config.init != "live" or tokens.numel() == 0:
             return
         training = self.training
         self.eval()
         x, state, rate = self.embed(tokens), self.initial_state(tokens.shape[0]), self.config.init_rate
-        for block, block_state in zip(self.blocks, state, strict=False):
-            wake(block.gains(), partial(block.spikes, x, block_state), rate)
+        for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=False)):
+            names = [f"blocks.{i}.{name}" for name in block.neurons]
+            wake(block.gains(), partial(block.spikes, x, block_state), names, rate, trained)
             x = block(x, block_state)[0]
         if self.lif_out is not None:
-            wake([(self.ln_out.weight, (0,))], partial(self._head_spikes, x, state[-1]), rate)
+            wake([(self.ln_out.weight, (0,))], partial(self._head_spikes, x, state[-1]), ["lif_out"], rate, trained)
         self.train(training)
 
     @torch.no_grad()

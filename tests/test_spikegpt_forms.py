@@ -12,7 +12,7 @@ from test_golden_spikegpt import small, tokens_for
 from rheobase import load
 from rheobase.backends import count, simulate
 from rheobase.models import RWKV4, RWKV4Config
-from rheobase.models._rwkv import StaticNorm
+from rheobase.models._rwkv import StaticNorm, wake
 from rheobase.models.training import loop
 from rheobase.models.training.objective import Budget, BudgetConfig, Objective, TeacherConfig, warm_start
 from rheobase.models.training.run import RunConfig
@@ -203,6 +203,51 @@ def test_settling_shrinks_the_embedding_and_keeps_the_function():
         weight = other.emb.weight.clone()
         other.settle()
         assert torch.equal(other.emb.weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("drives", "trained", "gain", "message"),
+    [
+        ([0.5, 0.25, 0.125, -1], False, 4.0, None),  # a half from 4 on
+        ([0.5] * 5 + [-1] * 3, False, 2.0, None),  # none or five of eight
+        ([1] * 3 + [-1] * 4, False, 2.0**8, None),  # three of seven miss a half by half a unit
+        ([1] * 3 + [-1] * 5, False, None, "got 0.375 at 256 times the weights; set model.init_rate within its reach"),
+        ([1] * 3 + [-1] * 5, True, 2.0**8, None),
+        ([2.0**-9, -1], True, None, "got 0.000 at 256 times"),
+        ([2.0**9] * 3 + [0], True, None, "got 0.750 at 0.00391 times"),
+    ],
+)
+def test_a_gain_is_found_or_an_error_says_how_near_it_came(drives, trained, gain, message):
+    """A neuron layer whose units fire where gain x drive is at least 1, to be woken to a mean rate of a half."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    arguments = [(parameter, (1,))], lambda: [None, (parameter * torch.tensor(drives) >= 1).float()[None, None]]
+    if message:
+        with pytest.raises(ConfigError, match=f"^b: expected a mean rate of 0.5 on the first batch, {message}"):
+            wake(*arguments, ["a", "b"], 0.5, trained)
+    else:
+        wake(*arguments, ["a", "b"], 0.5, trained)
+        assert parameter.item() == pytest.approx(gain, rel=3e-4)
+
+
+def test_a_start_from_a_model_with_few_active_units_goes_on_with_few(tmp_path):
+    """Two of 32 hidden units can ever fire, 6 %; the wanted rate is 15 %."""
+    twin = RWKV4(RWKV4Config(embedding=8, depth=1))
+    with torch.no_grad():
+        twin.blocks[0].ffn.key.weight.fill_(-1)[:2] = 1
+    twin.save_pretrained(tmp_path / "twin")
+    train = {"steps": 1, "batch": 8, "context": 16, "evaluate_batch": 256}
+    table = {"model": {"name": "spikegpt", "embedding": 8, "depth": 1, **FED}, "train": train}
+    run = loop.start(tmp_path / "run", RunConfig.from_table(table | {"teacher": {"start": str(tmp_path / "twin")}}))
+    rates = dict(zip(run.model().event_layers, run.log()[0]["rates"], strict=True))
+    assert 0.02 < rates["blocks.0.ffn.lif_h"] <= 2 / 32
+
+
+def test_a_rate_out_of_reach_leaves_no_run(tmp_path):
+    model = {"name": "spikegpt", "embedding": 16, "depth": 1, "init_rate": 0.9}
+    table = {"model": model, "train": {"steps": 1, "batch": 8, "context": 16}}
+    with pytest.raises(ConfigError, match="blocks.0.lif1: expected a mean rate of 0.9 on the first batch"):
+        loop.start(tmp_path / "run", RunConfig.from_table(table), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_budget_tightens_and_pulls_the_rates_down():

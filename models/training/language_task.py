@@ -41,7 +41,7 @@ class LanguageTask(Task):
         start = self.config.teacher.start
         if start and warm_start(model, start):
             return
-        model.wake(self.batches(0)[0].to(self.config.train.device))
+        model.wake(self.batches(0)[0].to(self.config.train.device), trained=bool(start))
 
     def loss(self, model, step):
         t = self.config.train

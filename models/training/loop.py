@@ -20,6 +20,7 @@ from rheobase.models.training.language_task import LanguageTask
 from rheobase.models.training.objective import teacher_digest
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.models.training.sentence_task import SentenceTask
+from rheobase.models.training.task import Task
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
 LOG_EVERY = 20
@@ -46,18 +47,26 @@ def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
 
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
     """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
+    Run.vacant(folder)
     corpus = config.corpus()
     config = config.fitted(corpus.tokenizer)
     rehearse(config, corpus)
     with threads(config.train.threads):
-        return _train(Run.create(folder, config, corpus.tokenizer), corpus, quiet)
+        task, model = prepare(config, corpus)
+        task.begin(model)
+        return _train(Run.create(folder, config, corpus.tokenizer), corpus, task, model, quiet)
 
 
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     """Go on from the newest checkpoint of a run, or from its first step if it has none; its own config decides."""
     run = Run.open(folder)
-    with threads(run.config.train.threads):
-        return _train(run, run.config.corpus(run.tokenizer()), quiet)
+    config = run.config
+    with threads(config.train.threads):
+        corpus = config.corpus(run.tokenizer())
+        task, model = prepare(config, corpus)
+        if newest_checkpoint(run.checkpoints) is None:
+            task.begin(model)
+        return _train(run, corpus, task, model, quiet)
 
 
 def prepare(config: RunConfig, corpus: Corpus | LabelledCorpus):
@@ -98,9 +107,9 @@ def rehearse(config: RunConfig, corpus: Corpus | LabelledCorpus) -> None:
         raise ConfigError("train", "settings that can be trained", str(error).splitlines()[0], "mend them") from None
 
 
-def _train(run: Run, corpus: Corpus | LabelledCorpus, quiet: bool | None) -> Run:
+def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: bool | None) -> Run:
+    """From the newest checkpoint, if there is one, to the end."""
     config, t = run.config, run.config.train
-    task, model = prepare(config, corpus)
     optimiser = make_optimiser(model, t)
     teacher = teacher_digest(config.teacher)
     step, best, elapsed, log_bytes = 0, None, 0.0, 0
@@ -120,8 +129,6 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, quiet: bool | None) -> Run
             task.carry(saved["task"], model)
         except (KeyError, RuntimeError, ValueError) as error:
             raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
-    else:
-        task.begin(model)
 
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
     bar = _progress(t.steps, step, quiet, run.folder.name)

@@ -189,13 +189,19 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, folder: str | Path, config: RunConfig, tokenizer: Tokenizer) -> "Run":
-        """Make the folder, with tokenizer.json unless it is bytes; raises FormatError if a run is there already."""
+    def vacant(cls, folder: str | Path) -> "Run":
+        """The run that a folder may become; raises FormatError if a run is there already."""
         run = cls(Path(folder))
         if run.config_path.exists():
             raise FormatError(
                 folder, "a folder without a run", "a run", "resume it with --resume or choose another --out"
             )
+        return run
+
+    @classmethod
+    def create(cls, folder: str | Path, config: RunConfig, tokenizer: Tokenizer) -> "Run":
+        """Make the folder, with tokenizer.json unless it is bytes; raises FormatError if a run is there already."""
+        run = cls.vacant(folder)
         if tokenizer.unit != "byte":
             write_atomic(run.tokenizer_path, tokenizer.to_json().encode())
         write_atomic(run.config_path, to_toml(config.to_table()).encode())
