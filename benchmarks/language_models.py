@@ -6,23 +6,22 @@ TEXT is enwik8, or its first 95,000,000 bytes. Every model has about the same nu
 in the same order, and takes its learning rate from one grid, by the validation part and seed 0; the other seeds then
 use that rate. The held-out part is used for nothing but the table. A budget of operations is trained from the weights
 of the RWKV-4 twin and with its word, at the rate of the spike-fed form. Finished runs are kept, so that the command
-goes on where it was stopped; all figures come from the run folders.
+goes on where it was stopped; one of other settings is refused. All figures come from the run folders.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, median
 
 import torch
+from _runs import train
 
 from rheobase.backends import count
 from rheobase.models.training.evaluate import evaluate
 from rheobase.models.training.run import Run
-from rheobase.spiking.config import to_toml
+from rheobase.spiking.errors import ConfigError
 
 TRAIN, VALID, TEST = 90_000_000, 100_000, 200_000
 """bytes: the usual training part; then, of the usual validation part, the first that chooses and the last held out"""
@@ -54,32 +53,26 @@ def slug(name: str) -> str:
 
 
 def cut(text: Path, out: Path) -> dict[str, str]:
-    """The three parts of the text as files; the [data] of every run."""
+    """The three parts of the text as files; the [data] of every run. Raises ConfigError: another text's are there."""
     names = {"text": (0, TRAIN), "valid_text": (TRAIN, VALID), "test_text": (TRAIN + 5_000_000 - TEST, TEST)}
     table = {"encoding": "bytes", "order": "streams"}
     out.mkdir(parents=True, exist_ok=True)
     with open(text, "rb") as file:
         for name, (start, length) in names.items():
             path = out / f"{name}.bin"
+            file.seek(start)
+            part = file.read(length)
             if not path.exists():
-                file.seek(start)
-                path.write_bytes(file.read(length))
+                path.write_bytes(part)
+            elif path.read_bytes() != part:
+                raise ConfigError(path, f"a part of {text}", "another text", "delete --out or choose another")
             table[name] = str(path)
     return table
 
 
-def train(folder: Path, table: dict) -> Run:
-    """Train a run, or go on with it, in a process of its own; its evaluation on the held-out part in metrics.json."""
-    run = Run(folder)
-    if "valid" not in run.metrics():
-        command = [sys.executable, "-m", "rheobase", "train"]
-        if run.config_path.exists():
-            command.append("--resume")
-        else:
-            config = folder.parent / f"{folder.name}.toml"
-            config.write_text(to_toml(table))
-            command.append(str(config))
-        subprocess.run([*command, "--out", str(folder)], check=True)
+def measure(folder: Path, table: dict) -> Run:
+    """Train a run, or keep it; its evaluation on the held-out part and what it counts go into metrics.json."""
+    run = train(folder, table)
     if "test" not in run.metrics():
         t = run.config.train
         look = evaluate(run.model(), run.splits().test, batch=t.evaluate_batch, context=t.context)
@@ -155,7 +148,7 @@ def main() -> None:
 
         def start(name: str, *arguments, **sections):
             model, rate, seed = arguments
-            return pool.submit(train, options.out / f"{slug(name)}-{rate:g}-{seed}", table(*arguments, **sections))
+            return pool.submit(measure, options.out / f"{slug(name)}-{rate:g}-{seed}", table(*arguments, **sections))
 
         grid = {name: [start(name, model, rate, SEEDS[0]) for rate in RATES] for name, model in FORMS.items()}
         more = {}

@@ -6,21 +6,20 @@ DATA holds enwik8, wikitext-2 and sentences. One spiking language model is train
 those of the sets, without labels and without any dev sentence (`understanding_text`). Then, for each set: the same
 network is fine-tuned from it and trained from nothing, its learning rate taken from one grid by the part held out of
 training, with seed 0; the other seeds use that rate; every run keeps the step that the held-out part chose. The dev
-part is judged once, at the end. Finished runs are kept, so that the command goes on where it was stopped.
+part is judged once, at the end. Finished runs are kept, so that the command goes on where it was stopped; one
+of other settings is refused.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 
+from _runs import train
 from understanding_text import write_text
 
 from rheobase.cli import run as command
 from rheobase.models.training.run import Run
 from rheobase.models.training.sentence_sets import SETS
-from rheobase.spiking.config import to_toml
 
 MODEL = {
     "name": "spikegpt",
@@ -54,22 +53,6 @@ CLASSIFY = {
 KINDS = ("fine-tuned", "from nothing")
 RATES = (2e-3, 4e-3)
 SEEDS = (0, 1, 2)
-
-
-def train(folder: Path, table: dict) -> Run:
-    """Train a run, or go on with it, in a process of its own."""
-    run = Run(folder)
-    if "valid" not in run.metrics():
-        arguments = [sys.executable, "-m", "rheobase", "train"]
-        if run.config_path.exists():
-            arguments.append("--resume")
-        else:
-            config = folder.with_name(f"{folder.name}.toml")
-            config.parent.mkdir(parents=True, exist_ok=True)
-            config.write_text(to_toml(table))
-            arguments.append(str(config))
-        subprocess.run([*arguments, "--out", str(folder)], check=True)
-    return run
 
 
 def language_model(out: Path) -> Run:

@@ -1,0 +1,42 @@
+"""Runs of a benchmark: each trained once, in a process of its own, and kept."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rheobase.models.training.run import FROM_TOKENIZER, Run, RunConfig
+from rheobase.spiking.config import to_toml
+from rheobase.spiking.errors import ConfigError
+
+
+def train(folder: Path, table: dict) -> Run:
+    """Train a run, or go on with it, or keep it where it is finished.
+
+    raises  ConfigError: the folder holds a run of other settings than the table's
+    """
+    run, arguments = Run(folder), ["--resume"]
+    if run.config_path.exists():
+        _require_settings(run, table)
+        if "valid" in run.metrics():
+            return run
+    else:
+        config = folder.with_name(f"{folder.name}.toml")
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(to_toml(table))
+        arguments = [str(config)]
+    subprocess.run([sys.executable, "-m", "rheobase", "train", *arguments, "--out", str(folder)], check=True)
+    return run
+
+
+def _require_settings(run: Run, table: dict) -> None:
+    """Refuse a run that is not what would be trained now; names the first setting that differs."""
+    config = RunConfig.from_table(table)
+    if config.settings.vocabulary == FROM_TOKENIZER:
+        config = config.fitted(run.tokenizer())
+    saved, wanted = run.config.to_table(), config.to_table()
+    for section, part in wanted.items():
+        for key in dict.fromkeys([*part, *saved[section]]):
+            expected, got = part.get(key), saved[section].get(key)
+            if expected != got:
+                what, remedy = f"a run with {section}.{key} = {expected!r}", "delete it or choose another --out"
+                raise ConfigError(run.folder, what, repr(got), remedy)
