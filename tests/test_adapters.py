@@ -115,7 +115,7 @@ def test_the_graph_op_gives_the_neurons_own_spikes(key, on):
 
 @pytest.mark.parametrize("key", LOWERED)
 def test_both_counters_agree_on_what_the_spikes_cost(key):
-    """Equal in every field for LIF and Norse's LIF; elsewhere the libraries' own steps take more products."""
+    """Equal in every field for LIF; the libraries' own steps take more additions, and but for Norse's LIF products."""
     model = small(key)
     watched, simulated = count(model, torch.from_numpy(TOKENS)), simulate(model.lower(), TOKENS).tally
     assert watched.uncounted == ()
@@ -124,8 +124,10 @@ def test_both_counters_agree_on_what_the_spikes_cost(key):
     for field in ("dense_macs", "macs", "acs", "rows", "events"):
         assert getattr(watched, field) == getattr(simulated, field)
     assert watched.state_updates == simulated.state_updates
-    if key.startswith("lif") or key == "norse:LIF":
+    if key.startswith("lif"):
         assert watched == simulated
+    elif key == "norse:LIF":
+        assert watched.products == simulated.products and watched.adds > simulated.adds
 
 
 @pytest.mark.parametrize(("kind", "decays"), [("Leaky", 1), ("Synaptic", 2)])

@@ -300,3 +300,79 @@ def test_prefill_and_decode_apart():
             _, state = model(tokens[:, t : t + 1], state)
     assert [part.tokens for part in decode] == [1] * 4 and prefill.tokens == 8
     assert sum(decode, start=prefill) == count(model, tokens)
+
+
+class SnnTorchNet(nn.Module):
+    """snnTorch's usual loop: Linear, Leaky, Linear, Synaptic."""
+
+    def __init__(self):
+        super().__init__()
+        snntorch = pytest.importorskip("snntorch")
+        self.l1, self.n1 = nn.Linear(5, 6), snntorch.Leaky(beta=0.8, threshold=0.1)
+        self.l2, self.n2 = nn.Linear(6, 3), snntorch.Synaptic(alpha=0.5, beta=0.8, init_hidden=True)
+        self.n2.spike_grad = self.n1.spike_grad
+        self.fired = 0
+
+    def forward(self, x):
+        mem, out, self.fired = self.n1.reset_mem(), [], 0
+        for x_t in x.unbind(1):
+            s, mem = self.n1(self.l1(x_t), mem)
+            self.fired += int(s.sum())
+            out.append(self.n2(self.l2(s)))
+        return torch.stack(out, 1)
+
+
+class NorseNet(nn.Module):
+    """Norse's step cells and its sequence module."""
+
+    def __init__(self):
+        super().__init__()
+        norse = pytest.importorskip("norse.torch")
+        p = norse.LIFBoxParameters(v_th=torch.tensor(0.05))
+        self.l1, self.n1, self.l2, self.n2 = nn.Linear(5, 6), norse.LIFBoxCell(p), nn.Linear(6, 3), norse.LIF()
+        self.fired = 0
+
+    def forward(self, x):
+        state, out, self.fired = None, [], 0
+        for x_t in x.unbind(1):
+            s, state = self.n1(self.l1(x_t), state)
+            self.fired += int(s.sum())
+            out.append(self.l2(s))
+        return self.n2(torch.stack(out))[0]
+
+
+@pytest.mark.parametrize("make, parts", [(SnnTorchNet, 2), (NorseNet, 2)])
+def test_nets_of_other_libraries_are_counted_whole(make, parts):
+    torch.manual_seed(0)
+    net, x = make(), torch.randn(2, 7, 5)
+    tally = count(net, x, strict=True)
+    fired = net.fired
+    l1, n1, l2, n2 = (tally.operators[name] for name in ("l1", "n1", "l2", "n2"))
+    assert 0 < fired < 2 * 7 * 6 and (l1.macs, l1.acs) == (2 * 7 * 5 * 6, 0)
+    assert (l2.macs, l2.acs, l2.deliveries) == (0, 3 * fired, fired)
+    assert (n1.state_updates, n2.state_updates) == (2 * 7 * 6, parts * 2 * 7 * 3) and n1.events == fired
+    assert n1.comparisons >= 2 * 7 * 6 and n1.products >= 2 * 7 * 6
+
+
+class Gestures(nn.Module):
+    """A spiking CNN: convolution, LIF, pooling, convolution, LIF, linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.n1, self.pool = nn.Conv2d(2, 4, 3, padding=1), LIF(4 * 8 * 8, theta=0.1), nn.MaxPool2d(2)
+        self.c2, self.n2, self.out = nn.Conv2d(4, 4, 3), LIF(4 * 2 * 2, theta=0.1), nn.Linear(16, 10)
+
+    def forward(self, x):
+        batch, steps = x.shape[:2]
+        s = self.n1(self.c1(x.flatten(0, 1)).view(batch, steps, -1))[0]
+        pooled = self.pool(s.view(-1, 4, 8, 8))
+        s = self.n2(self.c2(pooled).view(batch, steps, -1))[0]
+        return self.out(s)
+
+
+def test_a_spiking_cnn_is_counted_whole():
+    torch.manual_seed(0)
+    net, x = Gestures(), (torch.rand(2, 5, 2, 8, 8) > 0.8).float()
+    tally = count(net, x, kind=BINARY, strict=True)
+    assert all(tally.operators[name].macs == 0 < tally.operators[name].acs for name in ("c1", "c2", "out"))
+    assert tally.operators["out"].acs == 10 * tally.operators["n2"].events

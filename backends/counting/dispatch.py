@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
+from rheobase.backends.counting.libraries import neuron_state
 from rheobase.backends.counting.operators import (
     ARRIVALS,
     ELEMENTWISE,
@@ -25,6 +26,7 @@ from rheobase.backends.counting.operators import (
     tensors,
 )
 from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.neurons import Cell
 from rheobase.spiking.ops.choice import wanted
 from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, Counts, Tally, listening
 
@@ -70,6 +72,16 @@ class CountingMode(TorchDispatchMode):
             arrivals = cause is not None and self.kinds.get(cause) == ARRIVALS
             touched = parts * int((cause != 0).any(-1).sum()) * cause.shape[-1] if arrivals else n
         self.add(state_updates=n, event_updates=touched, state_bytes=2 * n * tensor.element_size())
+
+    def leave(self, module: nn.Module, output, ours: bool) -> None:
+        """The end of a module's call; `ours`: one of our own cells around it tells of its state."""
+        found = None if ours else neuron_state(module, output)
+        if found:
+            spikes, parts = found
+            self.add_state_updates(spikes, None, parts)
+            if self.kinds.get(spikes) in EVENT_KINDS:
+                self.mark(spikes, self.kinds[spikes], sent=True)
+        self.stack.pop()
 
     def operator_of(self, *weights: Tensor) -> str | None:
         """A product is named by its weight where that is the running module's own, else by the module."""
@@ -178,12 +190,16 @@ def count(
         mode.kinds[tokens] = kind
     training = model.training
     model.eval()
+    cells = [path for path, module in model.named_modules() if isinstance(module, Cell)]
     with contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
         for path, module in model.named_modules():
             if path:
                 before = module.register_forward_pre_hook(lambda *_, path=path: mode.stack.append(path))
-                after = module.register_forward_hook(lambda *_: mode.stack.pop() and None, always_call=True)
+                ours = any(path.startswith(f"{cell}.") for cell in cells)
+                after = module.register_forward_hook(
+                    lambda m, _, out, ours=ours: mode.leave(m, out, ours), always_call=True
+                )
                 stack.callback(before.remove)
                 stack.callback(after.remove)
         stack.enter_context(listening(mode))
