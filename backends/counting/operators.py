@@ -25,7 +25,7 @@ def _packets(names: str) -> set:
 
 VIEWS = _packets(
     "view _unsafe_view reshape t transpose transpose_ permute select slice unbind split unsafe_split split_with_sizes "
-    "unsqueeze squeeze expand stack cat clone detach alias _to_copy unsafe_chunk copy_ as_strided flip index_select "
+    "unsqueeze squeeze expand stack cat clone detach alias _to_copy unsafe_chunk copy_ as_strided flip "
     "lift_fresh resolve_conj unfold contiguous repeat roll gather abs neg squeeze_ unsqueeze_ diagonal constant_pad_nd "
     "_reshape_alias view_as_real max_pool2d_with_indices native_dropout to_dense narrow"
 )
@@ -34,7 +34,7 @@ VIEWS = _packets(
 FREE = _packets(
     "zeros zeros_like ones ones_like empty empty_like empty_strided new_zeros new_empty new_full new_ones "
     "new_empty_strided full full_like fill_ zero_ arange linspace scalar_tensor where masked_fill masked_fill_ set_ "
-    "item _local_scalar_dense is_nonzero eye tril triu tril_ triu_ resize_ index index_put index_put_ scatter scatter_ "
+    "item _local_scalar_dense is_nonzero eye tril triu tril_ triu_ resize_ index_put index_put_ scatter scatter_ "
     "lift lift_fresh_copy _assert_async is_same_size equal sym_size nonzero _sparse_coo_tensor_with_dims_and_tensors "
     "_coalesce _coalesced_ _indices _values to_sparse _to_sparse is_coalesced"
 )
@@ -179,6 +179,17 @@ def _embedding(mode, args, outputs):
     table, ids = args[:2]
     size = n_bytes(outputs)
     mode.add(mode.operator_of(table), rows=ids.numel(), weight_bytes=size, activation_bytes=size)
+
+
+def _gather(mode, args, outputs):
+    """Rows by their places: weights where they are a parameter's, else a copy of what they hold."""
+    source, out = args[0], outputs[0]
+    if source not in mode.constants:
+        mode.add(activation_bytes=2 * n_bytes(outputs))
+        return mode.kinds.get(source, DENSE)
+    rows = out.numel() // source.shape[-1] if source.dim() > 1 and source.shape[-1] else out.numel()
+    mode.add(mode.operator_of(source), rows=rows, weight_bytes=n_bytes(outputs), activation_bytes=n_bytes(outputs))
+    return DENSE
 
 
 def _convolution(mode, args, outputs):
@@ -364,6 +375,7 @@ RULES = {
         ("dot vdot", _dot),
         ("bmm baddbmm", _bmm),
         ("embedding", _embedding),
+        ("index index_select", _gather),
         ("convolution convolution_overrideable", _convolution),
         ("mkldnn_rnn_layer", _mkldnn_rnn),
         ("_softmax _safe_softmax", _softmax),
