@@ -35,6 +35,8 @@ FORMS = {
     "SpikeGPT, spike-fed": FED,
     "the same without norms": {**FED, "norm": "static"},
     "the same, ternary": {**FED, "ternary": True},
+    "the same, without memory": {**FED, "tau": 1.0},
+    "without memory, graded": {**FED, "tau": 1.0, "graded": True},
     "RWKV-4": {"name": "rwkv4", "embedding": 128, "depth": 4, "dropout": 0.0},
     "LSTM": {"name": "lstm_lm", "embedding": 324, "layers": [324], "embedding_range": 0.5},
     "EGRU": {
@@ -43,8 +45,17 @@ FORMS = {
     },
 }
 TWIN = "RWKV-4"
-BUDGETED = {**FED, "learn": ["theta", "tau"]}
-BUDGETS = (160_000, 110_000, 85_000, 60_000)
+BUDGETED = {
+    "budget": (
+        {**FED, "learn": ["theta", "tau"]},
+        {ops: SEEDS[:1] for ops in (160_000, 110_000, 85_000, 60_000)},
+    ),
+    "graded budget": (
+        {**FED, "tau": 1.0, "graded": True, "head": "spiking", "binary_embedding": False, "learn": ["theta"]},
+        {82_000: SEEDS, 32_000: SEEDS[:1], 60_000: SEEDS[:1], 110_000: SEEDS[:1], 160_000: SEEDS[:1]},
+    ),
+}
+"""curve -> a form, and the seeds for each number of operations a token"""
 
 
 def slug(name: str) -> str:
@@ -161,10 +172,12 @@ def main() -> None:
         teacher = str(runs[TWIN][0].folder)
         rate = runs["SpikeGPT, spike-fed"][0].config.train.learning_rate
         helped = {}
-        for ops in BUDGETS:
-            sections = {"budget": {"ops_per_token": float(ops)}, "teacher": {"start": teacher, "model": teacher}}
-            helped[f"budget {ops:,}"] = start(f"budget {ops:,}", BUDGETED, rate, SEEDS[0], **sections)
-        rows |= {name: figures([run.result()]) for name, run in helped.items()}
+        for curve, (form, budgets) in BUDGETED.items():
+            for ops, seeds in budgets.items():
+                sections = {"budget": {"ops_per_token": float(ops)}, "teacher": {"start": teacher, "model": teacher}}
+                name = f"{curve} {ops:,}"
+                helped[name] = [start(name, form, rate, seed, **sections) for seed in seeds]
+        rows |= {name: figures([run.result() for run in runs]) for name, runs in helped.items()}
     (options.out / "table.json").write_text(json.dumps(rows, indent=2))
     print("\n".join([HEAD, *(line(name, row, rows[TWIN]) for name, row in rows.items())]))
 
