@@ -169,14 +169,16 @@ def main() -> None:
             more[name] = [best, *(start(name, FORMS[name], rate, seed) for seed in SEEDS[1:])]
         runs = {name: [first, *(f.result() for f in rest)] for name, (first, *rest) in more.items()}
         rows = {name: figures(found) for name, found in runs.items()}
-        teacher = str(runs[TWIN][0].folder)
+        twins = dict(zip(SEEDS, (str(run.folder) for run in runs[TWIN]), strict=True))
         rate = runs["SpikeGPT, spike-fed"][0].config.train.learning_rate
         helped = {}
         for curve, (form, budgets) in BUDGETED.items():
             for ops, seeds in budgets.items():
-                sections = {"budget": {"ops_per_token": float(ops)}, "teacher": {"start": teacher, "model": teacher}}
-                name = f"{curve} {ops:,}"
-                helped[name] = [start(name, form, rate, seed, **sections) for seed in seeds]
+                name, budget = f"{curve} {ops:,}", {"ops_per_token": float(ops)}
+                helped[name] = [
+                    start(name, form, rate, seed, budget=budget, teacher={"start": twins[seed], "model": twins[seed]})
+                    for seed in seeds
+                ]
         rows |= {name: figures([run.result() for run in runs]) for name, runs in helped.items()}
     (options.out / "table.json").write_text(json.dumps(rows, indent=2))
     print("\n".join([HEAD, *(line(name, row, rows[TWIN]) for name, row in rows.items())]))

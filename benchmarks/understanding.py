@@ -29,18 +29,22 @@ MODEL = {
     "binary_embedding": False,
     "embedding_range": 0.05,
     "l2wrap": False,
+    "tau": 1.0,
+    "graded": True,
 }
 LANGUAGE = {
-    "steps": 1000,
+    "steps": 5000,
     "batch": 32,
     "context": 48,
     "learning_rate": 4e-3,
-    "warmup": 100,
+    "warmup": 250,
     "weight_decay": 0.05,
-    "evaluate_every": 200,
-    "checkpoint_every": 100,
+    "evaluate_every": 500,
+    "checkpoint_every": 500,
     "threads": 1,
 }
+AGAIN = {**LANGUAGE, "steps": 3500, "warmup": 100, "seed": 1}
+"""a second training of the language model, from the weights of the first"""
 CLASSIFY = {
     "steps": 500,
     "batch": 32,
@@ -59,7 +63,9 @@ def language_model(out: Path) -> Run:
     """The run that fine-tuning starts from."""
     text = {name: str(out / "text" / name) for name in ("text", "valid_text")}
     data = {**text, "tokenizer": "words", "order": "crops"}
-    return train(out / "language", {"model": MODEL, "data": data, "train": LANGUAGE})
+    first = train(out / "language", {"model": MODEL, "data": data, "train": LANGUAGE})
+    data["tokenizer"], start = str(first.tokenizer_path), {"start": str(first.folder)}
+    return train(out / "language-2", {"model": MODEL, "data": data, "train": AGAIN, "teacher": start})
 
 
 def classifiers(out: Path, name: str, kind: str, language: Run) -> list[Run]:

@@ -18,9 +18,9 @@ from rheobase.models.training.sentences import Sentences
 
 VOCABULARY = 10_000
 """words; the others are <unk>"""
-RARE = 0.125
+RARE = 0.2
 """most unknown words in a sentence of Wikipedia"""
-GENERAL = 2_500_000
+GENERAL = 8_000_000
 """words of Wikipedia, of the sentences most like those to be classified"""
 REPEATS = 4
 """how often the sentences without labels stand in the text, so that they are seen as often as they weigh"""
