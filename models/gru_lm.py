@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM
 from rheobase.spiking.graph import GRUCell
-from rheobase.spiking.tally import announce
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,6 @@ class GRU(nn.GRU):
             y, h = nn.modules.rnn._VF.gru(x_BTI, before, weights, True, 1, 0.0, True, False, True)
         else:
             y, h = super().forward(x_BTI, before)
-        announce(state_updates=y)
         return y, GRUState(h[0])
 
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM
 from rheobase.spiking.graph import LSTMCell
-from rheobase.spiking.tally import announce
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,6 @@ class LSTM(nn.LSTM):
             y, h, c = nn.modules.rnn._VF.lstm(x_BTI, pair, weights, True, 1, 0.0, True, False, True)
         else:
             y, (h, c) = super().forward(x_BTI, pair)
-        announce(state_updates=y)
         return y, LSTMState(h[0], c[0])
 
 

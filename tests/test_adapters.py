@@ -130,13 +130,13 @@ def test_both_counters_agree_on_what_the_spikes_cost(key):
         assert watched.products == simulated.products and watched.adds > simulated.adds
 
 
-@pytest.mark.parametrize(("kind", "decays"), [("Leaky", 1), ("Synaptic", 2)])
-def test_what_snntorch_computes_beside_its_equations(kind, decays):
-    """A product of each spike with graded_spikes_factor, and a clamp of each decay in each step."""
+@pytest.mark.parametrize("kind", ["Leaky", "Synaptic"])
+def test_what_snntorch_computes_beside_its_equations(kind):
+    """A product of each spike with graded_spikes_factor; that a decay is clamped is the same for every token."""
     model = small(f"snntorch:{kind} subtract")
     watched, simulated = count(model, torch.from_numpy(TOKENS)), simulate(model.lower(), TOKENS).tally
     assert watched.products - simulated.products == TOKENS.size * D
-    assert watched.comparisons - simulated.comparisons == T * decays
+    assert watched.comparisons == simulated.comparisons
 
 
 @pytest.mark.parametrize(("name", "i"), EXAMPLES)

@@ -150,6 +150,23 @@ BY_HAND = {
     "clamp": (lambda x: x.clamp(-1, 1), X, {"comparisons": 40}),
     "relu": (torch.relu, X, {"comparisons": 20}),
     "square": (lambda x: x**2, X, {"products": 20}),
+    "power of two": (lambda x: 2**x, X, {"exp": 20, "products": 20}),
+    "gelu": (F.gelu, X, {"erf": 20, "products": 60, "adds": 20}),
+    "gelu by tanh": (lambda x: F.gelu(x, approximate="tanh"), X, {"tanh": 20, "products": 120, "adds": 40}),
+    "scaled sum": (lambda x: torch.add(x, x, alpha=0.5), X, {"adds": 20, "products": 20}),
+    "scaled addmm": (
+        lambda x: torch.addmm(x.new_ones(4, 3), x, W, beta=0.5, alpha=0.3),
+        X,
+        {"macs": 60, "adds": 12, "products": 24},
+    ),
+    "max pool": (nn.MaxPool2d(2), X.view(1, 1, 4, 5), {"comparisons": 12}),
+    "put and add": (
+        lambda x: torch.zeros(4).index_put((torch.tensor([0, 1, 1]),), x[0, :3], accumulate=True),
+        X,
+        {"adds": 3},
+    ),
+    "long integers": (lambda x: x @ torch.ones(5, 3, dtype=torch.int64), (10 * X).long(), {"macs": 60}),
+    "softmax of a number": (lambda x: x.sum().softmax(0), X, {"adds": 20, "exp": 1, "division": 1}),
     "average pool": (nn.AvgPool2d(2), X.view(1, 1, 4, 5), {"adds": 12, "products": 4}),
     "convolution": (
         nn.Conv2d(1, 2, 3, padding=1),
@@ -197,6 +214,11 @@ def test_int8_products():
     assert total.macs == 20 * 16 * 8 and total.weight_bytes == 20 * 16 * 8
 
 
+def _written(spikes, x):
+    spikes.view(-1).add_(x.flatten())
+    return spikes
+
+
 PRODUCTS = {
     "a test": (lambda x: (x > 0).float(), "acs", lambda x: x > 0),
     "a sign": (lambda x: x.sign(), "acs", lambda x: x != 0),
@@ -206,6 +228,11 @@ PRODUCTS = {
     "a sum of tests": (lambda x: (x > 0).float() + (x > 1).float(), "macs", lambda x: x > 0),
     "a gated value": (lambda x: x * (x > 0), "macs", lambda x: x > 0),
     "a residual": (lambda x: x + (x > 0).float(), "macs", lambda x: x < 99),
+    "half a difference": (lambda x: torch.sub((x > 0).float(), (x > 1).float(), alpha=0.5), "macs", lambda x: x > 0),
+    "times a datum": (lambda x: (x > 0).float() * x.mean(), "macs", lambda x: x > 0),
+    "padded": (lambda x: F.pad((x > 0).float(), (1, 0))[:, 1:], "acs", lambda x: x > 0),
+    "padded with a value": (lambda x: F.pad((x > 0).float(), (1, 0), value=5.0)[:, 1:], "macs", lambda x: x < 99),
+    "written through a view": (lambda x: _written((x > 0).float(), x), "macs", lambda x: x < 99),
     "one less": (lambda x: 1 - (x > 0).float(), "macs", lambda x: x < 99),
     "lucky values": (lambda x: x.clamp(0, 1).round(), "macs", lambda x: x < 99),
 }
@@ -364,6 +391,46 @@ def test_nets_of_other_libraries_are_counted_whole(make, parts):
     assert (l2.macs, l2.acs, l2.deliveries) == (0, 3 * fired, fired)
     assert (n1.state_updates, n2.state_updates) == (2 * 7 * 6, parts * 2 * 7 * 3) and n1.events == fired
     assert n1.comparisons >= 2 * 7 * 6 and n1.products >= 2 * 7 * 6
+
+
+def test_what_is_made_in_the_shape_of_a_parameter_is_not_a_parameter():
+    module = nn.Linear(3, 3, bias=False)
+
+    class Filled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            w = self.inner.weight
+            buffer = torch.zeros_like(w)
+            buffer[0] = x[0]
+            return torch.sigmoid(buffer) @ w
+
+    total = count(Filled(), torch.randn(1, 3)).total
+    assert (total.macs, total.transcendentals) == (27, {"sigmoid": 9})
+
+
+def test_a_neuron_of_another_library_alone_and_one_derived_from_it():
+    snntorch = pytest.importorskip("snntorch")
+
+    class Mine(snntorch.Leaky):
+        """A neuron of one's own."""
+
+    x = torch.ones(2, 4)
+    for net in (snntorch.Leaky(beta=0.5, init_hidden=True), nn.Sequential(Mine(beta=0.5, init_hidden=True))):
+        tally = count(net, x)
+        assert tally.state_updates == 8
+    lstm = count(nn.LSTM(4, 3, batch_first=True), torch.randn(2, 5, 4))
+    assert lstm.state_updates == 2 * 5 * 3
+
+
+def test_counting_leaves_the_modes_of_modules_as_they_were():
+    net = nn.Sequential(nn.BatchNorm1d(5).eval(), nn.Dropout())
+    net.train()
+    net[0].eval()
+    count(net, X)
+    assert net.training and not net[0].training and net[1].training
 
 
 class Gestures(nn.Module):

@@ -109,7 +109,7 @@ def break_even(
 
 
 def _reads_events(counts: Counts) -> bool:
-    return counts.acs > 0 or counts.macs < counts.dense_macs
+    return counts.deliveries > 0 or counts.acs > 0 or counts.macs + counts.acs == 0 < counts.dense_macs
 
 
 def _sides(tally: Tally, steps: int, bits: int, neurons: Collection[str]) -> tuple[dict[str, float], ...]:
@@ -140,8 +140,9 @@ def _solve(fixed: Mapping, variable: Mapping, dense: Mapping, prices: Mapping[st
         return max(0.0, surplus / sum(p * variable.get(t, 0) for t, p in each.items()))
 
     corners = itertools.product(*({joules.low, joules.high} for joules in prices.values()))
-    found = [scale(dict(zip(prices, corner, strict=True))) for corner in corners]
-    return Interval(min(found), scale({t: joules.central for t, joules in prices.items()}), max(found))
+    central = scale({t: joules.central for t, joules in prices.items()})
+    found = [central, *(scale(dict(zip(prices, corner, strict=True))) for corner in corners)]
+    return Interval(min(found), central, max(found))
 
 
 def _check(steps: int) -> None:

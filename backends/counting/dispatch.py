@@ -16,8 +16,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from rheobase.backends.counting.libraries import neuron_state
 from rheobase.backends.counting.operators import (
     ARRIVALS,
+    CREATIONS,
     ELEMENTWISE,
+    FACTORS,
     FREE,
+    MATRIX_PRODUCTS,
     RULES,
     TRANSCENDENTAL,
     VIEWS,
@@ -78,6 +81,8 @@ class CountingMode(TorchDispatchMode):
         found = None if ours else neuron_state(module, output)
         if found:
             spikes, parts = found
+            if not parts:
+                self.uncounted.add(f"state of {type(module).__name__}")
             self.add_state_updates(spikes, None, parts)
             if self.kinds.get(spikes) in EVENT_KINDS:
                 self.mark(spikes, self.kinds[spikes], sent=True)
@@ -92,11 +97,12 @@ class CountingMode(TorchDispatchMode):
         return None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         packet = func.overloadpacket
-        inputs = tensors([*args, *(kwargs or {}).values()])
+        inputs = tensors([*args, *kwargs.values()])
         outputs = tensors(out if isinstance(out, list | tuple) else [out])
-        if inputs and all(t in self.constants for t in inputs):
+        if inputs and all(t in self.constants for t in inputs) and packet not in CREATIONS:
             for t in outputs:
                 self.constants[t] = True
             return out
@@ -104,23 +110,38 @@ class CountingMode(TorchDispatchMode):
         if packet in VIEWS:
             kinds = {self.kinds.get(t, DENSE) for t in inputs if t not in self.constants}
             kind = kinds.pop() if len(kinds) == 1 else DENSE
-        elif all(t.dtype in INDEX for t in (*inputs, *outputs)):
+        elif all(t.dtype in INDEX for t in (*inputs, *outputs)) and packet not in MATRIX_PRODUCTS:
             kind = BINARY if outputs and all(t.dtype == torch.bool for t in outputs) else DENSE
         elif packet in RULES:
-            added = args if (kwargs or {}).get("beta", 1) else args[1:]  # beta = 0: what would be added is not read
-            kind = RULES[packet](self, added, outputs) or DENSE
+            added = args if kwargs.get("beta", 1) else args[1:]  # beta = 0: what would be added is not read
+            own = {name: value for name, value in kwargs.items() if name in ("approximate", "attn_mask", "reduce")}
+            kind = RULES[packet](self, added, outputs, **own) or DENSE
         elif packet in ELEMENTWISE:
             with self.paused():
-                kind = kind_of(packet, args, [self.kinds.get(t, DENSE) for t in tensors(args[:2])])
+                found = [self.kinds.get(t, DENSE) for t in tensors(args[:2])]
+                kind = kind_of(packet, args, kwargs, found, self.constants)
             self.elementwise(ELEMENTWISE[packet], inputs, outputs)
         elif packet not in FREE:
             self.uncounted.add(str(packet))
-        for t in outputs:  # one that is written in place is no longer what it was
+        factors = sum(kwargs.get(name, 1) not in (-1, 0, 1) for name in FACTORS) if packet not in FREE else 0
+        if factors:
+            self.add(products=factors * outputs[0].numel())
+        if func._schema.is_mutable:
+            self.forget(outputs)
+        for t in outputs:
             self.kinds.pop(t, None)
             self.constants.pop(t, None)
             if kind != DENSE:
                 self.kinds[t] = kind
         return out
+
+    def forget(self, written: list[Tensor]) -> None:
+        """What is written in place is no longer what it was, under whatever other name it goes."""
+        places = {t.untyped_storage().data_ptr() for t in written if t.layout == torch.strided}
+        for known in (self.kinds, self.constants):
+            for t in list(known):
+                if t.layout == torch.strided and t.untyped_storage().data_ptr() in places:
+                    known.pop(t, None)
 
     def elementwise(self, each: dict[str, int], inputs: list[Tensor], outputs: list[Tensor]) -> None:
         n, size = outputs[0].numel(), outputs[0].element_size()
@@ -172,14 +193,14 @@ def count(
     """What one evaluation pass of a torch module costs, counted on the operators that it runs.
 
     model    any module; ours mark their events, in others what a test or a sign makes is known for what it is
-    tokens   its input: integers [B, T], or values [B, T, D] or [B, D]
+    tokens   its input: integers [B, T], or values [B, D], [B, T, D], [B, C, H, W] or [B, T, C, H, W]
     state    what an earlier call of the model returned, as its second argument; none if not given
     kind     what the input's values are: "BINARY", "TERNARY" or "GRADED" events, or "DENSE"
     strict   True: an operator without a rule is an error
     kernels  "auto": our ops in C, where they can be, tell what they did;  "reference": all is counted as torch's
              operators. The two agree but for bytes, which are those of one fused op or of each operator
-    returns  a Tally whose `tokens` is B x T (or B), by operator: a parameter's or a module's path; operators
-             without a rule are named in `uncounted`
+    returns  a Tally whose `tokens` is B x T (B where there is no T), by operator: a parameter's or a module's path;
+             operators without a rule are named in `uncounted`
     raises   UnsupportedError: an operator without a rule, where strict;  ConfigError: no such kind
     """
     if kind not in KINDS:
@@ -188,27 +209,26 @@ def count(
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     cells = [path for path, module in model.named_modules() if isinstance(module, Cell)]
     with contextlib.ExitStack() as stack:
-        stack.callback(model.train, training)
+        for module, training in modes.items():
+            stack.callback(setattr, module, "training", training)
         for path, module in model.named_modules():
-            if path:
-                before = module.register_forward_pre_hook(lambda *_, path=path: mode.stack.append(path))
-                ours = any(path.startswith(f"{cell}.") for cell in cells)
-                after = module.register_forward_hook(
-                    lambda m, _, out, ours=ours: mode.leave(m, out, ours), always_call=True
-                )
-                stack.callback(before.remove)
-                stack.callback(after.remove)
+            before = module.register_forward_pre_hook(lambda *_, path=path: mode.stack.append(path))
+            ours = any(path.startswith(f"{cell}.") for cell in cells if cell) or (bool(path) and "" in cells)
+            after = module.register_forward_hook(
+                lambda m, _, out, ours=ours: mode.leave(m, out, ours), always_call=True
+            )
+            stack.callback(before.remove)
+            stack.callback(after.remove)
         stack.enter_context(listening(mode))
         stack.enter_context(mode)
         model(tokens) if state is None else model(tokens, state)
     if strict and mode.uncounted:
         got = ", ".join(sorted(mode.uncounted))
         raise UnsupportedError("count", "operators with a rule alone", got, "count without strict")
-    whole = not tokens.is_floating_point() or tokens.dim() < 3
-    return mode.tally(
-        tokens.numel() if not tokens.is_floating_point() else math.prod(tokens.shape[: 1 if whole else 2])
-    )
+    if not tokens.is_floating_point():
+        return mode.tally(tokens.numel())
+    return mode.tally(math.prod(tokens.shape[: 2 if tokens.dim() in (3, 5) else 1]))

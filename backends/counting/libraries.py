@@ -1,4 +1,4 @@
-"""Neurons of snnTorch, Norse and SpikingJelly, whose operators do not tell what of their results is kept as state."""
+"""Layers of torch, snnTorch, Norse and SpikingJelly that keep a state, of which their operators do not tell."""
 
 from torch import Tensor, nn
 
@@ -7,15 +7,18 @@ SNNTORCH = ("syn", "syn_exc", "syn_inh", "mem")
 
 
 def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
-    """What a neuron of another library sent in a call, and how many values a unit and step it keeps; None of others."""
-    library = type(module).__module__.partition(".")[0]
+    """What such a layer sent in a call, and how many values a unit and step it keeps: LSTM's cells, GRU's units, a
+    neuron's currents and membrane. None of other modules; 0 where it is a neuron whose state is not known."""
+    libraries = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
     first, *rest = output if isinstance(output, tuple) else (output,)
     if not isinstance(first, Tensor):
         return None
-    if library == "snntorch" and hasattr(module, "threshold"):
+    if isinstance(module, nn.LSTM | nn.GRU):
+        return first, module.num_layers
+    if "snntorch" in libraries and hasattr(module, "threshold"):
         return first, len(rest) or sum(isinstance(getattr(module, name, None), Tensor) for name in SNNTORCH)
-    if library == "norse" and rest and hasattr(rest[0], "_fields"):
+    if "norse" in libraries and rest and hasattr(rest[0], "_fields"):
         return first, sum(isinstance(part, Tensor) for part in rest[0])
-    if library == "spikingjelly" and isinstance(getattr(module, "v", None), Tensor):
+    if "spikingjelly" in libraries and isinstance(getattr(module, "v", None), Tensor):
         return first, 1
     return None

@@ -26,15 +26,15 @@ def _packets(names: str) -> set:
 VIEWS = _packets(
     "view _unsafe_view reshape t transpose transpose_ permute select slice unbind split unsafe_split split_with_sizes "
     "unsqueeze squeeze expand stack cat clone detach alias _to_copy unsafe_chunk copy_ as_strided flip "
-    "lift_fresh resolve_conj unfold contiguous repeat roll gather abs neg squeeze_ unsqueeze_ diagonal constant_pad_nd "
-    "_reshape_alias view_as_real max_pool2d_with_indices native_dropout to_dense narrow"
+    "lift_fresh resolve_conj unfold contiguous repeat roll abs neg squeeze_ unsqueeze_ diagonal "
+    "_reshape_alias view_as_real native_dropout to_dense narrow"
 )
 """what comes out is of the kind of what went in"""
 
 FREE = _packets(
     "zeros zeros_like ones ones_like empty empty_like empty_strided new_zeros new_empty new_full new_ones "
     "new_empty_strided full full_like fill_ zero_ arange linspace scalar_tensor where masked_fill masked_fill_ set_ "
-    "item _local_scalar_dense is_nonzero eye tril triu tril_ triu_ resize_ index_put index_put_ scatter scatter_ "
+    "item _local_scalar_dense is_nonzero eye tril triu tril_ triu_ resize_ "
     "lift lift_fresh_copy _assert_async is_same_size equal sym_size nonzero _sparse_coo_tensor_with_dims_and_tensors "
     "_coalesce _coalesced_ _indices _values to_sparse _to_sparse is_coalesced"
 )
@@ -70,7 +70,6 @@ ELEMENTWISE = {
     **_each("cos cos_", cos=1),
     **_each("erf erf_", erf=1),
     **_each("silu silu_", sigmoid=1, products=1),
-    **_each("gelu", erf=1, products=3, adds=1),
     **_each("elu", comparisons=1, exp=1, adds=1),
     **_each("softplus", comparisons=1, exp=1, log=1, adds=1),
     **_each("log_sigmoid_forward", exp=1, log=1, adds=1),
@@ -81,11 +80,20 @@ TRANSCENDENTAL = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", 
 
 TESTS = _packets("gt ge lt le eq ne logical_not logical_and logical_or isnan isinf isfinite")
 """their outputs are 0 or 1"""
-SCALINGS = _packets("mul mul_ div div_")
-SUMS = _packets("add add_ sub sub_")
+SIGNS = _packets("sign sgn")
+PRODUCTS, QUOTIENTS = _packets("mul mul_"), _packets("div div_")
+SUMS, DIFFERENCES = _packets("add add_ sub sub_"), _packets("sub sub_")
+MATRIX_PRODUCTS = _packets("mm addmm _int_mm bmm baddbmm mv addmv dot")
+FACTORS = ("alpha", "beta", "value")
+"""keyword arguments that multiply an operand, at the cost of a product an element"""
+CREATIONS = _packets(
+    "zeros_like ones_like empty_like full_like new_zeros new_empty new_full new_ones new_empty_strided rand_like "
+    "randn_like randint_like bernoulli bernoulli_ normal_ uniform_ random_ multinomial"
+)
+"""what they make follows from the shape of what they are given, or from chance"""
 
 
-def kind_of(packet, args, kinds: list[str]) -> str:
+def kind_of(packet, args, kwargs, kinds: list[str], constants) -> str:
     """The kind of an elementwise operator's output, proven by what the operator is and its operands' kinds.
 
     A test gives BINARY, a sign TERNARY. An event times a number is an event of the same kind, whose factor folds into
@@ -93,20 +101,26 @@ def kind_of(packet, args, kinds: list[str]) -> str:
     """
     if packet in TESTS:
         return BINARY
-    if packet in _packets("sign sgn"):
+    if packet in SIGNS:
         return TERNARY
     if packet is aten.heaviside and isinstance(args[1], Tensor) and bool(((args[1] == 0) | (args[1] == 1)).all()):
         return BINARY
-    events = [kind for kind in kinds if kind in EVENT_KINDS]
-    if packet in SCALINGS and events:
-        if kinds[0] not in EVENT_KINDS and packet in _packets("div div_"):
-            return DENSE
-        if all(not isinstance(a, Tensor) or a.dim() == 0 for a in args[1:2]):
-            return kinds[0]
+    if packet in (*PRODUCTS, *QUOTIENTS) and kinds[0] in EVENT_KINDS and _is_number(args[1], constants):
+        return kinds[0]
+    if packet in PRODUCTS and kinds[-1] in EVENT_KINDS and _is_number(args[0], constants):
+        return kinds[-1]
+    if packet in PRODUCTS and any(kind in EVENT_KINDS for kind in kinds):
         return BINARY if kinds == [BINARY, BINARY] else GRADED
-    if packet in SUMS and len(kinds) == 2 and len(events) == 2:
-        return TERNARY if kinds == [BINARY, BINARY] and packet in _packets("sub sub_") else GRADED
+    if packet in QUOTIENTS and kinds[0] in EVENT_KINDS:
+        return GRADED
+    if packet in SUMS and len(kinds) == 2 and all(kind in EVENT_KINDS for kind in kinds):
+        difference = packet in DIFFERENCES and kwargs.get("alpha", 1) == 1
+        return TERNARY if kinds == [BINARY, BINARY] and difference else GRADED
     return DENSE
+
+
+def _is_number(value, constants) -> bool:
+    return not isinstance(value, Tensor) or (value.numel() == 1 and value in constants)
 
 
 def tensors(values) -> list[Tensor]:
@@ -182,14 +196,45 @@ def _embedding(mode, args, outputs):
 
 
 def _gather(mode, args, outputs):
-    """Rows by their places: weights where they are a parameter's, else a copy of what they hold."""
+    """Values by their places: weights where they are a parameter's, whole rows where the first axis is indexed; else
+    a copy of what they hold."""
     source, out = args[0], outputs[0]
     if source not in mode.constants:
         mode.add(activation_bytes=2 * n_bytes(outputs))
         return mode.kinds.get(source, DENSE)
-    rows = out.numel() // source.shape[-1] if source.dim() > 1 and source.shape[-1] else out.numel()
+    places = args[1] if isinstance(args[1], list | tuple) else [args[1], args[2]]
+    by_rows = places[0] is not None and places[0] != 1 if not isinstance(places[0], Tensor) else len(places) == 1
+    rows = out.numel() // max(source[0].numel(), 1) if by_rows else 0
     mode.add(mode.operator_of(source), rows=rows, weight_bytes=n_bytes(outputs), activation_bytes=n_bytes(outputs))
     return DENSE
+
+
+def _gather_elements(mode, args, outputs):
+    """A value of each place, along an axis."""
+    size = n_bytes(outputs)
+    constant = args[0] in mode.constants
+    mode.add(weight_bytes=size if constant else 0, activation_bytes=size if constant else 2 * size)
+    return DENSE if constant else mode.kinds.get(args[0], DENSE)
+
+
+def _put(mode, args, outputs, reduce=None):
+    """A move, or a sum where it accumulates."""
+    accumulates = len(args) > 3 and args[3] is True
+    if reduce is not None:
+        mode.uncounted.add("aten.scatter that reduces")
+    mode.add(adds=args[2].numel() if accumulates else 0, activation_bytes=2 * n_bytes(tensors(args[2:3])))
+    return DENSE
+
+
+def _pad(mode, args, outputs):
+    return mode.kinds.get(args[0], DENSE) if len(args) < 3 or args[2] == 0 else DENSE
+
+
+def _max_pool(mode, args, outputs):
+    kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+    area = math.prod(kernel if len(kernel) > 1 else kernel * 2)
+    mode.add(comparisons=(area - 1) * outputs[0].numel(), activation_bytes=n_bytes([args[0], outputs[0]]))
+    return mode.kinds.get(args[0], DENSE)
 
 
 def _convolution(mode, args, outputs):
@@ -243,7 +288,7 @@ def _mkldnn_rnn(mode, args, outputs):
 def _softmax(mode, args, outputs):
     """Of each row: the largest, e to the difference from it, their sum, and a division each; the log form takes the
     logarithm of the sum away instead."""
-    n, row = outputs[0].numel(), args[0].shape[args[1]]
+    n, row = outputs[0].numel(), args[0].shape[args[1]] if args[0].dim() else 1
     rows = n // row if row else 0
     mode.add(
         adds=2 * n - rows,
@@ -254,7 +299,7 @@ def _softmax(mode, args, outputs):
 
 
 def _log_softmax(mode, args, outputs):
-    n, row = outputs[0].numel(), args[0].shape[args[1]]
+    n, row = outputs[0].numel(), args[0].shape[args[1]] if args[0].dim() else 1
     rows = n // row if row else 0
     mode.add(
         adds=3 * n - rows,
@@ -264,7 +309,7 @@ def _log_softmax(mode, args, outputs):
     )
 
 
-def _attention(mode, args, outputs):
+def _attention(mode, args, outputs, attn_mask=None, scale=None):
     """softmax(q k^T scale) v, fused; a causal mask leaves out what it hides."""
     q, k, v = args[:3]
     causal = len(args) > 4 and bool(args[4])
@@ -278,7 +323,7 @@ def _attention(mode, args, outputs):
         macs=products,
         rows=q.numel() + pairs,
         products=pairs,
-        adds=2 * pairs - rows,
+        adds=(2 if attn_mask is None else 3) * pairs - rows,
         comparisons=pairs - rows,
         transcendentals={"exp": pairs, "division": pairs},
         activation_bytes=n_bytes([q, k, v, outputs[0]]),
@@ -313,16 +358,32 @@ def _batch_norm(mode, args, outputs):
     mode.add(products=n, adds=n, weight_bytes=2 * n_bytes(outputs[:1]), activation_bytes=2 * n_bytes(outputs[:1]))
 
 
+def _gelu(mode, args, outputs, approximate="none"):
+    """x / 2 (1 + erf(x / sqrt 2)), or with tanh(c (x + d x^3)) in place of erf."""
+    n, tanh = outputs[0].numel(), approximate == "tanh"
+    mode.add(
+        products=(6 if tanh else 3) * n,
+        adds=(2 if tanh else 1) * n,
+        transcendentals={"tanh" if tanh else "erf": n},
+        activation_bytes=2 * n_bytes(outputs),
+    )
+
+
 def _pow(mode, args, outputs):
     exponent, n = args[1], outputs[0].numel()
-    if exponent == 2:
+    if isinstance(exponent, Tensor):
+        if isinstance(args[0], Tensor):
+            mode.uncounted.add("aten.pow of two tensors")
+        else:
+            mode.add(products=n, transcendentals={"exp": n}, activation_bytes=2 * n_bytes(outputs))
+    elif exponent == 2:
         mode.add(products=n, activation_bytes=2 * n_bytes(outputs))
     elif exponent == 3:
         mode.add(products=2 * n, activation_bytes=2 * n_bytes(outputs))
     elif exponent in (0.5, -0.5):
         mode.add(transcendentals={"sqrt" if exponent > 0 else "rsqrt": n}, activation_bytes=2 * n_bytes(outputs))
     else:
-        mode.uncounted.add(f"aten.pow to {exponent if not isinstance(exponent, Tensor) else 'a tensor'}")
+        mode.uncounted.add(f"aten.pow to {exponent}")
 
 
 def _clamp(mode, args, outputs):
@@ -376,6 +437,11 @@ RULES = {
         ("bmm baddbmm", _bmm),
         ("embedding", _embedding),
         ("index index_select", _gather),
+        ("gather", _gather_elements),
+        ("index_put index_put_ scatter scatter_", _put),
+        ("constant_pad_nd", _pad),
+        ("max_pool2d_with_indices", _max_pool),
+        ("gelu", _gelu),
         ("convolution convolution_overrideable", _convolution),
         ("mkldnn_rnn_layer", _mkldnn_rnn),
         ("_softmax _safe_softmax", _softmax),

@@ -26,7 +26,7 @@ TERMS = {
 }
 """What a target may price, by field of `Counts`, and how it is called; a field that `Counts` lacks is passed over."""
 
-TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan")
+TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan", "sin", "cos", "erf")
 TEXTS = ("unit", "source", "confidence", "node", "precision", "scope")
 
 
