@@ -242,7 +242,7 @@ class EventKernels(Kernels):
             adds=(3 + 2 * (op.reset != "never")) * n,
             comparisons=(1 + (op.reset == "next")) * n,
             state_updates=parts * n,
-            event_updates=parts * n,
+            event_updates=parts * self.reached(node, x),
             events=sent,
             state_bytes=2 * parts * n * self.size,
             activation_bytes=(n + sent) * self.size,

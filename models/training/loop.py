@@ -118,7 +118,7 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: 
         saved = load_checkpoint(newest)
         _same(run, "config", saved.get("config"), json.dumps(config.fixed()))
         _same(run, "text", saved.get("text_sha256"), corpus.digest)
-        _same(run, "teacher", saved.get("teacher_sha256"), teacher)
+        _same(run, "teacher", saved.get("teacher_sha256", teacher), teacher)
         try:
             model.load_state_dict(saved["model"])
             optimiser.load_state_dict(saved["optimiser"])

@@ -42,10 +42,14 @@ class TeacherConfig:
 
 
 def teacher_digest(config: TeacherConfig) -> str | None:
-    """The SHA-256 of the files of the models that help, or None where none does; raises FormatError: they are gone."""
-    folders = [model_folder(path) for path in (config.start, config.model) if path]
-    files = [folder / name for folder in folders for name in ("config.json", "model.safetensors")]
-    return sha256("".join(sha256(read_bytes(file, "a teacher")) for file in files).encode()) if files else None
+    """The SHA-256 of the files of the model that teaches, or None where none does; raises FormatError: they are gone.
+
+    What a model starts from is in its first checkpoint, and not needed again.
+    """
+    if not config.model:
+        return None
+    files = [model_folder(config.model) / name for name in ("config.json", "model.safetensors")]
+    return sha256("".join(sha256(read_bytes(file, "a teacher")) for file in files).encode())
 
 
 class Budget:

@@ -51,7 +51,7 @@ class Norse(Cell):
         require_sizes(self.name, self.units, x_BD, state)
         s, state = self.function(x_BD, state, self.p, self.dt)
         for part in state:
-            announce(state_updates=part)
+            announce(state_updates=part, cause=x_BD)
         return mark(s, BINARY), state
 
     def lower(self):

@@ -84,7 +84,7 @@ class SnnTorch(Cell):
         s, *parts = self.neuron(x_BD, *state)
         _forget(self.neuron, self.state_type)
         for part in parts:
-            announce(state_updates=part)
+            announce(state_updates=part, cause=x_BD)
         return mark(s, BINARY), self.state_type(*parts)
 
     def lower(self):
