@@ -76,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
         run,
         tokens,
         arg("--target", action="append", default=[], help="a target's name or TOML file; may be repeated"),
+        arg(
+            "--prefill", type=_positive, metavar="N", help="count the first N tokens in one call, then one call a token"
+        ),
+        arg("--measure", action="store_true", help="also read the joules that this machine used for the same tokens"),
+        arg("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure (default cpu)"),
         arg("--strict", action="store_true", help="fail if any operator was not counted"),
     )
     command(

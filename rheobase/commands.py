@@ -21,7 +21,16 @@ from rheobase.backends import price
 from rheobase.backends import simulate as simulate_graph
 from rheobase.backends import verify as verify_artifact
 from rheobase.backends.artifact import MANIFEST, open_artifact
-from rheobase.backends.counting import Quantity, break_even, load_target, overview, target_names
+from rheobase.backends.counting import (
+    Quantity,
+    break_even,
+    count_phases,
+    load_target,
+    measure,
+    overview,
+    show,
+    target_names,
+)
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
@@ -36,6 +45,10 @@ from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, RheobaseError, UnsupportedError
 from rheobase.spiking.ops.choice import taken
 from rheobase.spiking.ops.native import library
+from rheobase.spiking.tally import Tally
+
+MEASURE_SECONDS = 2.0
+"""Forward passes are repeated for so long: counters of energy are coarse."""
 
 
 @dataclass(frozen=True)
@@ -155,26 +168,69 @@ def sample(args) -> Answer:
 
 def count(args) -> Answer:
     run = Run.open(args.run)
-    tally = count_operations(run.model(), torch.from_numpy(test_tokens(run, args.tokens)))
-    if args.strict and tally.uncounted:
-        raise RheobaseError("count --strict", "a rule for every operator", ", ".join(tally.uncounted), "drop --strict")
+    model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
+    if args.prefill:
+        phases = dict(
+            zip(("prefill", "decode"), count_phases(model, tokens, args.prefill, strict=args.strict), strict=True)
+        )
+    else:
+        phases = {"all": count_operations(model, tokens, strict=args.strict)}
+    tally = sum(phases.values(), Tally())
+    lines = []
+    for name, part in phases.items():
+        title = f"{part.tokens:,} tokens" if name == "all" else f"{name}: {part.tokens:,} tokens"
+        lines.append(f"{title}\n{show(part)}\n" if part.tokens else f"{title}\n")
+    measured = _measure(model, tokens, args) if args.measure else None
+    if measured:
+        lines.append(_measured(measured))
     bills = [price(tally, name) for name in args.target]
-    per = tally.tokens
-    done = f"{tally.macs / per:,.0f} multiply-accumulates and {tally.acs / per:,.0f} accumulates"
-    lines = [f"{per:,} tokens; a token: {done}, where {tally.dense_macs / per:,.0f} are dense"]
-    lines.append(f"{'operator':<28}{'dense MACs':>14}{'MACs':>14}{'ACs':>14}{'products':>12}{'events':>10}")
-    for name, c in tally.operators.items():
-        row = (c.dense_macs / per, c.macs / per, c.acs / per, c.products / per, c.events / per)
-        lines.append(f"{name:<28}{row[0]:>14,.1f}{row[1]:>14,.1f}{row[2]:>14,.1f}{row[3]:>12,.1f}{row[4]:>10,.1f}")
-    if tally.uncounted:
-        lines.append(f"not counted: {', '.join(tally.uncounted)}")
     even = [break_even(tally, bill.target) for bill in bills]
-    for bill, rate in zip(bills, even, strict=True):
-        lines.append(f"\n{bill}\n{rate}")
+    lines += [f"{bill}\n{rate}\n" for bill, rate in zip(bills, even, strict=True)]
     if len(bills) > 1:
-        lines.append(f"\n{overview(bills)}")
-    table = {"tally": tally.to_table(), "bills": [b.to_table() for b in bills]}
-    return Answer(table | {"break_even": [dataclasses.asdict(rate) for rate in even]}, "\n".join(lines))
+        lines.append(overview(bills))
+    table = {
+        "tally": tally.to_table(),
+        "phases": {name: part.to_table() for name, part in phases.items()} if args.prefill else None,
+        "bills": [bill.to_table() for bill in bills],
+        "break_even": [dataclasses.asdict(rate) for rate in even],
+        "measured": measured,
+    }
+    return Answer(table, "\n".join(lines).rstrip())
+
+
+def _measure(model, tokens: torch.Tensor, args) -> dict:
+    """Joules of the forward passes that were counted, again and again for some seconds, as a table."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("count --device", "a device that torch can use", "cuda", "take cpu")
+    model, tokens = model.to(args.device), tokens.to(args.device)
+    parts = tokens.split([args.prefill, *[1] * (tokens.shape[1] - args.prefill)], 1) if args.prefill else [tokens]
+    passes = 0
+
+    @torch.inference_mode()
+    def forward():
+        nonlocal passes
+        began = time.monotonic()
+        while passes == 0 or time.monotonic() - began < MEASURE_SECONDS:
+            state = None
+            for part in parts:
+                state = model(part, state)[1]
+            passes += 1
+
+    measured = measure(forward, args.device)
+    return {"tokens": passes * tokens.numel(), **dataclasses.asdict(measured)}
+
+
+def _measured(m: dict) -> str:
+    ran = f"{m['tokens']:,} tokens run in {m['seconds']:.2f} s"
+    if m["joules"] is None:
+        return (
+            textwrap.fill(f"not measured, {ran}: {m['why']}", 96, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+        )
+    each = 1e9 * m["joules"] / m["tokens"]
+    return (
+        f"measured  {each:,.0f} nJ a token: {m['joules']:.2f} J, {ran}, {m['counter']}\n"
+        f"          all that the device used meanwhile, idle power and other work too; no bill prices that\n"
+    )
 
 
 def simulate(args) -> Answer:

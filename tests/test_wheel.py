@@ -31,6 +31,7 @@ def test_the_wheel_runs_quickstart_in_a_folder_of_anothers(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "error::ImportWarning"}
     where = run("-c", "import rheobase; print(rheobase.__file__)", cwd=work, env=environment)
     assert Path(where.strip()).is_relative_to(site)
+    assert (site / "rheobase" / "backends" / "counting" / "tally.schema.json").is_file()
     shown = run("-m", "rheobase", "quickstart", "--small", cwd=work, env=environment)
     assert "integers compared, 0 mismatches" in shown
     table = json.loads(run("-m", "rheobase", "verify", "quickstart/spinnaker2", "--json", cwd=work, env=environment))
