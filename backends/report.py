@@ -6,9 +6,10 @@ runs nothing. T steps, D units.
 
 import itertools
 import math
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 
 from rheobase.backends.artifact import Report
 from rheobase.backends.counting.bill import Bill, counted
+from rheobase.backends.counting.table import BYTES, WORK
 from rheobase.backends.counting.target import TERMS, Interval
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.events import Events
 from rheobase.spiking.files import write_atomic
-from rheobase.spiking.tally import Tally
+from rheobase.spiking.tally import Counts, Tally
 
 TEMPLATE = "report.html.j2"
 RASTER_STEPS = 96
@@ -31,6 +33,7 @@ LABEL_PX = 17
 LOG_TICKS = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8, 10)
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ROWS_UNFOLDED = 16
+RASTERS_UNFOLDED = 3
 UNITS_NAMED = 48
 REGIONS = {
     "input weights": ("weight_a",),
@@ -41,6 +44,8 @@ REGIONS = {
     "routing keys and event queue": ("keys", "out_fifo"),
     "header": ("header",),
 }
+LAYER = re.compile(r".*?\.\d+(?=\.|$)|.*")
+"""The path of a layer within an operator's: up to its first number, or all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ class ReportModel:
     parameters  how many it has
     log         records of training: {"step", the report's measure, "rates", ...} and {"step", "valid", ...}
     evaluation  on the test part: the measure, perplexity, tokens; and, a layer, rates, dead, saturated
+    layers      names of the layers whose rates `evaluation` holds
     tally       what some tokens of the test part took
     bills       that tally on each target; those of `ReportData.billed` are shown line by line, all of them in sum
     """
@@ -59,6 +65,7 @@ class ReportModel:
     parameters: int
     log: Sequence[Mapping]
     evaluation: Mapping
+    layers: Sequence[str]
     tally: Tally
     bills: tuple[Bill, ...]
 
@@ -136,7 +143,7 @@ def render(data: ReportData) -> str:
     environment.filters |= {"n": number, "pct": percent, "plain": plain, "span": span}
     first = data.models[0]
     stretches = [(name.rpartition(".")[0] or name, e) for name, e in data.events.items() if e.n_steps]
-    layers = _layers(first.evaluation, stretches)
+    layers = _layers(first, stretches)
     rates = [layer["rate"] for layer in layers]
     return environment.get_template(TEMPLATE).render(
         data=data,
@@ -147,7 +154,10 @@ def render(data: ReportData) -> str:
         firing=_firing(first, layers, data.measure),
         rasters=[_raster(name, events, data.text) for name, events in stretches],
         spreads=[_spread(name, events) for name, events in stretches],
+        unfolded=RASTERS_UNFOLDED,
+        stacks=[_stack(data.models, *kinds) for kinds in (("Operations", WORK), ("Bytes", BYTES))],
         counted=_counted(data.models),
+        ranges=_ranges(first.bills),
         energy=[(bill, _beside(bill, data.models)) for bill in first.bills if bill.target.name in data.billed],
         terms=TERMS,
         image=_image(data.image) if data.image else None,
@@ -251,15 +261,13 @@ def _firing(model, layers, measure) -> dict | None:
     return _plot(series, 230, lambda y: f"{100 * y:.3g} %", percent)
 
 
-def _layers(evaluation, stretches) -> list[dict]:
-    """A row a layer of what the test part showed; names and sizes are those of the events where they fit."""
-    rates = evaluation.get("rates") or ()
+def _layers(model: ReportModel, stretches) -> list[dict]:
+    """A row a layer of what the test part showed; sizes are those of the events of that name."""
+    units = {name: events.n_units for name, events in stretches}
     rows = []
-    for i, rate in enumerate(rates):
-        fits = len(stretches) == len(rates)
-        name, units = (stretches[i][0], stretches[i][1].n_units) if fits else (f"layer {i}", None)
-        ends = {key: evaluation[key][i] if evaluation.get(key) else None for key in ("dead", "saturated")}
-        rows.append({"name": name, "units": units, "rate": rate, **ends})
+    for i, rate in enumerate(model.evaluation.get("rates") or ()):
+        ends = {key: model.evaluation[key][i] if model.evaluation.get(key) else None for key in ("dead", "saturated")}
+        rows.append({"name": model.layers[i], "units": units.get(model.layers[i]), "rate": rate, **ends})
     return rows
 
 
@@ -337,6 +345,59 @@ def _counted(models) -> list[tuple[str, list[float]]]:
     kinds = dict.fromkeys(kind for total, _ in totals for kind in total)
     rows = [(TERMS.get(kind, kind), [total.get(kind, 0) / per for total, per in totals]) for kind in kinds]
     return [row for row in rows if any(row[1])]
+
+
+def _stack(models, title: str, kinds: Mapping[str, Callable[[Counts], int]]) -> dict:
+    """A stacked bar a layer and model, in per cent of the largest: how many of each kind, a token."""
+    bars, used = [], set()
+    for model in models:
+        layers: dict[str, Counts] = {}
+        for name, counts in model.tally.operators.items():
+            layer = LAYER.match(name)[0]
+            layers[layer] = layers.get(layer, Counts()) + counts
+        per = max(model.tally.tokens, 1)
+        bars.append([(layer, [read(c) / per for read in kinds.values()]) for layer, c in layers.items()])
+    most = max((sum(sizes) for rows in bars for _, sizes in rows), default=0) or 1
+    groups = []
+    for model, rows in zip(models, bars, strict=True):
+        shown = []
+        for layer, sizes in rows:
+            starts = itertools.accumulate(sizes, initial=0)
+            parts = [
+                (f"r{i}", 100 * at / most, 100 * size / most, kind, size)
+                for i, (kind, at, size) in enumerate(zip(kinds, starts, sizes, strict=False))
+                if size
+            ]
+            used |= {kind for _, _, _, kind, _ in parts}
+            if parts:
+                shown.append({"layer": layer, "parts": parts, "total": sum(sizes)})
+        groups.append((model.name, shown))
+    legend = [(f"r{i}", kind) for i, kind in enumerate(kinds) if kind in used]
+    return {"title": title, "groups": groups, "legend": legend}
+
+
+def _ranges(bills: Sequence[Bill]) -> dict | None:
+    """Intervals in nJ a token on a logarithmic axis, a row a target with a price for its products."""
+    rows = []
+    for bill in bills:
+        if bill.formula_joules is not None and bill.formula_joules.low > 0:
+            sums = (("all", bill.priced_joules), ("products", bill.formula_joules))
+            rows.append((bill.target.title, [(cls, x * (1e9 / max(bill.tokens, 1))) for cls, x in sums]))
+    if not rows:
+        return None
+    ends = [math.log10(end) for _, marks in rows for _, x in marks for end in (x.low, x.high)]
+    first, last = math.floor(min(ends)), max(math.ceil(max(ends)), math.floor(min(ends)) + 1)
+
+    def across(joules: float) -> float:
+        return 100 * (math.log10(joules) - first) / (last - first)
+
+    return {
+        "rows": [
+            (title, [(cls, across(x.low), across(x.central), across(x.high), x) for cls, x in marks])
+            for title, marks in rows
+        ],
+        "ticks": [(across(10.0**e), number(10.0**e)) for e in range(first, last + 1)],
+    }
 
 
 def _beside(bill: Bill, models) -> dict:

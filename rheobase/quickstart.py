@@ -193,14 +193,15 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
     for run in runs:
         metrics = run.metrics()
         evaluation = metrics.get("test") or dataclasses.asdict(test(run))
-        tokens = test_tokens(run, min(COUNT_TOKENS, len(run.splits().test)))
-        tally = count(run.model(), torch.from_numpy(tokens))
+        tokens, trained = test_tokens(run, min(COUNT_TOKENS, len(run.splits().test))), run.model()
+        tally = count(trained, torch.from_numpy(tokens))
         models.append(
             ReportModel(
                 name=run.config.model.removesuffix("_lm").upper(),
-                parameters=run.model().n_parameters,
+                parameters=trained.n_parameters,
                 log=run.log(),
                 evaluation=evaluation,
+                layers=trained.event_layers,
                 tally=tally,
                 bills=tuple(price(tally, target) for target in target_names()),
             )

@@ -95,6 +95,8 @@ def test_report_is_one_self_contained_page(small_run, tmp_path, ask):
     page = (tmp_path / "r.html").read_text()
     assert "<svg" in page and "bits a byte" in page and "<pre><b>The </b>" in page
     assert re.search(r"<span class=\"of\">[\d,.]+ to [\d,.]+</span>", page)
+    assert "Operations a token, by layer and kind" in page and "Bytes a token, by layer and kind" in page
+    assert page.count('<circle class="all"') == 1 + page.count('<line class="all"') > 2
     assert "one figure" in page and "Idle power 0.5647 W" in page and "TrueNorth" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page) and "<script" not in page
 

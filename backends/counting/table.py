@@ -11,29 +11,31 @@ WIDTH, NAME = 120, 30
 
 UNITS = {1: "", 10**3: ", thousands", 10**6: ", millions", 10**9: ", billions"}
 
-OPERATIONS: Mapping[str, Callable[[Counts], int]] = {
-    "dense MACs": lambda c: c.dense_macs,
+Kinds = Mapping[str, Callable[[Counts], int]]
+WORK: Kinds = {
     "MACs": lambda c: c.macs,
     "ACs": lambda c: c.acs,
     "products": lambda c: c.products,
     "additions": lambda c: c.adds,
     "comparisons": lambda c: c.comparisons,
     "transcendentals": lambda c: sum(c.transcendentals.values()),
-    "events": lambda c: c.events,
 }
-BYTES: Mapping[str, Callable[[Counts], int]] = {
+"""Operations that ran, each in one kind alone."""
+
+BYTES: Kinds = {
     "weights": lambda c: c.weight_bytes,
     "state": lambda c: c.state_bytes,
     "activations": lambda c: c.activation_bytes,
-    "all bytes": lambda c: c.weight_bytes + c.state_bytes + c.activation_bytes,
 }
+OPERATIONS: Kinds = {"dense MACs": lambda c: c.dense_macs, **WORK, "events": lambda c: c.events}
+TRAFFIC: Kinds = {**BYTES, "all bytes": lambda c: sum(read(c) for read in BYTES.values())}
 
 
 def show(tally: Tally) -> str:
     """Operations a token by operator, then bytes, neuron-steps and what was not counted; at most 120 columns wide."""
     per = max(tally.tokens, 1)
     total = tally.total
-    lines = [*_columns("operations a token", OPERATIONS, tally), "", *_columns("bytes a token", BYTES, tally), ""]
+    lines = [*_columns("operations a token", OPERATIONS, tally), "", *_columns("bytes a token", TRAFFIC, tally), ""]
     clock, driven = figure(total.state_updates / per), figure(total.event_updates / per)
     lines.append(f"neuron-steps a token: {clock} clock-driven, {driven} event-driven")
     if total.transcendentals:
@@ -45,7 +47,7 @@ def show(tally: Tally) -> str:
     return "\n".join(lines)
 
 
-def _columns(title: str, columns: Mapping[str, Callable[[Counts], int]], tally: Tally) -> list[str]:
+def _columns(title: str, columns: Kinds, tally: Tally) -> list[str]:
     """A heading, a row an operator that has any of it, and a total; in thousands or more where that is too wide."""
     numbers = {name: [read(c) for read in columns.values()] for name, c in tally.operators.items()}
     numbers = {name: row for name, row in numbers.items() if any(row)}
