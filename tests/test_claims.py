@@ -98,7 +98,7 @@ def test_the_chip_s_idle_power_and_the_tokens_that_the_rest_pays_for():
     assert 0.39 * 0.17025 == pytest.approx(c.JOULES, rel=0.02)
     assert c.IDLE["asleep, 0.8 V, 300 MHz"] > c.WATTS
     each = c.dynamic(1.0)
-    assert each.central == pytest.approx(1_208_250 * 0.37e-9, rel=0.01)
+    assert each.central == pytest.approx(1_208_250 * 25 * 15e-12, rel=0.01)
     left = c.JOULES - 0.0752 * c.SECONDS
     assert c.consistent(left, each).startswith(f"{left / each.central:.0f} (")
     assert "65 mJ a token" not in PAGE and "65.3 mJ a token" not in PAGE
