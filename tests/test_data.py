@@ -228,7 +228,7 @@ def test_a_run_keeps_its_tokenizer_and_says_its_unit(tokenizer, unit, vocabulary
     line = say("eval", out)
     assert f"bits a {unit}, perplexity" in line and f"a {unit}, " in line and "bits a byte" in line
     assert say("sample", out, "--prompt", "the ", "--length", 5).startswith("the ")
-    assert "multiply-accumulates" in say("count", out, "--tokens", 20)
+    assert "MACs" in say("count", out, "--tokens", 20)
     say("report", out)
     page = (out / "report.html").read_text()
     assert f"bits a {unit} of test text" in page and "bits a byte" not in page
