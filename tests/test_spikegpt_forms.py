@@ -375,7 +375,8 @@ def test_a_run_whose_teacher_has_changed_does_not_resume(tmp_path):
     table = {"model": {"name": "rwkv4", "embedding": 8, "depth": 1}, "train": train}
     teacher = loop.start(tmp_path / "teacher", RunConfig.from_table(table))
     run = loop.start(tmp_path / "run", RunConfig.from_table(table | {"teacher": {"model": str(teacher.folder)}}))
-    started = loop.start(tmp_path / "started", RunConfig.from_table(table | {"teacher": {"start": str(teacher.folder)}}))
+    table["teacher"] = {"start": str(teacher.folder)}
+    started = loop.start(tmp_path / "started", RunConfig.from_table(table))
     loop.resume(run.folder)
     model = teacher.model()
     with torch.no_grad():

@@ -17,7 +17,7 @@ from rheobase.spiking.registry import nearest
 from rheobase.spiking.tally import Counts, Tally
 
 PRODUCTS = ("macs", "acs")
-APART = (*PRODUCTS, "events", "weight_bytes", "state_bytes", "activation_bytes")
+APART = (*PRODUCTS, "events", "deliveries", "weight_bytes", "state_bytes", "activation_bytes")
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def _sides(tally: Tally, steps: int, bits: int, neurons: Collection[str]) -> tup
         side["acs"] += counts.acs
         side["weight_bytes"] += products * bits / 8
         variable["events"] += counts.events
+        variable["deliveries"] += counts.deliveries
         dense["macs"] += counts.dense_macs / steps
         dense["weight_bytes"] += counts.dense_macs * bits / 8 / steps
         work = {term: n for term, n in counted(counts).items() if term not in APART}

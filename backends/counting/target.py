@@ -20,6 +20,7 @@ TERMS = {
     "state_updates": "state updates",
     "comparisons": "comparisons",
     "events": "events sent",
+    "deliveries": "events delivered",
     "weight_bytes": "bytes of weights",
     "state_bytes": "bytes of state",
     "activation_bytes": "bytes of activations",
