@@ -202,8 +202,8 @@ def _gather(mode, args, outputs):
     if source not in mode.constants:
         mode.add(activation_bytes=2 * n_bytes(outputs))
         return mode.kinds.get(source, DENSE)
-    places = args[1] if isinstance(args[1], list | tuple) else [args[1], args[2]]
-    by_rows = places[0] is not None and places[0] != 1 if not isinstance(places[0], Tensor) else len(places) == 1
+    by_index = isinstance(args[1], list | tuple)  # else by `index_select`'s axis
+    by_rows = len(args[1]) == 1 and args[1][0] is not None if by_index else args[1] == 0
     rows = out.numel() // max(source[0].numel(), 1) if by_rows else 0
     mode.add(mode.operator_of(source), rows=rows, weight_bytes=n_bytes(outputs), activation_bytes=n_bytes(outputs))
     return DENSE
@@ -286,27 +286,23 @@ def _mkldnn_rnn(mode, args, outputs):
 
 
 def _softmax(mode, args, outputs):
-    """Of each row: the largest, e to the difference from it, their sum, and a division each; the log form takes the
-    logarithm of the sum away instead."""
-    n, row = outputs[0].numel(), args[0].shape[args[1]] if args[0].dim() else 1
-    rows = n // row if row else 0
-    mode.add(
-        adds=2 * n - rows,
-        comparisons=n - rows,
-        transcendentals={"exp": n, "division": n},
-        activation_bytes=2 * n_bytes(outputs),
-    )
+    """Of each row: the largest, e to the difference from it, their sum, and a division each."""
+    n, rows = _rows(args, outputs)
+    work = {"exp": n, "division": n}
+    mode.add(adds=2 * n - rows, comparisons=n - rows, transcendentals=work, activation_bytes=2 * n_bytes(outputs))
 
 
 def _log_softmax(mode, args, outputs):
+    """As softmax, but for the logarithm of the sum, taken away from each."""
+    n, rows = _rows(args, outputs)
+    work = {"exp": n, "log": rows}
+    mode.add(adds=3 * n - rows, comparisons=n - rows, transcendentals=work, activation_bytes=2 * n_bytes(outputs))
+
+
+def _rows(args, outputs) -> tuple[int, int]:
+    """Elements of an output, and rows along the axis of a call."""
     n, row = outputs[0].numel(), args[0].shape[args[1]] if args[0].dim() else 1
-    rows = n // row if row else 0
-    mode.add(
-        adds=3 * n - rows,
-        comparisons=n - rows,
-        transcendentals={"exp": n, "log": rows},
-        activation_bytes=2 * n_bytes(outputs),
-    )
+    return n, n // row if row else 0
 
 
 def _attention(mode, args, outputs, attn_mask=None, scale=None):
@@ -412,8 +408,8 @@ def _largest(mode, args, outputs):
 
 
 def _cumsum(mode, args, outputs):
-    n, row = outputs[0].numel(), args[0].shape[args[1]] if args[0].dim() else 1
-    mode.add(adds=n - (n // row if row else 0), activation_bytes=n_bytes([args[0], *outputs]))
+    n, rows = _rows(args, outputs)
+    mode.add(adds=n - rows, activation_bytes=n_bytes([args[0], *outputs]))
 
 
 def _average_pool(mode, args, outputs):
