@@ -19,7 +19,7 @@ class BuildNative(build_ext):
 
 native = Extension(
     "rheobase.spiking.ops.native._native",
-    sources=[f"spiking/ops/native/{name}.c" for name in ("gather", "egru", "lif", "wkv")],
+    sources=[f"spiking/ops/native/{name}.c" for name in ("gather", "egru", "lif", "wkv", "stream")],
     depends=["spiking/ops/native/native.h"],
     # no fused products: every machine gives the same bits; no trapping: a comparison may become part of a vector
     extra_compile_args=["-std=c99", "-O3", "-ffp-contract=off", "-fno-trapping-math"],

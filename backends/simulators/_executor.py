@@ -58,7 +58,7 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     raises   ShapeError: tokens out of range or not [B, T], or a state of another graph or number of streams
     """
     tokens = np.asarray(tokens)
-    _check_tokens(graph, tokens)
+    check_tokens(graph, tokens)
     streams, steps = tokens.shape
     kernels.begin(graph)
     kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
@@ -66,7 +66,7 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     inputs = {f"{n.name}.out" for n in graph.nodes if isinstance(n.op, Tokens)}
     events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and name not in inputs]
     wanted = {*recorded, *events, *graph.outputs.values(), *(e.source for e in graph.edges)}
-    carried = _start(graph, state, streams, kernels)
+    carried = start_state(graph, state, streams, kernels)
     values: dict = {}
 
     for group in graph.order():
@@ -138,7 +138,7 @@ def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) ->
     carried |= previous
 
 
-def _check_tokens(graph: EventGraph, tokens: np.ndarray) -> None:
+def check_tokens(graph: EventGraph, tokens: np.ndarray) -> None:
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         raise ShapeError("simulate tokens", "integers [B, T]", f"{tokens.dtype} {tokens.shape}", "reshape them")
     vocabulary = next(n.op.vocabulary for n in graph.nodes if isinstance(n.op, Tokens))
@@ -147,7 +147,7 @@ def _check_tokens(graph: EventGraph, tokens: np.ndarray) -> None:
         raise ShapeError("simulate tokens", f"ids from 0 to {vocabulary - 1}", str(wrong), "check the tokenizer")
 
 
-def _start(graph, state, streams, kernels) -> dict:
+def start_state(graph, state, streams, kernels) -> dict:
     shapes = {name: (streams, *shape) for name, shape in graph.state_shapes().items()}
     if state is None:
         fill = graph.state_fill()

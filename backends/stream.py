@@ -1,0 +1,224 @@
+"""A graph run a token at a time, as in generation: one call of the C library a token, whatever the graph's depth.
+
+An event reads one weight row, a silent unit none. What depends on the token alone, such as the first layer's product
+with its embedding, is looked up in a table made at the start. V vocabulary, T tokens.
+"""
+
+import ctypes
+from collections.abc import Mapping
+
+import numpy as np
+
+from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
+from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear
+from rheobase.backends.simulators._executor import check_tokens, start_state
+from rheobase.backends.simulators.event import EventKernels
+from rheobase.backends.simulators.integer import IntegerKernels
+from rheobase.spiking import graph as ops
+from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.graph import EventGraph, Node, Tokens
+from rheobase.spiking.ops.egru.reference import TRACE_DECAY
+from rheobase.spiking.ops.native import function
+from rheobase.spiking.tally import EVENT_KINDS
+
+ROW, LINEAR, EGRU, LIF, WKV, LAYER_NORM, AFFINE, MIX, SIGMOID, RELU, SQUARED_RELU, SPIKE, MULTIPLY, ADD, COPY = range(
+    15
+)
+BY_EVENTS, HARD, DECAY_INPUT, STRICT, TERNARY, GRADED = (1 << bit for bit in range(6))
+FORMS = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64", np.dtype(np.int32): "i8"}
+"""type of the vectors -> how the name of the library's function ends"""
+
+
+class _Instruction(ctypes.Structure):
+    """As in `spiking/ops/native/stream.c`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("op", "flags", "n_in", "n_out", "rows")),
+        ("input", ctypes.c_void_p * 2),
+        ("array", ctypes.c_void_p * 3),
+        ("out", ctypes.c_void_p),
+        ("state", ctypes.c_void_p * 3),
+        ("number", ctypes.c_double * 2),
+    ]
+
+
+class Stream:
+    """Runs one stream of tokens through a graph, float32, float64 or quantised for SpiNNaker 2.
+
+    graph    what `model.lower()` or `quantise` gives, with one output of size V
+    tables   look up what depends on the token alone, at V rows of memory for each such value that is read
+    raises   UnsupportedError: no C library, an op without an instruction, or arrays of several types;
+             ConfigError: a graph with more than one output
+
+    The integers are those of the specification, bit for bit. In floating point the sums of a product are taken in
+    another order than by `simulate`, so that results agree to rounding.
+    """
+
+    def __init__(self, graph: EventGraph, *, tables: bool = True):
+        if len(graph.outputs) != 1:
+            raise ConfigError("Stream", "a graph with one output", f"{len(graph.outputs)}", "lower a language model")
+        self.graph, (output,) = graph, graph.outputs.values()
+        integer = any(isinstance(n.op, IntegerEmbedding | IntegerLinear) for n in graph.nodes)
+        self.dtype = np.dtype(np.int32) if integer else np.result_type(*(a.dtype for a in graph.arrays.values()))
+        self._kernels = IntegerKernels() if integer else EventKernels()
+        self._kernels.begin(graph)
+        self._keep: list[np.ndarray] = []
+        shapes = {f"{n.name}.{port}": graph.shape_of(f"{n.name}.{port}") for n in graph.nodes for port in n.op.outputs}
+        self._values = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
+        self._before = {e.source: np.zeros(e.shape, self.dtype) for e in graph.edges if e.delay}
+        program = self._program(self._tabulated() if tables else {})
+        self._nodes = [name for name, _ in program]
+        self._instructions = (_Instruction * len(program))(*(instruction for _, instruction in program))
+        self._output = self._values[output]
+        self._room = np.empty(max(e.shape[0] for e in graph.edges), np.int32)
+        types = [ctypes.c_void_p, ctypes.c_int64] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_void_p]
+        self._function = function(f"stream_{FORMS.get(self.dtype)}", *types)
+        if self._function is None:
+            got = "none" if self.dtype in FORMS else str(self.dtype)
+            raise UnsupportedError("Stream", "the C library's stream", got, 'simulate on="event", or reinstall')
+        self.state = None
+
+    def __call__(self, tokens) -> np.ndarray:
+        """The output after each of some tokens [T], [T, V], carrying the state on; of a token alone, [V].
+
+        A quantised graph's output is integers, as of `simulate(on="integer")`.
+
+        raises  ShapeError: not integers of the vocabulary, or not [T] or one
+        """
+        ids = np.asarray(tokens)
+        check_tokens(self.graph, ids.reshape(1, -1) if ids.ndim < 2 else ids[None])
+        row = np.ascontiguousarray(ids.reshape(-1), np.int64)
+        out = np.empty((row.size, self._output.size), self.dtype)
+        self._function(
+            ctypes.addressof(self._instructions),
+            len(self._instructions),
+            row.ctypes.data,
+            row.size,
+            self._output.ctypes.data,
+            out.ctypes.data,
+            self._output.size,
+            self._room.ctypes.data,
+        )
+        return out.reshape(*ids.shape, self._output.size)
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """What is carried from token to token, as `Trace.state` of one stream; may be set, and None starts anew."""
+        return {name: self._carried(name).copy()[None] for name in self.graph.state_shapes()}
+
+    @state.setter
+    def state(self, state: Mapping[str, np.ndarray] | None) -> None:
+        for name, array in start_state(self.graph, state, 1, self._kernels).items():
+            for held in (self._values, self._before):
+                if name in held:
+                    held[name][:] = array[0]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Weight rows that each product has read so far; a dense one reads all at each token."""
+        pairs = zip(self._nodes, self._instructions, strict=True)
+        return {name: i.rows for name, i in pairs if i.op == LINEAR}
+
+    def _carried(self, name: str) -> np.ndarray:
+        return self._before.get(name, self._values[name])
+
+    def _tabulated(self) -> dict[str, np.ndarray]:
+        """ "node.port" -> its value for each token of the vocabulary, where it depends on the token alone."""
+        found: dict[str, np.ndarray] = {}
+        for name in (name for group in self.graph.order() for name in group):
+            node, edges = self.graph.node(name), self.graph.inputs_of(name)
+            if isinstance(node.op, Tokens):
+                found[f"{name}.out"] = np.arange(node.op.vocabulary)[:, None]
+            elif not node.op.state and all(e.source in found and not e.delay for e in edges.values()):
+                method = getattr(self._kernels, type(node.op).__name__.lower())
+                outputs = method(node, {port: found[e.source] for port, e in edges.items()})
+                found |= {f"{name}.{port}": array for port, array in outputs.items()}
+        return found
+
+    def _program(self, tables: Mapping[str, np.ndarray]) -> list[tuple[str, _Instruction]]:
+        """(Node, instruction) in the order of a step; delayed values are set aside at its end."""
+        read = {e.source for e in self.graph.edges if e.delay or f"{e.target_node}.out" not in tables}
+        read |= set(self.graph.outputs.values())
+        program = []
+        for node in (self.graph.node(name) for group in self.graph.order() for name in group):
+            out = f"{node.name}.out"
+            if isinstance(node.op, Tokens):
+                continue
+            if out not in tables:
+                program.append((node.name, self._instruction(node)))
+            elif out in read:
+                program.append((node.name, self._make(ROW, out, arrays=[tables[out]])))
+        for source, before in self._before.items():
+            copy = self._make(COPY, source, inputs=[self._values[source]])
+            copy.out = before.ctypes.data
+            program.append((source, copy))
+        return program
+
+    def _make(self, op, out, *, inputs=(), arrays=(), state=(), numbers=(), flags=0, n_in=0) -> _Instruction:
+        """An instruction whose arrays are brought to the vectors' type, but for int8 weights, and kept alive."""
+        ready = [np.ascontiguousarray(a, np.int8 if a.dtype == np.int8 else self.dtype) for a in arrays]
+        self._keep += ready
+        made = _Instruction(op=op, flags=flags, n_in=n_in, n_out=self._values[out].size)
+        for to, given in (("input", inputs), ("array", ready), ("state", state)):
+            for index, array in enumerate(given):
+                getattr(made, to)[index] = array.ctypes.data
+        for index, number in enumerate(numbers):
+            made.number[index] = number
+        made.out = self._values[out].ctypes.data
+        return made
+
+    def _instruction(self, node: Node) -> _Instruction:
+        op, edges, arrays = node.op, self.graph.inputs_of(node.name), self.graph.arrays_of(node)
+        inputs = [(self._before if e.delay else self._values)[e.source] for e in map(edges.get, op.inputs)]
+        state = [self._values[f"{node.name}.{port}"] for port in op.state]
+        first = f"{node.name}.{next(iter(op.outputs))}"
+
+        def filled(role, value=0.0):
+            return arrays.get(role, np.broadcast_to(np.asarray(value, self.dtype), self._values[first].shape))
+
+        def make(code, *given, **more):
+            return self._make(code, first, inputs=inputs, arrays=given, state=state, **more)
+
+        if isinstance(op, ops.Embedding | IntegerEmbedding):
+            tokens = np.arange(len(arrays["table"]))[:, None]
+            kernel = getattr(self._kernels, type(op).__name__.lower())
+            return self._make(ROW, first, arrays=[kernel(node, {"token": tokens})["out"]])
+        if isinstance(op, ops.Linear | IntegerLinear):
+            weight = arrays["weight"].T if op.transposed else arrays["weight"]
+            shift = (op.shift(arrays["exponent"]),) if isinstance(op, IntegerLinear) else ()
+            flags = BY_EVENTS * (edges["x"].kind in EVENT_KINDS)
+            return make(LINEAR, weight, filled("bias"), *shift, flags=flags, n_in=len(weight))
+        if isinstance(op, IntegerEGRUCell):
+            return make(EGRU, arrays["thr"], ints.sigmoid_table(), ints.tanh_table(), numbers=[op.zoneout])
+        if isinstance(op, ops.EGRUCell):
+            return make(EGRU, arrays["thr"], numbers=[op.zoneout, TRACE_DECAY])
+        if isinstance(op, ops.LIFCell):
+            flags = HARD * (op.v_reset is not None) + DECAY_INPUT * op.decay_input + STRICT * (op.fire == ">")
+            graded = isinstance(op, ops.GradedLIFCell)
+            ternary = op.ternary if graded else isinstance(op, ops.TernaryLIFCell)
+            flags += TERNARY * ternary + GRADED * graded
+            both = filled("tau", op.tau), filled("theta", op.theta)
+            return make(LIF, *both, numbers=[op.v_reset or 0.0], flags=flags)
+        if isinstance(op, ops.WKVCell):
+            return make(WKV, -np.exp(arrays["time_decay"]), arrays["time_first"])
+        if isinstance(op, ops.LayerNorm):
+            return make(LAYER_NORM, arrays["weight"], arrays["bias"], numbers=[op.eps])
+        if isinstance(op, ops.Affine):
+            return make(AFFINE, arrays["scale"], arrays["offset"])
+        if isinstance(op, ops.Mix):
+            share = arrays["share"].reshape(-1)
+            return make(MIX, share, arrays.get("rest", 1 - share), filled("bias"))
+        if type(op) in _PLAIN:
+            return make(_PLAIN[type(op)])
+        remedy = 'simulate on="event"'
+        raise UnsupportedError(node.name, "an op that Stream has an instruction for", type(op).__name__, remedy)
+
+
+_PLAIN = {
+    ops.Sigmoid: SIGMOID,
+    ops.Relu: RELU,
+    ops.SquaredRelu: SQUARED_RELU,
+    ops.Spike: SPIKE,
+    ops.Multiply: MULTIPLY,
+    ops.Add: ADD,
+}
