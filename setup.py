@@ -27,7 +27,7 @@ native = Extension(
 )
 
 setup(
-    packages=["rheobase", *(f"rheobase.{p}" for p in found)],
+    packages=["rheobase", "rheobase.bench", *(f"rheobase.{p}" for p in found)],
     package_dir={"rheobase": "rheobase", **{f"rheobase.{f}": f for f in FOLDERS}},
     ext_modules=[native],
     cmdclass={"build_ext": BuildNative},

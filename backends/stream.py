@@ -47,6 +47,7 @@ class Stream:
 
     graph    what `model.lower()` or `quantise` gives, with one output of size V
     tables   look up what depends on the token alone, at V rows of memory for each such value that is read
+    dense    read every weight row, of silent units too: the same results, to see what events save
     raises   UnsupportedError: no C library, an op without an instruction, or arrays of several types;
              ConfigError: a graph with more than one output
 
@@ -54,7 +55,7 @@ class Stream:
     another order than by `simulate`, so that results agree to rounding.
     """
 
-    def __init__(self, graph: EventGraph, *, tables: bool = True):
+    def __init__(self, graph: EventGraph, *, tables: bool = True, dense: bool = False):
         if len(graph.outputs) != 1:
             raise ConfigError("Stream", "a graph with one output", f"{len(graph.outputs)}", "lower a language model")
         self.graph, (output,) = graph, graph.outputs.values()
@@ -62,6 +63,7 @@ class Stream:
         self.dtype = np.dtype(np.int32) if integer else np.result_type(*(a.dtype for a in graph.arrays.values()))
         self._kernels = IntegerKernels() if integer else EventKernels()
         self._kernels.begin(graph)
+        self._dense = dense
         self._keep: list[np.ndarray] = []
         shapes = {f"{n.name}.{port}": graph.shape_of(f"{n.name}.{port}") for n in graph.nodes for port in n.op.outputs}
         self._values = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
@@ -186,7 +188,7 @@ class Stream:
         if isinstance(op, ops.Linear | IntegerLinear):
             weight = arrays["weight"].T if op.transposed else arrays["weight"]
             shift = (op.shift(arrays["exponent"]),) if isinstance(op, IntegerLinear) else ()
-            flags = BY_EVENTS * (edges["x"].kind in EVENT_KINDS)
+            flags = BY_EVENTS * (edges["x"].kind in EVENT_KINDS and not self._dense)
             return make(LINEAR, weight, filled("bias"), *shift, flags=flags, n_in=len(weight))
         if isinstance(op, IntegerEGRUCell):
             return make(EGRU, arrays["thr"], ints.sigmoid_table(), ints.tanh_table(), numbers=[op.zoneout])

@@ -135,6 +135,18 @@ def parser() -> argparse.ArgumentParser:
     )
     command("targets", "machines that can be priced", arg("name", nargs="?", metavar="NAME"))
     command("cite", "the papers a run stands on, in BibTeX", run)
+    command(
+        "bench",
+        "time the kernels, training and generation beside named baselines",
+        arg("parts", nargs="*", metavar="PART", help="lif, wkv, egru, training, decode (default all)"),
+        arg("--device", default="cpu", help="cpu or cuda (default cpu)"),
+        arg("--rounds", type=_positive, default=9, help="rounds, of which medians are shown (default 9)"),
+        arg("--threads", type=_positive, default=1, help="CPU threads (default 1)"),
+        arg("--compile", action="store_true", help="time torch.compile's forms of LIF too: minutes of compiling"),
+        arg("--small", action="store_true", help="tiny sizes: shows the way, not the speed"),
+        arg("--run", metavar="RUN", help="generation by a trained EGRU language model, at its own activity"),
+        arg("--out", help="folder to make for bench.json and bench.png"),
+    )
     command("doctor", "what this machine has")
     return top
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import platform
 import sys
 import textwrap
@@ -42,7 +43,8 @@ from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.models.training.sentence_sets import read_parts
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
-from rheobase.spiking.errors import ConfigError, RheobaseError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
+from rheobase.spiking.files import new_folder, write_atomic
 from rheobase.spiking.ops.choice import taken
 from rheobase.spiking.ops.native import library
 from rheobase.spiking.tally import Tally
@@ -356,6 +358,32 @@ def _span(quantity: Quantity | None) -> str:
 def cite(args) -> Answer:
     citations = registry.get("rheobase.models", Run.open(args.run).config.model).Model.citations
     return Answer({"bibtex": list(citations)}, "\n\n".join(citations))
+
+
+def bench(args) -> Answer:
+    from tqdm import tqdm
+
+    from rheobase.bench import Setting, show, time_parts
+    from rheobase.bench.chart import draw
+
+    trained = None
+    if args.run:
+        run = Run.open(args.run)
+        if run.config.model != "egru_lm":
+            raise UnsupportedError(run.folder, "an EGRU language model's run", run.config.model, "give another run")
+        trained = run.model(), test_tokens(run, 1000)
+    if args.out and Path(args.out).exists():
+        raise FormatError(args.out, "a folder that does not exist yet", "an existing one", "choose another --out")
+    setting = Setting(args.device, args.rounds, args.compile, args.small)
+    bar = tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False)
+    with bar, loop.threads(args.threads):
+        record = time_parts(args.parts, setting, bar.set_description_str, trained)
+    if not args.out:
+        return Answer(record, show(record))
+    with new_folder(args.out) as folder:
+        write_atomic(folder / "bench.json", json.dumps(record, indent=2).encode())
+        draw(record, folder / "bench.png")
+    return Answer(record, f"{show(record)}\n\n{args.out}: bench.json, bench.png")
 
 
 def doctor(args) -> Answer:

@@ -1,0 +1,165 @@
+"""Speed beside named baselines: `rheobase bench`.
+
+The runs of a case take turns in one process, so that what disturbs the machine disturbs all of them; medians are
+shown with their spread, the ratio to our own, and, where a case is limited by memory, the fraction of the limit that a
+copy of 256 MiB sets in the same rounds.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rheobase.spiking.errors import ConfigError
+
+COPY = "copy of 256 MiB"
+COPY_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is timed in several ways.
+
+    runs    name -> one run of it; the first is ours
+    absent  name -> why a way is not here
+    notes   name -> what else is to be known, such as the time that a compiler took
+    bytes   least memory traffic of a run, read and written, or 0 where memory is not the limit
+    tokens  tokens of a run, or 0
+    extra   further figures, such as the measured activity
+    """
+
+    name: str
+    size: str
+    runs: Mapping[str, Callable[[], object]]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    bytes: int = 0
+    tokens: int = 0
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how often: device "cpu" or "cuda", rounds, whether torch.compile's forms are timed, small sizes."""
+
+    device: str = "cpu"
+    rounds: int = 9
+    compile: bool = False
+    small: bool = False
+
+
+def parts() -> dict[str, Callable[[Setting], list[Case]]]:
+    """Name -> the cases of a part."""
+    from rheobase.bench import decode, ops, training
+
+    return {"lif": ops.lif, "wkv": ops.wkv, "egru": ops.egru, "training": training.steps, "decode": decode.stacks}
+
+
+def measure(case: Case, setting: Setting, say: Callable[[str], None] = lambda _: None) -> dict:
+    """Time a case's runs in turn -> a record for JSON; milliseconds.
+
+    On one CPU thread the process's own time is taken, which others on the machine disturb little; on several, the
+    clock; on a GPU, its events.
+    """
+    runs = dict(case.runs)
+    if case.bytes:
+        source, target = torch.empty(2, COPY_BYTES, dtype=torch.uint8, device=setting.device)
+        runs[COPY] = lambda: target.copy_(source)
+    times = np.empty((setting.rounds + 1, len(runs)))
+    for number, row in enumerate(times):
+        say(f"{case.name}, round {number} of {setting.rounds}")
+        for i, run in enumerate(runs.values()):
+            row[i] = _time(run, setting.device)
+    rows = {
+        name: {"ms": float(np.median(t)), "from": float(np.quantile(t, 0.25)), "to": float(np.quantile(t, 0.75))}
+        for name, t in zip(runs, 1e3 * times[1:].T, strict=True)
+    }
+    record = {"case": case.name, "size": case.size, "rounds": setting.rounds, **case.extra}
+    if case.bytes:
+        record["gb_per_s"] = 2 * COPY_BYTES / rows.pop(COPY)["ms"] / 1e6
+        record["limit_ms"] = case.bytes / record["gb_per_s"] / 1e6
+    ours = rows[next(iter(rows))]["ms"]
+    for name, row in rows.items():
+        row["ratio"] = row["ms"] / ours
+        if case.bytes:
+            row["times_the_limit"] = row["ms"] / record["limit_ms"]
+        if case.tokens:
+            row["tokens_per_s"] = 1e3 * case.tokens / row["ms"]
+        if name in case.notes:
+            row["note"] = case.notes[name]
+    return {**record, "rows": rows, "absent": dict(case.absent)}
+
+
+def _time(run: Callable[[], object], device: str) -> float:
+    """Seconds of one run."""
+    if device.startswith("cuda"):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        run()
+        ended.record()
+        ended.synchronize()
+        return began.elapsed_time(ended) / 1e3
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
+    run()
+    return clock() - began
+
+
+def time_parts(names: list[str], setting: Setting, say: Callable[[str], None] = lambda _: None, trained=None) -> dict:
+    """Measure some parts, all if none is named -> a record for JSON, with the machine it ran on.
+
+    trained  (an EGRU language model, tokens [1, T]): the part decode runs it, and not one of random weights
+    raises   ConfigError: no such part or device, or a trained model without the part decode
+    """
+    from rheobase.bench import decode
+
+    known = parts()
+    names = names or list(known)
+    if wrong := [name for name in names if name not in known]:
+        raise ConfigError("bench", f"parts of {', '.join(known)}", ", ".join(wrong), "name others")
+    if trained and "decode" not in names:
+        raise ConfigError("bench --run", "the part decode", ", ".join(names), "name it too")
+    kind = setting.device.partition(":")[0]
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError("bench --device", "a device of this machine", setting.device, "use --device cpu")
+    if trained:
+        known["decode"] = lambda setting: decode.trained(*trained)
+    records = [measure(case, setting, say) for name in names for case in known[name](setting)]
+    machine = torch.cuda.get_device_name(setting.device) if kind == "cuda" else processor()
+    where = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {**where, "device": setting.device, "cases": records}
+
+
+def processor() -> str:
+    """This machine's processor by name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def show(record: dict) -> str:
+    """A record of `bench` as a table a case."""
+    lines = [f"{record['machine']}, {record['threads']} thread(s), torch {record['torch']}"]
+    for case in record["cases"]:
+        lines += ["", f"{case['case']}: {case['size']}, median of {case['rounds']}"]
+        if "limit_ms" in case:
+            lines.append(f"  limit {case['limit_ms']:.2f} ms: its bytes at {case['gb_per_s']:.1f} GB/s, {COPY}")
+        if "active" in case:
+            lines.append(f"  {100 * case['active']:.1f} % of the units fire at a token")
+        width = max(map(len, (*case["rows"], *case["absent"])))
+        for name, row in case["rows"].items():
+            line = (
+                f"  {name:<{width}}  {row['ms']:9.3f} ms ({row['from']:.3f} to {row['to']:.3f})  x {row['ratio']:.2f}"
+            )
+            if "times_the_limit" in row:
+                line += f"  {row['times_the_limit']:.2f} limits"
+            if "tokens_per_s" in row:
+                line += f"  {row['tokens_per_s']:,.0f} tokens/s"
+            lines.append(line + (f"  {row['note']}" if "note" in row else ""))
+        lines += [f"  {name:<{width}}  not here: {why}" for name, why in case["absent"].items()]
+    return "\n".join(lines)

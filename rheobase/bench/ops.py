@@ -1,0 +1,201 @@
+"""LIF, WKV and EGRU, forward and backward, beside loops in torch, torch.compile and other libraries.
+
+B batch, T steps, N units. Each case's first run is what a user of the layer gets.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rheobase.bench import Case, Setting
+from rheobase.spiking import EGRU, LIF
+from rheobase.spiking.ops import wkv as wkv_op
+from rheobase.spiking.ops.choice import VARIABLE
+
+SIZES = {"cpu": (8, 1024, 512), "cuda": (16, 1024, 768)}
+SMALL = (2, 32, 16)
+
+
+def lif(setting: Setting) -> list[Case]:
+    """SpikeGPT's LIF (tau 2, theta 1, hard reset to 0, arctangent)."""
+    shape, size = _shape(setting)
+    x, g = torch.randn(2, *shape, device=setting.device)
+    layer = LIF().to(setting.device)
+    runs, absent, notes = {}, {}, {}
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "ours": lambda x: layer(x)[0],
+        "loop over x.unbind(1)": _with("reference", lambda x: layer(x)[0]),
+    }
+    for name, make in {
+        "SpikingJelly, multi-step": _spikingjelly,
+        "snnTorch, loop over x[t]": _snntorch,
+        "Norse, loop over x.unbind(1)": _norse,
+    }.items():
+        try:
+            ways[name] = make()
+        except ImportError as error:
+            absent[name] = str(error)
+    if setting.compile:
+        for name, form in {"torch.compile, scan": _scan, "torch.compile, 64 steps unrolled": _unrolled}.items():
+            compiled = torch.compile(form)
+            began = time.perf_counter()
+            _both(compiled, [x], g)()
+            notes[name] = f"compiled in {time.perf_counter() - began:.0f} s"
+            ways[name] = compiled
+    for name, way in ways.items():
+        runs[name] = _both(way, [x], g)
+    return [Case("LIF, forward + backward", size, runs, absent, notes, bytes=20 * x.numel())]
+
+
+def wkv(setting: Setting) -> list[Case]:
+    """The recurrent attention of RWKV-4."""
+    shape, size = _shape(setting)
+    k, v, g = torch.randn(3, *shape, device=setting.device)
+    w, u = torch.randn(2, shape[2], device=setting.device)
+    ways = {
+        "ours": lambda *x: wkv_op(*x)[0],
+        "loop over x.unbind(1)": _with("reference", lambda *x: wkv_op(*x)[0]),
+    }
+    absent = {}
+    if setting.device.startswith("cuda"):
+        try:
+            from fla.ops.rwkv4 import fused_recurrent_rwkv4
+
+            ways["fla, fused_recurrent_rwkv4"] = lambda w, u, k, v: fused_recurrent_rwkv4(-torch.exp(w), u, k, v)[0]
+        except ImportError as error:
+            absent["fla, fused_recurrent_rwkv4"] = str(error)
+    runs = {name: _both(way, [w, u, k, v], g) for name, way in ways.items()}
+    return [Case("WKV, forward + backward", size, runs, absent, bytes=40 * k.numel())]
+
+
+def egru(setting: Setting) -> list[Case]:
+    """A layer of EGRU with its input product, beside nn.GRU and nn.LSTM of the same width."""
+    cuda = setting.device.startswith("cuda")
+    batch, steps, units = (2, 8, 16) if setting.small else (64, 70, 1350) if cuda else (16, 128, 512)
+    x, g = torch.randn(2, batch, steps, units, device=setting.device)
+    layers = {name: make(units, units) for name, make in {"ours": EGRU, "loop over its steps": EGRU}.items()}
+    layers |= {f"nn.{kind.__name__}": kind(units, units, batch_first=True) for kind in (nn.GRU, nn.LSTM)}
+    runs = {}
+    for name, layer in layers.items():
+        layer = layer.to(setting.device)
+        way = _with("reference", layer) if name.startswith("loop") else layer
+        runs[name] = _both(lambda x, *_, way=way: way(x)[0], [x, *layer.parameters()], g)
+    return [Case("EGRU, forward + backward", f"B{batch} T{steps} I=H={units} float32", runs)]
+
+
+def _shape(setting: Setting) -> tuple[tuple[int, int, int], str]:
+    shape = SMALL if setting.small else SIZES[setting.device.partition(":")[0]]
+    return shape, "B{} T{} N{} float32".format(*shape)
+
+
+def _both(way: Callable[..., Tensor], inputs: list[Tensor], g: Tensor) -> Callable[[], object]:
+    """A forward pass and the gradients of all inputs."""
+    leaves = [x.detach().requires_grad_() if not isinstance(x, nn.Parameter) else x for x in inputs]
+    return lambda: torch.autograd.grad(way(*leaves), leaves, g)
+
+
+def _with(kernels: str, way):
+    """The same with these kernels wanted."""
+
+    def run(*inputs):
+        with wanting(kernels):
+            return way(*inputs)
+
+    return run
+
+
+@contextmanager
+def wanting(kernels: str):
+    """Inside the block, every op is to take these kernels."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = kernels
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def _spikingjelly():
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    layer = neuron.LIFNode(tau=2.0, surrogate_function=surrogate.ATan(2.0), step_mode="m")
+
+    def run(x):
+        functional.reset_net(layer)
+        return layer(x.transpose(0, 1)).transpose(0, 1)
+
+    return run
+
+
+def _snntorch():
+    import snntorch
+
+    layer = snntorch.Leaky(beta=0.5, reset_mechanism="zero", reset_delay=False)
+
+    def run(x):
+        v, spikes = layer.init_leaky(), []
+        for t in range(x.shape[1]):
+            s, v = layer(x[:, t] / 2, v)
+            spikes.append(s)
+        return torch.stack(spikes, 1)
+
+    return run
+
+
+def _norse():
+    from norse.torch import LIFBoxCell, LIFBoxParameters
+
+    cell = LIFBoxCell(LIFBoxParameters(tau_mem_inv=torch.tensor(500.0)))
+
+    def run(x):
+        state, spikes = None, []
+        for now in x.unbind(1):
+            s, state = cell(now, state)
+            spikes.append(s)
+        return torch.stack(spikes, 1)
+
+    return run
+
+
+_SETTINGS = {"tau": 2.0, "theta": 1.0, "v_reset": 0.0, "decay_input": True, "fire": ">=", "detach_reset": False}
+
+
+def _spike(h: Tensor) -> Tensor:
+    """The step with the arctangent's slope, in operators that a compiler knows."""
+    soft = torch.atan(torch.pi * h) / torch.pi
+    return (h >= 0).to(h) + soft - soft.detach()
+
+
+def _step(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    h = v + (x - v) / 2
+    s = _spike(h - 1)
+    return h - s * h, s
+
+
+def _scan(x: Tensor) -> Tensor:
+    from torch._higher_order_ops.scan import scan
+
+    return scan(_step, torch.zeros_like(x[:, 0]), x, dim=1)[1].transpose(0, 1)
+
+
+def _unrolled(x: Tensor) -> Tensor:
+    v, spikes = torch.zeros_like(x[:, 0]), []
+    for piece in x.split(64, 1):
+        v, s = _piece(v, piece)
+        spikes.append(s)
+    return torch.cat(spikes, 1)
+
+
+def _piece(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    spikes = []
+    for now in x.unbind(1):
+        v, s = _step(v, now)
+        spikes.append(s)
+    return v, torch.stack(spikes, 1)
