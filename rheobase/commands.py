@@ -45,7 +45,7 @@ from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.files import new_folder, write_atomic
-from rheobase.spiking.ops.choice import taken
+from rheobase.spiking.ops.choice import explain
 from rheobase.spiking.ops.native import library
 from rheobase.spiking.tally import Tally
 
@@ -393,12 +393,13 @@ def doctor(args) -> Answer:
         except metadata.PackageNotFoundError:
             return None
 
-    def kernels(op):
+    def kernels(op, device):
         try:
-            return taken(op)
+            return explain(op, device)
         except RheobaseError as error:
             return str(error)
 
+    cuda = torch.cuda.is_available()
     packages = "torch numpy h5py safetensors triton snntorch norse nir tonic tokenizers pooch".split()
     table = {
         "rheobase": __version__,
@@ -406,15 +407,16 @@ def doctor(args) -> Answer:
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "c_library": library() is not None,
-        **{f"{op}_kernels": kernels(op) for op in ("lif", "wkv")},
-        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        **{f"{op}_kernels": kernels(op, "cpu") for op in ("lif", "wkv")},
+        "cuda": torch.cuda.get_device_name(0) if cuda else None,
+        **{f"{op}_kernels_cuda": kernels(op, "cuda") if cuda else None for op in ("lif", "wkv")},
         **{name: version(name) for name in packages},
     }
     words = {True: "yes", False: "no: NumPy and torch are used; install a C compiler and reinstall", None: "not here"}
     return Answer(
         table,
         "\n".join(
-            f"{k:<14}{words.get(v, v) if not isinstance(v, int) or isinstance(v, bool) else v}"
+            f"{k:<18}{words.get(v, v) if not isinstance(v, int) or isinstance(v, bool) else v}"
             for k, v in table.items()
         ),
     )

@@ -109,6 +109,19 @@ def test_targets_and_doctor(ask):
     assert "torch" in ask("doctor")
 
 
+def test_doctor_says_what_each_op_gets_on_a_gpu_and_why(ask, monkeypatch):
+    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr("rheobase.spiking.ops.choice.lacking_triton", lambda op: None)
+    assert ask("doctor", "--json")["wkv_kernels_cuda"] == "triton"
+    why = ("Triton", "none", "pip install triton")
+    monkeypatch.setattr("rheobase.spiking.ops.choice.lacking_triton", lambda op: why)
+    table = ask("doctor", "--json")
+    assert table["wkv_kernels_cuda"] == "reference: triton needs Triton, got none; pip install triton"
+    assert table["cuda"] == "a GPU"
+
+
 def test_the_documented_table_of_targets_is_what_the_command_prints(ask):
     assert ask("targets") in (Path(__file__).parent.parent / "docs" / "energy.md").read_text()
 
@@ -116,6 +129,6 @@ def test_the_documented_table_of_targets_is_what_the_command_prints(ask):
 def test_doctor_shows_a_wrong_choice_of_kernels_and_the_rest(ask, monkeypatch):
     monkeypatch.setenv("RHEOBASE_KERNELS", "natve")
     table = ask("doctor", "--json")
-    said = "RHEOBASE_KERNELS: expected auto or reference or native, got natve; name one of them"
+    said = "RHEOBASE_KERNELS: expected auto or reference or native or triton, got natve; name one of them"
     assert table["lif_kernels"] == table["wkv_kernels"] == said and table["rheobase"] == __version__
     assert said in ask("doctor")

@@ -1,5 +1,11 @@
-"""Which kernels an op takes: one rule for all of them."""
+"""Which form an op runs in: one rule for all of them.
 
+A form is a module of the op's folder: `reference` in torch, `native` in C, `triton` for GPUs.
+"""
+
+import functools
+import importlib
+import importlib.util
 import os
 
 import torch
@@ -9,10 +15,13 @@ from rheobase.spiking import tally
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.ops.native import function
 
-KERNELS = ("auto", "reference", "native")
+KERNELS = ("auto", "reference", "native", "triton")
 VARIABLE = "RHEOBASE_KERNELS"
 SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
 """type -> how the names of the library's functions for it end"""
+BY_DEVICE = {"cpu": "native", "cuda": "triton"}
+"""type of device -> what "auto" takes there where it can"""
+OTHER = 'use kernels="auto"'
 
 
 def wanted(kernels: str = "auto") -> str:
@@ -25,40 +34,93 @@ def wanted(kernels: str = "auto") -> str:
     return choice
 
 
-def takes_native(op: str, kernels: str, tensors: list[Tensor], obstacle: tuple[str, str, str] | None = None) -> bool:
-    """Whether a call of an op runs in C ("native") rather than by its reference in torch.
+def takes(
+    op: str, kernels: str, tensors: list[Tensor], obstacles: dict[str, tuple[str, str, str]] | None = None
+) -> str:
+    """The form that a call of an op runs in: "reference", "native" or "triton".
 
-    "auto" takes C wherever it can: plain tensors on a CPU, all float32 or all float64, and a compiled library.
-    While a counter listens that watches operators the reference runs, whatever is wanted.
+    "auto" takes C for plain tensors on a CPU, all float32 or all float64, where there is a compiled library, Triton for
+    floating-point tensors on one CUDA device where Triton imports, and the reference for all others. While a counter
+    listens that watches operators the reference runs, whatever is wanted.
 
-    tensors   every tensor of the call
-    obstacle  what else keeps this call from C: (expected, got, remedy)
-    raises    UnsupportedError: "native" is wanted and this call cannot have it;  ConfigError: no such kernels
+    tensors    every tensor of the call
+    obstacles  form -> what else keeps this call from it: (expected, got, remedy)
+    raises     UnsupportedError: a form is wanted by name and this call cannot have it;  ConfigError: no such kernels
     """
     choice = wanted(kernels)
-    if choice == "reference" or tally.watches():
-        return False
-    obstacle = obstacle or _obstacle(op, tensors)
-    if obstacle and choice == "native":
+    form = BY_DEVICE.get(tensors[0].device.type, "reference") if choice == "auto" else choice
+    if form == "reference" or tally.watches():
+        return "reference"
+    obstacle = _obstacle(op, form, tensors) or (obstacles or {}).get(form)
+    if obstacle and choice != "auto":
         raise UnsupportedError(f"{op} kernels", *obstacle)
-    return not obstacle
+    return "reference" if obstacle else form
 
 
-def taken(op: str) -> str:
-    """The kernels that plain float32 tensors on this machine's CPU get."""
-    return "native" if takes_native(op, "auto", [torch.empty(0)]) else "reference"
+def taken(op: str, device: str = "cpu") -> str:
+    """The form that plain float32 tensors on this machine's devices of a type get; errors as of `takes`."""
+    choice = wanted()
+    form = BY_DEVICE[device] if choice == "auto" else choice
+    lacking = missing(op, form, device) if form != "reference" else None
+    if lacking and choice != "auto":
+        raise UnsupportedError(f"{op} kernels", *lacking)
+    return "reference" if lacking else form
 
 
-def _obstacle(op: str, tensors: list[Tensor]) -> tuple[str, str, str] | None:
-    other = 'use kernels="auto"'
-    if function(f"{op}_forward_f32") is None:
-        return "the C library", "none", "install a C compiler and reinstall"
-    if not all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors):
-        kinds = sorted({f"{type(t).__name__} on {t.device}" for t in tensors})
-        return "plain tensors on a CPU", ", ".join(kinds), other
+def explain(op: str, device: str = "cpu") -> str:
+    """What is `taken`, and where "auto" falls back on the reference, why."""
+    form = taken(op, device)
+    if wanted() != "auto" or form != "reference":
+        return form
+    expected, got, remedy = missing(op, BY_DEVICE[device], device)
+    return f"{form}: {BY_DEVICE[device]} needs {expected}, got {got}; {remedy}"
+
+
+@torch.compiler.assume_constant_result
+def missing(op: str, form: str, device: str) -> tuple[str, str, str] | None:
+    """What this machine lacks for a form on devices of a type: (expected, got, remedy), None where it lacks nothing."""
+    if form == "native":
+        if function(f"{op}_forward_f32") is None:
+            return "the C library", "none", "install a C compiler and reinstall"
+        return None if device == "cpu" else ("tensors on a CPU", f"tensors on {device}", OTHER)
+    if lacking := lacking_triton(op):
+        return lacking
+    interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device != "cuda" and not interpreted:
+        remedy = f"{OTHER}, or set TRITON_INTERPRET=1 to run Triton's interpreter on a CPU, as tests do"
+        return "tensors on a CUDA device", f"tensors on {device}", remedy
+    return None
+
+
+@functools.cache
+def lacking_triton(op: str) -> tuple[str, str, str] | None:
+    """What keeps Triton from running an op on any device; as of `missing`."""
+    if importlib.util.find_spec(f"rheobase.spiking.ops.{op}.triton") is None:
+        return "a form in Triton", "none", OTHER
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return "Triton", f"none ({error})", f"pip install triton, or {OTHER}"
+    return None
+
+
+def _obstacle(op: str, form: str, tensors: list[Tensor]) -> tuple[str, str, str] | None:
+    lacking = missing(op, form, tensors[0].device.type)
+    if lacking:
+        return lacking
+    devices = sorted({str(t.device) for t in tensors})
+    if len(devices) > 1:
+        return "tensors on one device", ", ".join(devices), "move them to one"
     types = {t.dtype for t in tensors}
+    all_types = ", ".join(sorted(map(str, types)))
+    if form == "triton":
+        all_float = all(dtype.is_floating_point for dtype in types)
+        return None if all_float else ("floating-point tensors", all_types, OTHER)
+    kinds = {type(t) for t in tensors} - {Tensor, torch.nn.Parameter}
+    if kinds:
+        return "plain tensors", ", ".join(sorted(kind.__name__ for kind in kinds)), OTHER
     if len(types) > 1 or not types <= SUFFIXES.keys():
-        return "all float32 or all float64", ", ".join(sorted(map(str, types))), other
+        return "all float32 or all float64", all_types, OTHER
     if torch.compiler.is_compiling():
-        return "eager execution", "a compiler's trace", other
+        return "eager execution", "a compiler's trace", OTHER
     return None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rheobase.spiking.errors import ConfigError, ShapeError
-from rheobase.spiking.ops.choice import takes_native
+from rheobase.spiking.ops.choice import OTHER, takes
 from rheobase.spiking.ops.lif import native, reference
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
 from rheobase.spiking.tally import BINARY, TERNARY, announce, listens, mark, unseen, work
@@ -44,12 +44,12 @@ def lif(
     detach_reset  True: no gradient flows through the reset's s_t
     ternary       True: units fire at -theta too, with a spike of -1; the surrogate's slope is taken at both
     with_h        True: h_BTD, the membrane before each step's reset, is returned as well
-    kernels       "auto": in C where this call can be, else plain torch; "reference": plain torch; "native": in C. The
-                  environment variable RHEOBASE_KERNELS goes before it
+    kernels       which form runs (`ops/choice.py`): "auto", "reference", "native" (C) or "triton"; the environment
+                  variable RHEOBASE_KERNELS goes before it
     returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset); the
                   state to carry is v_BTD[:, -1]
     raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule or kernels;
-                  UnsupportedError: "native" where this call cannot be in C
+                  UnsupportedError: the form named cannot run this call
 
     Source: SpikeGPT's LIF is tau=2, theta=1, v_reset=0, decay_input=True, fire=">=", ATan(2); SNN texts write
     beta = 1 - 1/tau. Peers: snnTorch's `Leaky` is decay_input=False, fire=">", tau = 1/(1 - beta), and equals this
@@ -67,14 +67,14 @@ def lif(
         v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset)
     if v.shape != (batch, units):
         raise ShapeError("lif", f"v of shape {(batch, units)}", f"{tuple(v.shape)}", "start a new state")
-    if torch.result_type(x_BTD, v) == x_BTD.dtype:
+    if torch.promote_types(x_BTD.dtype, v.dtype) == x_BTD.dtype:
         v = v.to(x_BTD.dtype)  # a narrower state, such as that of a layer without parameters, widens exactly
     parameters = [p for p in (tau, theta) if isinstance(p, Tensor)]
     obstacle = None
     if type(surrogate).spike is not Surrogate.spike:
-        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, 'use kernels="auto"'
+        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
     elif any(p.shape not in ((), (units,)) for p in parameters):
-        obstacle = f"tau and theta of shape ({units},)", "another shape", 'use kernels="auto"'
+        obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
     settings = {
         "tau": tau,
         "theta": theta,
@@ -85,7 +85,7 @@ def lif(
         "surrogate": surrogate,
         "ternary": ternary,
     }
-    if takes_native("lif", kernels, [x_BTD, v, *parameters], obstacle):
+    if takes("lif", kernels, [x_BTD, v, *parameters], {"native": obstacle}) == "native":
         with unseen():
             run = native.lif(x_BTD, v, with_h=with_h, **settings)
         if listens():

@@ -1,13 +1,15 @@
-"""WKV over a sequence: `reference.py` in plain torch is the truth, `native.py` the same in C.
+"""WKV over a sequence: `reference.py` in plain torch is the truth, `native.py` the same in C, `triton.py` on a GPU.
 
 B batch, T steps, D channels.
 """
+
+import functools
 
 import torch
 from torch import Tensor
 
 from rheobase.spiking.errors import ShapeError
-from rheobase.spiking.ops.choice import takes_native
+from rheobase.spiking.ops.choice import takes
 from rheobase.spiking.ops.wkv import native, reference
 from rheobase.spiking.ops.wkv.reference import WKVState, wkv_initial_state
 from rheobase.spiking.tally import announce, listens, unseen, work
@@ -27,16 +29,17 @@ def wkv(
         w = -exp(time_decay)      u = time_first
         y_t = (sum_{i<t} e^{(t-1-i) w + k_i} v_i + e^{u + k_t} v_t) / (the same sum without v)
 
-    computed step by step with the largest exponent taken out, so that no k overflows.
+    computed step by step with the largest exponent taken out, so that no k overflows, in float32 or the widest type
+    given; y is of the type of k and v.
 
     time_decay, time_first   raw parameters, one a channel                              [D]
     k, v                     keys and values                                            [B, T, D]
     state                    what an earlier call returned, empty sums if not given     each [B, D]
-    kernels                  "auto": in C where this call can be, else plain torch; "reference": plain torch; "native":
-                             in C. The environment variable RHEOBASE_KERNELS goes before it
+    kernels                  which form runs (`ops/choice.py`): "auto", "reference", "native" (C) or "triton"; the
+                             environment variable RHEOBASE_KERNELS goes before it
     returns                  (y [B, T, D], WKVState after the last step); gradients reach the initial state
     raises                   ShapeError: sizes that do not fit each other;  ConfigError: no such kernels;
-                             UnsupportedError: "native" where this call cannot be in C
+                             UnsupportedError: the form named cannot run this call
 
     Source: RWKV-4 (Peng et al., arXiv 2305.13048, appendix on numerical stability), as used by SpikeGPT (Zhu et
     al., arXiv 2302.13939).
@@ -47,17 +50,28 @@ def wkv(
     if time_decay.shape != (channels,) or time_first.shape != (channels,):
         got = f"{tuple(time_decay.shape)}, {tuple(time_first.shape)}"
         raise ShapeError("wkv time_decay, time_first", f"shape ({channels},)", got, "give one number a channel")
-    if state is None:
-        state = wkv_initial_state(batch, channels, dtype=k.dtype, device=k.device)
-    if any(part.shape != (batch, channels) for part in state):
+    if state is not None and any(part.shape != (batch, channels) for part in state):
         got = f"{[tuple(part.shape) for part in state]}"
         raise ShapeError("wkv state", f"parts of shape {(batch, channels)}", got, "start a new state")
-    w = -torch.exp(time_decay)
-    state = WKVState(*state)
-    if not takes_native("wkv", kernels, [w, time_first, k, v, *state]):
-        return reference.wkv(w, time_first, k, v, state)
-    with unseen():
-        run = native.wkv(w, time_first, k, v, state)
+    narrow = torch.promote_types(k.dtype, v.dtype)
+    types = [t.dtype for t in (time_decay, time_first, *(state or ()))]
+    wide = functools.reduce(torch.promote_types, types, torch.promote_types(narrow, torch.float32))
+    if state is None:
+        state = wkv_initial_state(batch, channels, dtype=wide, device=k.device)
+    w, u = -torch.exp(time_decay.to(wide)), time_first.to(wide)
+    state = WKVState(*(part.to(wide) for part in state))
+    form = takes("wkv", kernels, [w, u, k, v, *state])
+    if form == "triton":
+        from rheobase.spiking.ops.wkv import triton
+
+        with unseen():
+            run = triton.wkv(w, u, k.to(narrow), v.to(narrow), state)
+    elif form == "native":
+        with unseen():
+            run = native.wkv(w, u, k, v, state)
+    else:
+        y, state = reference.wkv(w, u, k.to(wide), v.to(wide), state)
+        return y.to(narrow), state
     if listens():  # what the reference's operators do, for a counter that does not see them
         n, size = k.numel(), k.element_size()
         work(
