@@ -14,15 +14,22 @@
 #define ANY_WIDTH
 #endif
 
-/* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln 2 / 2, and the Taylor polynomial of e^r. Unlike libm's, a
- * compiler runs it on several units at once. x is held where 2^n is a normal number; a sigmoid cannot tell. Adding
- * 1.5 x 2^(bits of the mantissa) rounds to n and leaves n in the lowest bits. ln 2 is subtracted in two parts, the
- * first short enough that n times it is exact (Cody and Waite, Software Manual for the Elementary Functions, 1980).
- */
-INLINE float exp_f32(float x)
+/* Asks for a row of some bytes ahead of its use: the rows of a block of channels lie too far apart for a processor to
+ * foresee them. */
+INLINE void prefetch(const void *row, size_t size)
 {
-    x = x > 87 ? 87 : x;
-    x = x < -87 ? -87 : x;
+    for (size_t at = 0; at < size; at += 64)
+        __builtin_prefetch((const char *)row + at);
+}
+
+/* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln 2 / 2, and the Taylor polynomial of e^r. Unlike libm's, a
+ * compiler runs it on several units at once. `power` is for x where 2^n is a normal number, `exp` holds x there; a
+ * sigmoid cannot tell. Adding 1.5 x 2^(bits of the mantissa) rounds to n and leaves n in the lowest bits. ln 2 is
+ * subtracted in two parts, the first short enough that n times it is exact (Cody and Waite, Software Manual for the
+ * Elementary Functions, 1980).
+ */
+INLINE float power_f32(float x)
+{
     const float shifted = x * 0x1.715476p+0f + 0x1.8p23f;
     const float n = shifted - 0x1.8p23f;
     const float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
@@ -37,15 +44,19 @@ INLINE float exp_f32(float x)
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return e * power;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return e * scale;
 }
 
-INLINE double exp_f64(double x)
+INLINE float exp_f32(float x)
 {
-    x = x > 708 ? 708 : x;
-    x = x < -708 ? -708 : x;
+    x = x > 87 ? 87 : x;
+    return power_f32(x < -87 ? -87 : x);
+}
+
+INLINE double power_f64(double x)
+{
     const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
     const double n = shifted - 0x1.8p52;
     const double r = x - n * 0x1.62e42fefap-1 - n * 0x1.cf79abc9e3b39p-40;
@@ -66,9 +77,15 @@ INLINE double exp_f64(double x)
     uint64_t bits;
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + 1023) << 52;
-    double power;
-    memcpy(&power, &bits, sizeof power);
-    return e * power;
+    double scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return e * scale;
+}
+
+INLINE double exp_f64(double x)
+{
+    x = x > 708 ? 708 : x;
+    return power_f64(x < -708 ? -708 : x);
 }
 
 #endif

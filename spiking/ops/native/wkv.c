@@ -12,7 +12,7 @@
 
 #include "native.h"
 
-enum { CHANNELS = 64, EVERY = 16 };
+enum { CHANNELS = 64, EVERY = 16, AHEAD = 8 };
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -36,12 +36,10 @@ typedef struct {
 
 INLINE NAME(shares) NAME(share)(REAL x1, REAL x2)
 {
-    const int first = x1 >= x2;
-    const REAL apart = x1 - x2;
-    const REAL below = first ? -apart : apart, power = NAME(exp)(below), least = below < LEAST ? 0 : power;
-    const REAL most = first ? x1 : x2;
-    const REAL n = least == least ? most : least, one = 1 + (n - n);
-    return (NAME(shares)){n, first ? one : least, first ? least : one};
+    const REAL apart = x1 - x2, below = apart < -apart ? apart : -apart;
+    const REAL least = below < LEAST ? 0 : NAME(power)(below);
+    const REAL most = x1 > x2 ? x1 : x2, one = 1 + (most - most);
+    return (NAME(shares)){least == least ? most : least, x1 >= x2 ? one : least, x1 >= x2 ? least : one};
 }
 
 /* state, last: p, q, o before the first and after the last step, [3, batch, channels]. kept: the states before steps
@@ -65,6 +63,11 @@ ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u,
                 const int64_t at = (b * steps + t) * channels + first;
                 const REAL *k_t = k + at, *v_t = v + at;
                 REAL *restrict y_t = y + at;
+                if (t + AHEAD < steps) {
+                    prefetch(k_t + AHEAD * channels, size);
+                    prefetch(v_t + AHEAD * channels, size);
+                    prefetch(y_t + AHEAD * channels, size);
+                }
                 if (kept && t % EVERY == 0) {
                     REAL *row = kept + (b * stretches + t / EVERY) * 3 * channels + first;
                     memcpy(row, p, size);
@@ -129,6 +132,13 @@ ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u
                     const int64_t at = (b * steps + from + i) * channels + first;
                     const REAL *k_t = k + at, *v_t = v + at, *g_y_t = g_y + at;
                     REAL *restrict g_k_t = g_k + at, *restrict g_v_t = g_v + at;
+                    if (from + i >= EVERY) { /* the next stretch's k and v are read by its first loop already */
+                        prefetch(k_t - EVERY * channels, size);
+                        prefetch(v_t - EVERY * channels, size);
+                        prefetch(g_y_t - AHEAD * channels, size);
+                        prefetch(g_k_t - AHEAD * channels, size);
+                        prefetch(g_v_t - AHEAD * channels, size);
+                    }
                     for (int64_t d = 0; d < n; d++) {
                         const NAME(shares) now = NAME(share)(o[i][d], u_n[d] + k_t[d]);
                         const REAL inverse = 1 / (now.a * q[i][d] + now.e);
@@ -137,7 +147,7 @@ ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u
                         const REAL by_now = g * now.e * now.a * (q[i][d] * v_t[d] - p[i][d]) * inverse;
 
                         const REAL decayed = w_n[d] + o[i][d];
-                        const REAL to_k = (REAL)((decayed < k_t[d]) + (decayed <= k_t[d])) / 2 * rest[d];
+                        const REAL to_k = decayed > k_t[d] ? 0 : decayed < k_t[d] ? rest[d] : rest[d] / 2;
                         const REAL to_o = rest[d] - to_k;
                         const REAL of_p_d = of_p[d], of_q_d = of_q[d];
 
