@@ -14,6 +14,7 @@ from rheobase.spiking.ops import WKVState, choice, lif, wkv
 from rheobase.spiking.ops.choice import explain, taken, takes
 from rheobase.spiking.ops.lif import native as lif_in_c
 from rheobase.spiking.ops.native import library
+from rheobase.spiking.ops.wkv import native as wkv_in_c
 from rheobase.spiking.ops.wkv.native import EVERY
 from rheobase.spiking.surrogates import Relaxed
 
@@ -172,6 +173,44 @@ def test_wkv_in_c_keeps_little_for_its_backward_pass():
     own = {t.data_ptr(): t.numel() for t in kept}
     assert sum(own.values()) + y.numel() + 2 * y.numel() < 6 * y.numel()
     assert sum(own.values()) < 2.5 * y.numel()
+
+
+@needs_c
+def test_wkv_runs_in_c_inside_what_torch_compiles(monkeypatch):
+    """The same bits, forward and backward, with a carried state."""
+    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
+    called = []
+    monkeypatch.setattr(
+        wkv_in_c, "_call", lambda name, *args, run=wkv_in_c._call: called.append(name) or run(name, *args)
+    )
+    inputs, weights = wkv_case(0, (2, EVERY + 5, 3), 1.0, True)
+
+    def run(w, u, k, v, *state):
+        y, state = wkv(w, u, k, v, WKVState(*state))
+        return y.sin(), *state
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    results = []
+    for way in (run, compiled):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        outputs = way(*leaves)
+        loss = sum((w * part).sum() for w, part in zip(weights, outputs, strict=True))
+        results.append((*outputs, *torch.autograd.grad(loss, leaves)))
+        assert called == ["wkv_forward", "wkv_backward"]
+        called.clear()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    with torch.no_grad():
+        assert torch.equal(compiled(*inputs)[0], results[0][0])
+
+
+@needs_c
+def test_the_operators_of_wkv_in_c_keep_torchs_rules():
+    (w, u, k, v, *state), _ = wkv_case(0, (2, EVERY + 5, 3), 1.0, True)
+    inputs = w, u, k, v, torch.stack(state)
+    y, last, kept = wkv_in_c.wkv_forward(*inputs, True)
+    for keep in (False, True):
+        torch.library.opcheck(wkv_in_c.wkv_forward.operator, (*inputs, keep))
+    torch.library.opcheck(wkv_in_c.wkv_backward.operator, (*inputs[:4], kept, y, last))
 
 
 class Watched:

@@ -121,6 +121,4 @@ def _obstacle(op: str, form: str, tensors: list[Tensor]) -> tuple[str, str, str]
         return "plain tensors", ", ".join(sorted(kind.__name__ for kind in kinds)), OTHER
     if len(types) > 1 or not types <= SUFFIXES.keys():
         return "all float32 or all float64", all_types, OTHER
-    if torch.compiler.is_compiling():
-        return "eager execution", "a compiler's trace", OTHER
     return None

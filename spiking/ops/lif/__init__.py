@@ -75,6 +75,8 @@ def lif(
         obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
     elif any(p.shape not in ((), (units,)) for p in parameters):
         obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
+    elif torch.compiler.is_compiling():
+        obstacle = "eager execution", "a compiler's trace", OTHER
     settings = {
         "tau": tau,
         "theta": theta,

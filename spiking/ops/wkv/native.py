@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.native import function
+from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.wkv.reference import WKVState
 
 EVERY = 16
@@ -23,15 +24,39 @@ def _call(name: str, like: Tensor, tensors: list[Tensor | None]) -> None:
     function(f"{name}_{SUFFIXES[like.dtype]}", *types)(*pointers, *like.shape)
 
 
+def _results(w_D, u_D, k_BTD, v_BTD, state_3BD, keep):
+    """y, the last state, and every 16th state if they are to be kept, not yet written."""
+    batch, steps, channels = k_BTD.shape
+    kept = k_BTD.new_empty(batch, -(-steps // EVERY) if keep else 0, 3, channels)
+    return torch.empty_like(k_BTD), torch.empty_like(state_3BD), kept
+
+
+@opaque(_results)
+def wkv_forward(
+    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, state_3BD: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, last, kept = _results(w_D, u_D, k_BTD, v_BTD, state_3BD, keep)
+    _call("wkv_forward", k_BTD, [w_D, u_D, k_BTD, v_BTD, state_3BD, y, last, kept if keep else None])
+    return y, last, kept
+
+
+@opaque(lambda w, u, k, v, kept, g_y, g_last: tuple(torch.empty_like(t) for t in (w, u, k, v, g_last)))
+def wkv_backward(
+    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, kept_BS3D: Tensor, g_y_BTD: Tensor, g_last_3BD: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of w, u, k, v and of the first state: of the states, those of p, of q and the rest (`wkv.c`)."""
+    gradients = [torch.zeros_like(w_D), torch.zeros_like(u_D), torch.empty_like(k_BTD), torch.empty_like(v_BTD)]
+    g_state = g_last_3BD.clone()
+    _call("wkv_backward", k_BTD, [w_D, u_D, k_BTD, v_BTD, kept_BS3D, g_y_BTD, g_state, *gradients])
+    return *gradients, g_state
+
+
 class _WKV(torch.autograd.Function):
     """Keeps k, v and every 16th state for the backward pass, which runs each stretch between them again."""
 
     @staticmethod
     def forward(ctx, w_D, u_D, k_BTD, v_BTD, state_3BD, keep):
-        batch, steps, channels = k_BTD.shape
-        y, last = torch.empty_like(k_BTD), torch.empty_like(state_3BD)
-        kept = k_BTD.new_empty(batch, -(-steps // EVERY), 3, channels) if keep else None
-        _call("wkv_forward", k_BTD, [w_D, u_D, k_BTD, v_BTD, state_3BD, y, last, kept])
+        y, last, kept = wkv_forward(w_D, u_D, k_BTD, v_BTD, state_3BD, keep)
         ctx.save_for_backward(w_D, u_D, k_BTD, v_BTD, state_3BD, last, kept)
         ctx.set_materialize_grads(False)
         return y, last
@@ -45,8 +70,7 @@ class _WKV(torch.autograd.Function):
         if g_last is not None:
             g_state[:2] = g_last[:2]
             g_state[2] = g_last[2] - (g_last[:2] * last[:2]).sum(0)
-        gradients = [torch.zeros_like(w), torch.zeros_like(u), torch.empty_like(k), torch.empty_like(v)]
-        _call("wkv_backward", k, [w, u, k, v, kept, g_y, g_state, *gradients])
+        *gradients, g_state = wkv_backward(w, u, k, v, kept, g_y, g_state)
         g_state[2] += (g_state[:2] * state[:2]).sum(0)
         return *gradients, g_state, None
 
