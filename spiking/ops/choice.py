@@ -105,20 +105,23 @@ def lacking_triton(op: str) -> tuple[str, str, str] | None:
 
 
 def _obstacle(op: str, form: str, tensors: list[Tensor]) -> tuple[str, str, str] | None:
-    lacking = missing(op, form, tensors[0].device.type)
+    device = tensors[0].device
+    lacking = missing(op, form, device.type)
     if lacking:
         return lacking
-    devices = sorted({str(t.device) for t in tensors})
-    if len(devices) > 1:
-        return "tensors on one device", ", ".join(devices), "move them to one"
+    if any(t.device != device for t in tensors):
+        return "tensors on one device", _names(t.device for t in tensors), "move them to one"
     types = {t.dtype for t in tensors}
-    all_types = ", ".join(sorted(map(str, types)))
     if form == "triton":
         all_float = all(dtype.is_floating_point for dtype in types)
-        return None if all_float else ("floating-point tensors", all_types, OTHER)
+        return None if all_float else ("floating-point tensors", _names(types), OTHER)
     kinds = {type(t) for t in tensors} - {Tensor, torch.nn.Parameter}
     if kinds:
-        return "plain tensors", ", ".join(sorted(kind.__name__ for kind in kinds)), OTHER
+        return "plain tensors", _names(kind.__name__ for kind in kinds), OTHER
     if len(types) > 1 or not types <= SUFFIXES.keys():
-        return "all float32 or all float64", all_types, OTHER
+        return "all float32 or all float64", _names(types), OTHER
     return None
+
+
+def _names(things) -> str:
+    return ", ".join(sorted({str(thing) for thing in things}))

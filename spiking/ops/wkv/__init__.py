@@ -54,12 +54,13 @@ def wkv(
         got = f"{[tuple(part.shape) for part in state]}"
         raise ShapeError("wkv state", f"parts of shape {(batch, channels)}", got, "start a new state")
     narrow = torch.promote_types(k.dtype, v.dtype)
-    types = [t.dtype for t in (time_decay, time_first, *(state or ()))]
-    wide = functools.reduce(torch.promote_types, types, torch.promote_types(narrow, torch.float32))
-    if state is None:
-        state = wkv_initial_state(batch, channels, dtype=wide, device=k.device)
-    w, u = -torch.exp(time_decay.to(wide)), time_first.to(wide)
-    state = WKVState(*(part.to(wide) for part in state))
+    types = {t.dtype for t in (time_decay, time_first, k, v, *(state or ()))}
+    wide = functools.reduce(torch.promote_types, types, torch.float32)
+    state = WKVState(*state) if state else wkv_initial_state(batch, channels, dtype=wide, device=k.device)
+    if types != {wide}:
+        time_decay, time_first = time_decay.to(wide), time_first.to(wide)
+        state = WKVState(*(part.to(wide) for part in state))
+    w, u = -torch.exp(time_decay), time_first
     form = takes("wkv", kernels, [w, u, k, v, *state])
     if form == "triton":
         from rheobase.spiking.ops.wkv import triton
