@@ -13,7 +13,8 @@ from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.ops import WKVState, choice, lif, wkv
 from rheobase.spiking.ops.choice import explain, taken, takes
 from rheobase.spiking.ops.lif import native as lif_in_c
-from rheobase.spiking.ops.native import library
+from rheobase.spiking.ops.native import library, threads
+from rheobase.spiking.ops.native.memory import empty
 from rheobase.spiking.ops.wkv import native as wkv_in_c
 from rheobase.spiking.ops.wkv.native import EVERY
 from rheobase.spiking.surrogates import Relaxed
@@ -31,16 +32,25 @@ def assert_close(got, wanted, tolerance):
         assert (got - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
+@pytest.fixture
+def poisoned(monkeypatch):
+    """What is not written holds NaN."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def both_lifs(x, v, parameters, weights, **settings):
     """(spikes, membranes, gradients to x, v and the parameters) by the reference, and in C."""
     results = []
     for kernels in ("reference", "native"):
         leaves = [leaf.detach().clone().requires_grad_() for leaf in (x, v, *parameters.values())]
         named = dict(zip(parameters, leaves[2:], strict=True))
-        s, membranes = lif(*leaves[:2], **named, **settings, kernels=kernels)
-        loss = sum((w * part).sum() for w, part in zip(weights, (s, membranes), strict=True) if w is not None)
+        outputs = lif(*leaves[:2], **named, **settings, kernels=kernels)
+        loss = sum((w * part).sum() for w, part in zip(weights, outputs, strict=True) if w is not None)
         gradients = torch.autograd.grad(loss.requires_grad_(), leaves, allow_unused=True, materialize_grads=True)
-        results.append((s, membranes, gradients))
+        results.append((*outputs, gradients))
     return results
 
 
@@ -72,6 +82,84 @@ def test_lif_in_c_is_its_reference(v_reset, dtype):
         assert torch.equal(by_torch[0], in_c[0]) and torch.equal(by_torch[1], in_c[1]), settings
         for wanted, got in zip(by_torch[2], in_c[2], strict=True):
             assert_close(got, wanted, TYPES[dtype])
+
+
+@needs_c
+@pytest.mark.parametrize("steps", [1, 63, 500])
+@pytest.mark.parametrize("whole", [True, False])
+def test_lif_in_c_is_its_reference_at_odd_sizes(poisoned, steps, whole):
+    """Also h and its gradient, and only the last membrane; nothing is read that was not written."""
+    for i, (batch, units) in enumerate(itertools.product([1, 3], [1, 100, 513])):
+        g = torch.Generator().manual_seed(i)
+        x, v = (torch.randn(size, generator=g) for size in ((batch, steps, units), (batch, units)))
+        weights = [torch.randn(batch, steps, units, generator=g) for _ in range(3)]
+        weights[1] = weights[1] if whole else weights[1][:, 0]
+        for surrogate, ternary in ((ATan(), False), (Triangle(), True)):
+            by_torch, in_c = both_lifs(
+                x, v, {}, weights, whole=whole, with_h=True, surrogate=surrogate, ternary=ternary, theta=0.6
+            )
+            assert all(torch.equal(a, b) for a, b in zip(by_torch[:3], in_c[:3], strict=True))
+            for wanted, got in zip(by_torch[3], in_c[3], strict=True):
+                assert_close(got, wanted, TYPES[torch.float32])
+
+
+@needs_c
+@pytest.mark.parametrize("cut", [0, 1, 16, 50, 63])
+def test_lif_in_c_can_be_cut_anywhere(cut):
+    """Outputs to the last bit and gradients: a cut changes where membranes are kept, and nothing else."""
+    x = torch.randn(2, 63, 130, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = torch.randn(2, 63, 130, generator=torch.Generator().manual_seed(1))
+    s, v = lif(x, whole=False, kernels="native")
+    first, between = lif(x[:, :cut], whole=False, kernels="native")
+    second, last = lif(x[:, cut:], between, whole=False, kernels="native")
+    assert torch.equal(torch.cat([first, second], 1), s) and torch.equal(last, v)
+    (wanted,) = torch.autograd.grad((weight * s).sum() + v.sum(), x)
+    (got,) = torch.autograd.grad((weight[:, :cut] * first).sum() + (weight[:, cut:] * second).sum() + last.sum(), x)
+    assert torch.equal(got, wanted)
+
+
+@needs_c
+def test_lif_in_c_keeps_little_for_its_backward_pass():
+    """x and a sixteenth of the membranes."""
+    x = torch.randn(4, 128, 64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        lif(x, whole=False, kernels="native")
+    assert sum(t.numel() for t in kept) <= x.numel() * 17 / 16 + 4 * 64 + 2 * 64
+
+
+@needs_c
+@pytest.mark.parametrize("batch, units", [(1, 700), (5, 300)])
+def test_threads_change_no_bit(batch, units, monkeypatch):
+    x = torch.randn(batch, 300, units, generator=torch.Generator().manual_seed(0))
+    v = torch.randn(batch, units, generator=torch.Generator().manual_seed(1))
+    parameters = {"tau": torch.full((units,), 3.0), "theta": torch.full((units,), 0.7)}
+    weights = [torch.randn_like(x), torch.randn_like(v)]
+    pools = Watched(threads._pool)
+    monkeypatch.setattr(threads, "_pool", pools)
+    runs = []
+    for number in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
+        calls = pools.calls
+        runs.append(both_lifs(x, v, parameters, weights, whole=False)[1])
+        assert (pools.calls > calls) == (number > 1)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip((*runs[0][:2], *runs[0][2]), (*run[:2], *run[2]), strict=True))
+
+
+def test_memory_is_used_again_once_its_tensor_is_gone(poisoned):
+    size = (3, 100_000)
+    a = empty(size, torch.float32)
+    b = empty(size, torch.float32)
+    place, other = a.data_ptr(), b.data_ptr()
+    assert a.shape == size and a.isnan().all() and place != other and not a._is_view()
+    part = a[1:].fill_(7)
+    del a
+    assert empty(size, torch.float64).data_ptr() != place and (part == 7).all(), "a view holds it too"
+    del part
+    again = empty(size, torch.float32)
+    assert again.data_ptr() == place and again.isnan().all() and b.data_ptr() == other
+    assert empty((2, 0), torch.float32).shape == (2, 0) and empty((), torch.float64).isnan()
 
 
 @needs_c

@@ -110,9 +110,8 @@ class LIF(Cell):
         self._check(x_BTD)
         if state is None:
             state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1])
-        s, v, *h = lif(x_BTD, state.v, **self._settings(), with_h=self.graded)
-        state = LIFState(v[:, -1]) if x_BTD.shape[1] else state
-        y = self._grade(s, *h)
+        s, v, *h = lif(x_BTD, state.v, **self._settings(), with_h=self.graded, whole=False)
+        y, state = self._grade(s, *h), LIFState(v)
         return (y, s, state) if apart else (y, state)
 
     def lower(self) -> LIFCell:

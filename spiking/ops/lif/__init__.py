@@ -26,6 +26,7 @@ def lif(
     surrogate: Surrogate = ATan(),
     ternary: bool = False,
     with_h: bool = False,
+    whole: bool = True,
     kernels: str = "auto",
 ) -> tuple[Tensor, ...]:
     """Leaky integrate-and-fire neurons along the time axis of x.
@@ -44,10 +45,11 @@ def lif(
     detach_reset  True: no gradient flows through the reset's s_t
     ternary       True: units fire at -theta too, with a spike of -1; the surrogate's slope is taken at both
     with_h        True: h_BTD, the membrane before each step's reset, is returned as well
+    whole         False: of the membranes, only that after the last step is returned [B, D], which spares memory
     kernels       which form runs (`ops/choice.py`): "auto", "reference", "native" (C) or "triton"; the environment
                   variable RHEOBASE_KERNELS goes before it
-    returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset); the
-                  state to carry is v_BTD[:, -1]
+    returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset, or
+                  the last v_BD); the state to carry is v_BTD[:, -1]
     raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule or kernels;
                   UnsupportedError: the form named cannot run this call
 
@@ -89,19 +91,19 @@ def lif(
     }
     if takes("lif", kernels, [x_BTD, v, *parameters], {"native": obstacle}) == "native":
         with unseen():
-            run = native.lif(x_BTD, v, with_h=with_h, **settings)
+            run = native.lif(x_BTD, v, with_h=with_h, whole=whole, **settings)
         if listens():
-            _tell(x_BTD, run, parameters, v_reset, ternary)
+            _tell(x_BTD, run[0], parameters, v_reset, ternary)
     else:
-        run = reference.lif(x_BTD, v, **settings)
+        s_BTD, v_BTD, h_BTD = reference.lif(x_BTD, v, **settings)
+        last = v_BTD[:, -1] if x_BTD.shape[1] else v
+        run = s_BTD, v_BTD if whole else last, h_BTD
     return run if with_h else run[:2]
 
 
-def _tell(
-    x_BTD: Tensor, run: tuple[Tensor, ...], parameters: list[Tensor], v_reset: float | None, ternary: bool
-) -> None:
+def _tell(x_BTD: Tensor, s_BTD: Tensor, parameters: list[Tensor], v_reset: float | None, ternary: bool) -> None:
     """What the reference's operators do, for a counter that does not see them."""
-    s_BTD, n, size = run[0], x_BTD.numel(), x_BTD.element_size()
+    n, size = x_BTD.numel(), x_BTD.element_size()
     learnt = sum(p.numel() > 1 for p in parameters)
     work(
         products=n,
@@ -112,4 +114,4 @@ def _tell(
         activation_bytes=2 * n * size,
     )
     mark(s_BTD, TERNARY if ternary else BINARY)
-    announce(state_updates=run[1], cause=x_BTD)
+    announce(state_updates=x_BTD, cause=x_BTD)  # a membrane a unit and step, whether it was written or not

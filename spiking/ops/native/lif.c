@@ -1,27 +1,70 @@
 /* LIF over a sequence, forward and backward; equations: `ops.lif`. Arrays are [batch, steps, units], row-major.
  *
  * Forward performs the reference's operations in the reference's order, so that spikes and membranes are the same to
- * the last bit (compile with -ffp-contract=off). Backward finds h_t again from v_{t-1} and x_t and walks back:
+ * the last bit (compile with -ffp-contract=off). It keeps the membrane after every EVERYth step; backward runs each
+ * stretch of EVERY steps again, which gives h_t to the last bit, and walks back through it:
  *
  *     g_up = g_s + g_f      g_down = g_f - g_s       of the spikes at theta and at -theta; g_s is the gradient of
  *                                                    up - down, g_f, through the hard reset, that of up + down
- *     g_h  = g_v dv/dh + g_up slope(h - theta) - g_down slope(-h - theta)
+ *     g_h  = g_v dv/dh + g_up slope(h - theta) - g_down slope(-h - theta) + the gradient of h as an output
  *
- * g_v0 holds what is carried back. UNITS at a time go through a row, so that what is found again of them stays in the
- * first-level cache, and STEPS rows are asked for at a time.
+ * A call does some of the batch x ceil(units / UNITS) blocks, of which none knows another. It goes through them tile by
+ * tile, UNITS wide and a stretch high, so that what a tile finds again stays in the first-level cache, and asks for
+ * the next stretch's rows as it goes: the gaps between rows keep a processor from guessing them.
  */
 #ifndef REAL
 
 #include "native.h"
 
-enum { UNITS = 256, STEPS = 16 };
+enum { UNITS = 128, EVERY = 16 };
 
 typedef struct {
     double v_reset;
     double alpha; /* steepness of the arctangent surrogate, for a backward pass that is given no slopes */
     int32_t hard, decay_input, strict, ternary, detach_reset;
-    int32_t learns; /* whether the gradients of tau and theta are wanted */
+    int32_t learns; /* whether the gradients of tau and theta are wanted; set where ternary is */
 } lif_settings;
+
+/* What of the blocks from `block` to `end` is of one item of the batch. */
+typedef struct {
+    int64_t item, column, blocks;
+} lif_part;
+
+INLINE lif_part part_of(int64_t block, int64_t end, int64_t units)
+{
+    const int64_t a_row = (units + UNITS - 1) / UNITS, column = block % a_row;
+    return (lif_part){block / a_row, column, end - block < a_row - column ? end - block : a_row - column};
+}
+
+typedef struct {
+    int64_t count, n;  /* steps and units */
+    int64_t first;     /* unit */
+    int64_t row;       /* of the first unit in an array [batch, units] */
+    int64_t at;        /* of the first unit and step in an array [batch, steps, units] */
+    int64_t kept;      /* of the first unit in what is kept after the tile */
+    int begins, whole; /* whether it has the first step; whether it has EVERY steps */
+} lif_tile;
+
+/* Tiles of a part in the order of steps, and of units within a stretch. */
+INLINE lif_tile tile_of(lif_part part, int64_t tile, int64_t steps, int64_t units)
+{
+    const int64_t from = tile / part.blocks * EVERY, first = (part.column + tile % part.blocks) * UNITS;
+    return (lif_tile){
+        .count = steps - from < EVERY ? steps - from : EVERY,
+        .n = units - first < UNITS ? units - first : UNITS,
+        .first = first,
+        .row = part.item * units + first,
+        .at = (part.item * steps + from) * units + first,
+        .kept = (part.item * (steps / EVERY) + from / EVERY) * units + first,
+        .begins = from == 0,
+        .whole = from + EVERY <= steps,
+    };
+}
+
+INLINE int64_t tiles(lif_part part, int64_t steps)
+{
+    return part.blocks * ((steps + EVERY - 1) / EVERY);
+}
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -34,18 +77,6 @@ typedef struct {
 
 #else
 
-/* The part of h - v that is divided by tau. */
-INLINE REAL NAME(drive)(REAL x, REAL v, REAL rest, int decay_input)
-{
-    return decay_input ? x - (v - rest) : -(v - rest);
-}
-
-INLINE REAL NAME(charge)(REAL x, REAL v, REAL drive, REAL tau, int decay_input)
-{
-    const REAL h = v + drive / tau;
-    return decay_input ? h : h + x;
-}
-
 INLINE REAL NAME(fired)(REAL u, int strict)
 {
     return (REAL)((u > 0) | ((u == 0) & !strict));
@@ -57,118 +88,179 @@ INLINE REAL NAME(slope)(REAL u, REAL alpha)
     return alpha / 2 / (1 + z * z);
 }
 
-ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *restrict x, const REAL *restrict v0,
-                              const REAL *restrict tau, const REAL *restrict theta, REAL *restrict s,
-                              REAL *restrict v, int64_t batch, int64_t steps, int64_t units)
+/* Ask for a row that is used soon, up to the second-level cache. */
+INLINE void NAME(fetch)(const REAL *row, int64_t n)
 {
-    const int hard = set->hard, decay_input = set->decay_input, strict = set->strict;
-    const REAL ternary = set->ternary;
-    const REAL v_reset = (REAL)set->v_reset, rest = hard ? v_reset : 0;
-    for (int64_t b = 0; b < batch; b++) {
-        const REAL *before = v0 + b * units;
-        for (int64_t t = 0; t < steps; t++, x += units, s += units, before = v, v += units) {
-            for (int64_t d = 0; d < units; d++) {
-                const REAL now = x[d], was = before[d], threshold = theta[d];
-                const REAL h = NAME(charge)(now, was, NAME(drive)(now, was, rest, decay_input), tau[d], decay_input);
-                const REAL up = NAME(fired)(h - threshold, strict);
-                const REAL down = ternary * NAME(fired)(-h - threshold, strict);
-                const REAL hard_reset = (up + down) * (h - v_reset), soft_reset = (up - down) * threshold;
-                s[d] = up - down;
-                v[d] = h - (hard ? hard_reset : soft_reset);
+    for (int64_t d = 0; d < n; d += 64 / (int64_t)sizeof(REAL))
+        __builtin_prefetch(row + d, 0, 2);
+}
+
+/* One step of n units. v: the membrane before, then after it. drive, what is divided by tau; h, the membrane before
+ * the reset; and s may be NULL. */
+INLINE void NAME(step)(const lif_settings set, const REAL *restrict x, const REAL *restrict tau,
+                       const REAL *restrict theta, REAL *restrict v, REAL *restrict drive, REAL *restrict h,
+                       REAL *restrict s, int64_t n)
+{
+    const REAL v_reset = set.hard ? (REAL)set.v_reset : 0;
+    for (int64_t d = 0; d < n; d++) {
+        const REAL above = v[d] - v_reset, driven = set.decay_input ? x[d] - above : -above;
+        const REAL charged = v[d] + driven / tau[d], now = set.decay_input ? charged : charged + x[d];
+        const REAL up = NAME(fired)(now - theta[d], set.strict);
+        const REAL down = set.ternary ? NAME(fired)(-now - theta[d], set.strict) : 0;
+        v[d] = now - (set.hard ? (up + down) * (now - v_reset) : (up - down) * theta[d]);
+        if (drive)
+            drive[d] = driven;
+        if (h)
+            h[d] = now;
+        if (s)
+            s[d] = up - down;
+    }
+}
+
+INLINE void NAME(forward)(const lif_settings set, const REAL *x, const REAL *v0, const REAL *tau, const REAL *theta,
+                          REAL *s, REAL *h, REAL *v, REAL *last, REAL *kept, int64_t steps, int64_t units,
+                          int64_t block, int64_t end)
+{
+    for (lif_part part; block < end; block += part.blocks) {
+        part = part_of(block, end, units);
+        const int64_t row = part.item * units + part.column * UNITS;
+        const int64_t n = part.blocks * UNITS, rest = units - part.column * UNITS;
+        memcpy(last + row, v0 + row, (size_t)(n < rest ? n : rest) * sizeof(REAL));
+        for (int64_t i = 0; i < tiles(part, steps); i++) {
+            const lif_tile tile = tile_of(part, i, steps, units);
+            const size_t size = (size_t)tile.n * sizeof(REAL);
+            REAL *now = last + tile.row;
+            for (int64_t t = 0; t < tile.count; t++) {
+                const int64_t at = tile.at + t * units, soon = at + EVERY * units;
+                if (tile.whole) {
+                    NAME(fetch)(x + soon, tile.n);
+                    NAME(fetch)(s + soon, tile.n);
+                }
+                NAME(step)(set, x + at, tau + tile.first, theta + tile.first, now, NULL, h ? h + at : NULL, s + at,
+                           tile.n);
+                if (v)
+                    memcpy(v + at, now, size);
             }
+            if (kept && tile.whole)
+                memcpy(kept + tile.kept, now, size);
         }
     }
 }
 
-/* Ask for what is read soon. */
-INLINE void NAME(fetch)(const REAL *row, int64_t count)
+/* One step of n units back. g_s, g_h, g_v may be NULL. carried: the gradient of the membrane after the step, then of
+ * that before. */
+INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, const REAL *restrict theta,
+                            const REAL *restrict drive, const REAL *restrict h, const REAL *restrict slope_up,
+                            const REAL *restrict slope_down, const REAL *restrict g_s, const REAL *restrict g_h,
+                            const REAL *restrict g_v, REAL *restrict carried, REAL *restrict g_x,
+                            REAL *restrict g_tau, REAL *restrict g_theta, int64_t n)
 {
-    for (int64_t i = 0; row && i < count; i += 64 / (int64_t)sizeof(REAL))
-        __builtin_prefetch(row + i);
+    const REAL none[UNITS] = {0}, *restrict of_s = g_s ? g_s : none, *restrict of_h = g_h ? g_h : none;
+    const REAL v_reset = (REAL)set.v_reset, through = !set.detach_reset;
+    if (g_v)
+        for (int64_t d = 0; d < n; d++)
+            carried[d] += g_v[d];
+    for (int64_t d = 0; d < n; d++) {
+        const REAL g = carried[d], up = NAME(fired)(h[d] - theta[d], set.strict);
+        const REAL down = set.ternary ? NAME(fired)(-h[d] - theta[d], set.strict) : 0;
+        const REAL of_spike = of_s[d] - (set.hard ? 0 : through * g * theta[d]);
+        const REAL of_fired = set.hard ? -through * g * (h[d] - v_reset) : 0;
+        const REAL g_up = (of_spike + of_fired) * slope_up[d];
+        const REAL g_down = set.ternary ? (of_fired - of_spike) * slope_down[d] : 0;
+        const REAL stays = set.hard ? g * (1 - (up + down)) : g;
+        const REAL g_now = stays + g_up - g_down + of_h[d], g_drive = g_now / tau[d];
+        g_x[d] = set.decay_input ? g_drive : g_now;
+        carried[d] = g_now - g_drive;
+        if (set.learns) {
+            g_tau[d] -= g_drive * drive[d] / tau[d];
+            g_theta[d] -= g_up + g_down + (set.hard ? 0 : g * (up - down));
+        }
+    }
 }
 
-/* `lif_backward` for one kind of neuron: inlined, so that what another kind needs is left out. */
-INLINE void NAME(walk_back)(const int hard, const int ternary, const int learns, const lif_settings *set,
-                            const REAL *restrict x, const REAL *restrict v0, const REAL *restrict v,
-                            const REAL *restrict tau, const REAL *restrict theta, const REAL *restrict slope_up,
-                            const REAL *restrict slope_down, const REAL *restrict g_s, const REAL *restrict g_v,
-                            REAL *restrict g_x, REAL *restrict g_v0, REAL *restrict g_tau, REAL *restrict g_theta,
-                            int64_t batch, int64_t steps, int64_t units)
+INLINE void NAME(backward)(const lif_settings set, const REAL *x, const REAL *v0, const REAL *kept, const REAL *tau,
+                           const REAL *theta, const REAL *slope_up, const REAL *slope_down, const REAL *g_s,
+                           const REAL *g_h, const REAL *g_v, REAL *g_x, REAL *g_last, REAL *g_tau, REAL *g_theta,
+                           int64_t steps, int64_t units, int64_t block, int64_t end)
 {
-    const int decay_input = set->decay_input, strict = set->strict;
-    const REAL v_reset = (REAL)set->v_reset, rest = hard ? v_reset : 0, alpha = (REAL)set->alpha;
-    const REAL through = !set->detach_reset, none[UNITS] = {0};
-    REAL drive[UNITS], h[UNITS], near_up[UNITS], near_down[UNITS] = {0};
-    for (int64_t b = 0; b < batch; b++) {
-        for (int64_t d = 0; d < units; d++)
-            g_v0[b * units + d] = 0;
-        for (int64_t t = steps - 1; t >= 0; t--) {
-            if ((t + 1) % STEPS == 0 || t == steps - 1) { /* forwards, as memory is fastest */
-                const int64_t from = t / STEPS * STEPS, count = (t + 1 - from) * units;
-                const int64_t at = (b * steps + from) * units;
-                NAME(fetch)(x + at, count);
-                NAME(fetch)(v + at, count);
-                NAME(fetch)(g_s ? g_s + at : NULL, count);
-                NAME(fetch)(g_x + at, count);
-            }
-            for (int64_t first = 0; first < units; first += UNITS) {
-                const int64_t n = units - first < UNITS ? units - first : UNITS;
-                const int64_t at = (b * steps + t) * units + first;
-                const REAL *tau_n = tau + first, *theta_n = theta + first;
-                const REAL *x_t = x + at, *before = t ? v + at - units : v0 + b * units + first;
-                const REAL *g_s_t = g_s ? g_s + at : none, *g_v_t = g_v ? g_v + at : none;
-                const REAL *up_slope = slope_up ? slope_up + at : near_up;
-                const REAL *down_slope = slope_down ? slope_down + at : near_down;
-                REAL *restrict g_x_t = g_x + at, *restrict carried = g_v0 + b * units + first;
-                for (int64_t d = 0; d < n; d++) {
-                    drive[d] = NAME(drive)(x_t[d], before[d], rest, decay_input);
-                    h[d] = NAME(charge)(x_t[d], before[d], drive[d], tau_n[d], decay_input);
+    REAL v[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS], near_up[UNITS], near_down[UNITS];
+    for (lif_part part; block < end; block += part.blocks) {
+        part = part_of(block, end, units);
+        for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
+            const lif_tile tile = tile_of(part, i, steps, units);
+            const REAL *tau_n = tau + tile.first, *theta_n = theta + tile.first;
+            memcpy(v, tile.begins ? v0 + tile.row : kept + tile.kept - units, (size_t)tile.n * sizeof(REAL));
+            for (int64_t t = 0; t < tile.count; t++)
+                NAME(step)(set, x + tile.at + t * units, tau_n, theta_n, v, set.learns ? drive[t] : NULL, h[t], NULL,
+                           tile.n);
+            for (int64_t t = tile.count - 1; t >= 0; t--) {
+                const int64_t at = tile.at + t * units, soon = at - EVERY * units;
+                if (!tile.begins) {
+                    NAME(fetch)(x + soon, tile.n);
+                    NAME(fetch)(g_x + soon, tile.n);
+                    if (g_s)
+                        NAME(fetch)(g_s + soon, tile.n);
                 }
                 if (!slope_up)
-                    for (int64_t d = 0; d < n; d++)
-                        near_up[d] = NAME(slope)(h[d] - theta_n[d], alpha);
-                if (!slope_up && ternary)
-                    for (int64_t d = 0; d < n; d++)
-                        near_down[d] = NAME(slope)(-h[d] - theta_n[d], alpha);
-                for (int64_t d = 0; d < n; d++) {
-                    const REAL now = h[d], threshold = theta_n[d], g = carried[d] + g_v_t[d];
-                    const REAL up = NAME(fired)(now - threshold, strict);
-                    const REAL down = ternary ? NAME(fired)(-now - threshold, strict) : 0;
-                    const REAL of_spike = g_s_t[d] - (hard ? 0 : through * g * threshold);
-                    const REAL of_fired = hard ? -through * g * (now - v_reset) : 0;
-                    const REAL g_up = (of_spike + of_fired) * up_slope[d];
-                    const REAL g_down = ternary ? (of_fired - of_spike) * down_slope[d] : 0;
-                    const REAL g_h = (hard ? g * (1 - (up + down)) : g) + g_up - g_down, g_drive = g_h / tau_n[d];
-                    g_x_t[d] = decay_input ? g_drive : g_h;
-                    carried[d] = g_h - g_drive;
-                    if (learns) {
-                        g_tau[first + d] -= g_drive * drive[d] / tau_n[d];
-                        g_theta[first + d] -= g_up + g_down + (hard ? 0 : g * (up - down));
-                    }
-                }
+                    for (int64_t d = 0; d < tile.n; d++)
+                        near_up[d] = NAME(slope)(h[t][d] - theta_n[d], (REAL)set.alpha);
+                if (!slope_up && set.ternary)
+                    for (int64_t d = 0; d < tile.n; d++)
+                        near_down[d] = NAME(slope)(-h[t][d] - theta_n[d], (REAL)set.alpha);
+                NAME(step_back)(set, tau_n, theta_n, drive[t], h[t], slope_up ? slope_up + at : near_up,
+                                slope_down ? slope_down + at : near_down, g_s ? g_s + at : NULL,
+                                g_h ? g_h + at : NULL, g_v ? g_v + at : NULL, g_last + tile.row, g_x + at,
+                                set.learns ? g_tau + tile.row : NULL, set.learns ? g_theta + tile.row : NULL, tile.n);
             }
         }
     }
 }
 
-/* v0, v: membranes before the first and after each step. slope_up, slope_down: the surrogate's slope at h - theta
- * and at -h - theta, or NULL for the arctangent's. g_s, g_v: gradients of s and v, NULL where there are none.
- * g_tau, g_theta: [units], added to. */
-ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const REAL *v0, const REAL *v,
-                                  const REAL *tau, const REAL *theta, const REAL *slope_up, const REAL *slope_down,
-                                  const REAL *g_s, const REAL *g_v, REAL *g_x, REAL *g_v0, REAL *g_tau,
-                                  REAL *g_theta, int64_t batch, int64_t steps, int64_t units)
+/* SpikeGPT's kind of neuron, known to the compiler, which leaves out what others need. */
+INLINE int NAME(is_plain)(const lif_settings *set)
 {
-#define WALK_BACK(HARD, TERNARY, LEARNS)                                                                      \
-    NAME(walk_back)(HARD, TERNARY, LEARNS, set, x, v0, v, tau, theta, slope_up, slope_down, g_s, g_v, g_x,    \
-                    g_v0, g_tau, g_theta, batch, steps, units)
-    if (set->ternary)
-        set->hard ? WALK_BACK(1, 1, 1) : WALK_BACK(0, 1, 1);
-    else if (set->learns)
-        set->hard ? WALK_BACK(1, 0, 1) : WALK_BACK(0, 0, 1);
-    else
-        set->hard ? WALK_BACK(1, 0, 0) : WALK_BACK(0, 0, 0);
-#undef WALK_BACK
+    return set->hard && set->v_reset == 0 && set->decay_input && !set->strict && !set->ternary && !set->learns;
+}
+#define PLAIN {0, set->alpha, .hard = 1, .decay_input = 1, .detach_reset = set->detach_reset}
+
+/* v0, last: membranes before the first and after the last step, [batch, units]. h: before each reset, v: after it, or
+ * NULL. kept: after steps EVERY - 1, 2 EVERY - 1 ..., [batch, steps / EVERY, units], or NULL. */
+ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const REAL *v0, const REAL *tau,
+                                 const REAL *theta, REAL *s, REAL *h, REAL *v, REAL *last, REAL *kept,
+                                 int64_t steps, int64_t units, int64_t block, int64_t end)
+{
+#define FORWARD(SET) NAME(forward)(SET, x, v0, tau, theta, s, h, v, last, kept, steps, units, block, end)
+    const lif_settings plain = PLAIN;
+    NAME(is_plain)(set) ? FORWARD(plain) : FORWARD(*set);
+#undef FORWARD
 }
 
+/* slope_up, slope_down: the surrogate's slope at h - theta and at -h - theta, or NULL for the arctangent's. g_s, g_h,
+ * g_v: gradients, NULL where there are none. g_last: on entry the gradient of the last membrane, on return that of
+ * the first. g_tau, g_theta: [batch, units], added to. */
+ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const REAL *v0, const REAL *kept,
+                                  const REAL *tau, const REAL *theta, const REAL *slope_up, const REAL *slope_down,
+                                  const REAL *g_s, const REAL *g_h, const REAL *g_v, REAL *g_x, REAL *g_last,
+                                  REAL *g_tau, REAL *g_theta, int64_t steps, int64_t units, int64_t block, int64_t end)
+{
+#define BACKWARD(SET)                                                                                         \
+    NAME(backward)(SET, x, v0, kept, tau, theta, slope_up, slope_down, g_s, g_h, g_v, g_x, g_last, g_tau,     \
+                   g_theta, steps, units, block, end)
+#define OF_KIND(HARD, TERNARY, LEARNS)                                                                        \
+    BACKWARD(((lif_settings){set->v_reset, set->alpha, HARD, set->decay_input, set->strict, TERNARY,          \
+                             set->detach_reset, LEARNS}))
+    const lif_settings plain = PLAIN;
+    if (NAME(is_plain)(set))
+        BACKWARD(plain);
+    else if (set->ternary)
+        set->hard ? OF_KIND(1, 1, 1) : OF_KIND(0, 1, 1);
+    else if (set->learns)
+        set->hard ? OF_KIND(1, 0, 1) : OF_KIND(0, 0, 1);
+    else
+        set->hard ? OF_KIND(1, 0, 0) : OF_KIND(0, 0, 0);
+#undef OF_KIND
+#undef BACKWARD
+}
+
+#undef PLAIN
 #endif
