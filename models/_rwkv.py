@@ -116,9 +116,9 @@ class TimeMix(nn.Module):
     def forward(self, a: Tensor, before: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
         k = self.key(mix(a, before, self.time_mix_k))
         v = self.value(mix(a, before, self.time_mix_v))
-        r = torch.sigmoid(self.receptance(mix(a, before, self.time_mix_r)))
-        y, state = wkv(self.time_decay, self.time_first, k, v, state)
-        return self.output(r * y), state
+        r = self.receptance(mix(a, before, self.time_mix_r))
+        y, state = wkv(self.time_decay, self.time_first, k, v, state, gate=r)
+        return self.output(y), state
 
 
 class ChannelMix(nn.Module):
@@ -353,9 +353,9 @@ class SpikeFedBlock(Block):
         a, before, shift1 = self.ln1.shifted(x, s.shift1)
         k = att.key(spiking(att.lif_k, mix(a, before, att.time_mix_k), s.v_k))
         v = att.value(spiking(att.lif_v, mix(a, before, att.time_mix_v), s.v_v))
-        r = torch.sigmoid(att.receptance(spiking(att.lif_r, mix(a, before, att.time_mix_r), s.v_r)))
-        y, memory = wkv(att.time_decay, att.time_first, k, v, WKVState(s.p, s.q, s.o))
-        x = x + att.output(spiking(att.lif_o, r * y, s.v_o))
+        r = att.receptance(spiking(att.lif_r, mix(a, before, att.time_mix_r), s.v_r))
+        y, memory = wkv(att.time_decay, att.time_first, k, v, WKVState(s.p, s.q, s.o), gate=r)
+        x = x + att.output(spiking(att.lif_o, y, s.v_o))
         b, before, shift2 = self.ln2.shifted(x, s.shift2)
         k = ffn.key(spiking(ffn.lif_k, mix(b, before, ffn.time_mix_k), s.v_fk))
         r = torch.sigmoid(ffn.receptance(spiking(ffn.lif_r, mix(b, before, ffn.time_mix_r), s.v_fr)))

@@ -194,8 +194,10 @@ def wkv_case(seed, size, scale, state_counts):
 
 
 def run_wkv(inputs, weights, kernels):
+    """Outputs, and the gradients of the inputs, of which an eighth is the gate."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    y, state = wkv(*leaves[:4], WKVState(*leaves[4:]), kernels=kernels)
+    gate = leaves[7] if len(leaves) > 7 else None
+    y, state = wkv(*leaves[:4], WKVState(*leaves[4:7]), gate=gate, kernels=kernels)
     loss = sum((w * part).sum() for w, part in zip(weights, (y, *state), strict=True))
     return (y, *state), torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
 

@@ -43,7 +43,7 @@ def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
     from rheobase.spiking.ops.wkv import triton as wkv
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = {"T": "i32", **dict.fromkeys(("k", "v", "y", "g_y", "g_k", "g_v"), io)}
-    constants = {"D": 768, "STEPS": 4, "BLOCK": wkv.BLOCK}
+    types = {"T": "i32", **dict.fromkeys(("k", "v", "gate", "y", "g_y", "g_k", "g_v", "g_gate"), io)}
+    constants = {"D": 768, "GATED": True, "STEPS": 4, "BLOCK": wkv.BLOCK}
     assert compile_for(wkv._forward, capability, types, constants | {"KEEP": True})
     assert compile_for(wkv._backward, capability, types, constants)

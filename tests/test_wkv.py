@@ -89,11 +89,21 @@ def test_large_keys_do_not_overflow_and_order_of_memory_does_not_matter(kernels)
     assert wkv(w, u, k, v)[0].isfinite().all()
 
 
+def test_a_gate_multiplies_y_by_its_sigmoid(kernels):
+    w, u, k, v = draw(0)
+    gate = k.flip(0)
+    (y, end), (z, last) = wkv(w, u, k, v, gate=gate), wkv(w, u, k, v)
+    assert torch.equal(y, torch.sigmoid(gate) * z)
+    assert all(torch.equal(a, b) for a, b in zip(end, last, strict=True))
+
+
 def test_wrong_sizes_are_refused():
     w, u, k, v = draw(0)
     _, state = wkv(w, u, k, v)
     with pytest.raises(ShapeError, match="k and v of one shape"):
         wkv(w, u, k, v[:, :-1])
+    with pytest.raises(ShapeError, match="give one for each value"):
+        wkv(w, u, k, v, gate=k[:, :1])
     with pytest.raises(ShapeError, match="give one number a channel"):
         wkv(w[:-1], u, k, v)
     with pytest.raises(ShapeError, match="start a new state"):

@@ -58,10 +58,22 @@ def test_it_is_its_reference(scale, state_counts):
             check([x.float() for x in inputs], [w.float() for w in weights], (1e-5, 1e-5), 1e-6)
 
 
+def with_gate(inputs):
+    return [*inputs, inputs[2].flip(2) / 2]
+
+
+def test_a_gate_is_taken_along():
+    for seed, size in enumerate(SIZES[:2]):
+        inputs, weights = wkv_case(seed, size, 1.0, True)
+        check(with_gate(inputs), weights, (1e-12, 1e-10))
+
+
 def test_keys_and_values_in_bfloat16_with_a_state_in_float32():
     for seed, size in enumerate(SIZES):
         inputs, weights = wkv_case(seed, size, 1.0, True)
-        types = [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16, *[torch.float32] * 3]
+        inputs = with_gate(inputs) if seed % 2 else inputs
+        types = [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16, *[torch.float32] * 3, torch.bfloat16]
+        types = types[: len(inputs)]
         inputs = [x.to(dtype) for x, dtype in zip(inputs, types, strict=True)]
         weights = [weights[0].bfloat16(), *(w.float() for w in weights[1:])]
         check(inputs, weights, (1e-5, 1e-5), 1e-6)
@@ -153,11 +165,14 @@ def test_a_planted_wrong_kernel_is_caught(name, wrong, monkeypatch):
 def test_the_operators_keep_torchs_rules(dtype):
     (w, u, k, v, *state), _ = wkv_case(0, (2, 5, 3), 1.0, True)
     wide = torch.promote_types(dtype, torch.float32)
-    inputs = [w.to(wide), u.to(wide), k.to(dtype), v.to(dtype), torch.stack(state, 1).to(wide)]
-    torch.library.opcheck(kernels._wkv, (*inputs, False))
-    torch.library.opcheck(kernels._wkv, (*(x.clone().requires_grad_() for x in inputs), True))
-    y, last, kept = kernels._wkv(*inputs, True)
-    torch.library.opcheck(kernels._wkv_backward, (*inputs, last, kept, torch.ones_like(y), torch.ones_like(last)))
+    state = torch.stack(state, 1).to(wide)
+    for gate in (None, k.flip(2).to(dtype)):
+        inputs = [w.to(wide), u.to(wide), k.to(dtype), v.to(dtype), gate, state]
+        leaves = [x if x is None else x.clone().requires_grad_() for x in inputs]
+        torch.library.opcheck(kernels._wkv, (*inputs, False))
+        torch.library.opcheck(kernels._wkv, (*leaves, True))
+        y, last, kept = kernels._wkv(*inputs, True)
+        torch.library.opcheck(kernels._wkv_backward, (*inputs, last, kept, torch.ones_like(y), torch.ones_like(last)))
 
 
 def gradients_of(run, layer, x):
@@ -174,10 +189,11 @@ class Mix(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.time_decay, self.time_first = (torch.nn.Parameter(torch.randn(3)) for _ in range(2))
-        self.both, self.kernels = torch.nn.Linear(3, 6), kernels
+        self.products, self.kernels = torch.nn.Linear(3, 9), kernels
 
     def forward(self, x):
-        return wkv(self.time_decay, self.time_first, *self.both(x).chunk(2, -1), kernels=self.kernels)
+        k, v, r = self.products(x).chunk(3, -1)
+        return wkv(self.time_decay, self.time_first, k, v, gate=r, kernels=self.kernels)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

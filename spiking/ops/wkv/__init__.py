@@ -22,6 +22,7 @@ def wkv(
     v: Tensor,
     state: WKVState | None = None,
     *,
+    gate: Tensor | None = None,
     kernels: str = "auto",
 ) -> tuple[Tensor, WKVState]:
     """A weighted mean of all values so far, whose weights decay with time and depend on the keys.
@@ -29,11 +30,14 @@ def wkv(
         w = -exp(time_decay)      u = time_first
         y_t = (sum_{i<t} e^{(t-1-i) w + k_i} v_i + e^{u + k_t} v_t) / (the same sum without v)
 
+        y_t sigmoid(gate_t)                                                              with a gate
+
     computed step by step with the largest exponent taken out, so that no k overflows, in float32 or the widest type
-    given; y is of the type of k and v.
+    given; y is of the type of k, v and the gate.
 
     time_decay, time_first   raw parameters, one a channel                              [D]
     k, v                     keys and values                                            [B, T, D]
+    gate                     what y is to be multiplied by, before its sigmoid: a model's receptance    [B, T, D]
     state                    what an earlier call returned, empty sums if not given     each [B, D]
     kernels                  which form runs (`ops/choice.py`): "auto", "reference", "native" (C) or "triton"; the
                              environment variable RHEOBASE_KERNELS goes before it
@@ -50,30 +54,34 @@ def wkv(
     if time_decay.shape != (channels,) or time_first.shape != (channels,):
         got = f"{tuple(time_decay.shape)}, {tuple(time_first.shape)}"
         raise ShapeError("wkv time_decay, time_first", f"shape ({channels},)", got, "give one number a channel")
+    if gate is not None and gate.shape != k.shape:
+        raise ShapeError("wkv gate", f"shape {tuple(k.shape)}", f"{tuple(gate.shape)}", "give one for each value")
     if state is not None and any(part.shape != (batch, channels) for part in state):
         got = f"{[tuple(part.shape) for part in state]}"
         raise ShapeError("wkv state", f"parts of shape {(batch, channels)}", got, "start a new state")
-    narrow = torch.promote_types(k.dtype, v.dtype)
-    types = {t.dtype for t in (time_decay, time_first, k, v, *(state or ()))}
+    over_time = (k, v) if gate is None else (k, v, gate)
+    narrow = functools.reduce(torch.promote_types, [t.dtype for t in over_time])
+    types = {t.dtype for t in (time_decay, time_first, *over_time, *(state or ()))}
     wide = functools.reduce(torch.promote_types, types, torch.float32)
     state = WKVState(*state) if state else wkv_initial_state(batch, channels, dtype=wide, device=k.device)
     if types != {wide}:
         time_decay, time_first = time_decay.to(wide), time_first.to(wide)
         state = WKVState(*(part.to(wide) for part in state))
     w, u = -torch.exp(time_decay), time_first
-    form = takes("wkv", kernels, [w, u, k, v, *state])
+    form = takes("wkv", kernels, [w, u, *over_time, *state])
+    fused = form == "triton" and gate is not None and not listens()  # a counter sees the gate's own operators
     if form == "triton":
         from rheobase.spiking.ops.wkv import triton
 
         with unseen():
-            run = triton.wkv(w, u, k.to(narrow), v.to(narrow), state)
+            y, state = triton.wkv(w, u, k.to(narrow), v.to(narrow), state, gate.to(narrow) if fused else None)
     elif form == "native":
         with unseen():
-            run = native.wkv(w, u, k, v, state)
+            y, state = native.wkv(w, u, k, v, state)
     else:
         y, state = reference.wkv(w, u, k.to(wide), v.to(wide), state)
-        return y.to(narrow), state
-    if listens():  # what the reference's operators do, for a counter that does not see them
+        y = y.to(narrow)
+    if form != "reference" and listens():  # what the reference's operators do, for a counter that does not see them
         n, size = k.numel(), k.element_size()
         work(
             products=6 * n,
@@ -84,4 +92,4 @@ def wkv(
             activation_bytes=3 * n * size,
         )
         announce(state_updates=k, parts=3)
-    return run
+    return y if gate is None or fused else torch.sigmoid(gate) * y, state

@@ -4,7 +4,8 @@ B batch, T steps, D channels. The rule of the backward pass is that of `ops/nati
 
 A program runs BLOCK channels of one sequence through time. It loads a stretch of STEPS steps while it works on the one
 before, so that the chain of states waits for no memory. The state before each stretch is kept; backward runs the
-stretch again before it walks back through it. Each number is written by one program: equal runs give equal bits.
+stretch again before it walks back through it. Each number is written by one program: equal runs give equal bits. What
+y is multiplied by, sigmoid(gate), is taken while y is at hand, so that neither is written.
 """
 
 import torch
@@ -50,18 +51,21 @@ def _carry(o, w, k, live):
 
 @triton.jit
 def _forward(
-    w, u, k, v, state, y, last, kept, T, D: tl.constexpr, KEEP: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr
-):
+    w, u, k, v, gate, state, y, last, kept, T,
+    D: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, row = d < D, b * T * D + d
     w, u = tl.load(w + d, mask=inside), tl.load(u + d, mask=inside)
     p, q, o = _load(state + b * 3 * D + d, D, 0, 3, 3, inside)
-    k, v, y, kept = k + row, v + row, y + row, kept + b * tl.cdiv(T, STEPS) * 3 * D + d
+    k, v, gate, y, kept = k + row, v + row, gate + row, y + row, kept + b * tl.cdiv(T, STEPS) * 3 * D + d
     next_k, next_v = _load(k, D, 0, T, STEPS, inside), _load(v, D, 0, T, STEPS, inside)
+    next_gate = _load(gate, D, 0, T, STEPS, inside & GATED)
     for first in range(0, T, STEPS):
-        k_S, v_S = next_k, next_v
-        k, v = k + STEPS * D, v + STEPS * D
+        k_S, v_S, gate_S = next_k, next_v, next_gate
+        k, v, gate = k + STEPS * D, v + STEPS * D, gate + STEPS * D
         next_k, next_v = _load(k, D, first + STEPS, T, STEPS, inside), _load(v, D, first + STEPS, T, STEPS, inside)
+        next_gate = _load(gate, D, first + STEPS, T, STEPS, inside & GATED)
         if KEEP:
             _store(kept, D, (p, q, o), inside)
             kept += 3 * D
@@ -69,6 +73,8 @@ def _forward(
             live, k_t, v_t = first + i < T, k_S[i].to(p.dtype), v_S[i].to(p.dtype)
             a, e, _ = _shares(o, u + k_t)
             y_t = (a * p + e * v_t) / (a * q + e)
+            if GATED:
+                y_t *= tl.sigmoid(gate_S[i].to(p.dtype))
             tl.store(y + i * D, y_t, mask=inside & live)
             a, e, o = _carry(o, w, k_t, live)
             p, q = a * p + e * v_t, a * q + e
@@ -78,8 +84,8 @@ def _forward(
 
 @triton.jit
 def _backward(
-    w, u, k, v, state, last, kept, g_y, g_last, g_w, g_u, g_k, g_v, g_state, T,
-    D: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    w, u, k, v, gate, state, last, kept, g_y, g_last, g_w, g_u, g_k, g_v, g_gate, g_state, T,
+    D: tl.constexpr, GATED: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, stretches = d < D, tl.cdiv(T, STEPS)
@@ -90,17 +96,20 @@ def _backward(
     of_w, of_u = tl.zeros_like(w), tl.zeros_like(w)
     first = (stretches - 1) * STEPS
     row, some = (b * T + first) * D + d, inside & (T > 0)
-    k, v, g_y, g_k, g_v = k + row, v + row, g_y + row, g_k + row, g_v + row
+    k, v, gate, g_y = k + row, v + row, gate + row, g_y + row
+    g_k, g_v, g_gate = g_k + row, g_v + row, g_gate + row
     kept += (b * stretches + stretches - 1) * 3 * D + d
     next_k, next_v = _load(k, D, first, T, STEPS, some), _load(v, D, first, T, STEPS, some)
-    next_g, next_kept = _load(g_y, D, first, T, STEPS, some), _load(kept, D, 0, 3, 3, some)
+    next_g, next_gate = _load(g_y, D, first, T, STEPS, some), _load(gate, D, first, T, STEPS, some & GATED)
+    next_kept = _load(kept, D, 0, 3, 3, some)
     for _ in range(stretches):
-        k_S, v_S, g_S = next_k, next_v, next_g
+        k_S, v_S, g_S, gate_S = next_k, next_v, next_g, next_gate
         p, q, o = next_kept
-        k, v, g_y, kept = k - STEPS * D, v - STEPS * D, g_y - STEPS * D, kept - 3 * D
+        k, v, g_y, gate, kept = k - STEPS * D, v - STEPS * D, g_y - STEPS * D, gate - STEPS * D, kept - 3 * D
         some = inside & (first > 0)
         next_k, next_v = _load(k, D, 0, T, STEPS, some), _load(v, D, 0, T, STEPS, some)
-        next_g, next_kept = _load(g_y, D, 0, T, STEPS, some), _load(kept, D, 0, 3, 3, some)
+        next_g, next_gate = _load(g_y, D, 0, T, STEPS, some), _load(gate, D, 0, T, STEPS, some & GATED)
+        next_kept = _load(kept, D, 0, 3, 3, some)
         states, shares = (), ()
         for i in tl.static_range(STEPS):
             states += ((p, q, o),)
@@ -113,7 +122,12 @@ def _backward(
             p, q, o = states[i]
             now_a, now_e, _ = _shares(o, u + k_t)
             inverse = 1 / (now_a * q + now_e)
-            y_t, g = (now_a * p + now_e * v_t) * inverse, g_S[i].to(p.dtype) * inverse
+            y_t, g = (now_a * p + now_e * v_t) * inverse, g_S[i].to(p.dtype)
+            if GATED:
+                share = tl.sigmoid(gate_S[i].to(p.dtype))
+                g *= share
+                tl.store(g_gate + i * D, g * y_t * (1 - share), mask=inside & live)
+            g *= inverse
             by_now = g * now_e * now_a * (q * v_t - p) * inverse
             a, e = shares[i]
             decayed = w + o
@@ -124,7 +138,7 @@ def _backward(
             of_u += by_now
             of_w += tl.where(live, a * (of_p * p + of_q * q) + rest, 0.0)
             of_p, of_q = a * of_p + g * now_a, a * of_q - g * now_a * y_t
-        g_k, g_v, first = g_k - STEPS * D, g_v - STEPS * D, first - STEPS
+        g_k, g_v, g_gate, first = g_k - STEPS * D, g_v - STEPS * D, g_gate - STEPS * D, first - STEPS
     p, q, _ = _load(state + b * 3 * D + d, D, 0, 3, 3, inside)
     _store(g_state + b * 3 * D + d, D, (of_p, of_q, rest + of_p * p + of_q * q), inside)
     tl.store(g_w + b * D + d, of_w, mask=inside)
@@ -140,16 +154,17 @@ def _launch(kernel, tensors: list[Tensor], k_BTD: Tensor, **options) -> None:
 
 @torch.library.custom_op("rheobase::wkv", mutates_args=())
 def _wkv(
-    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, state_B3D: Tensor, keep: bool
+    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = [t.contiguous() for t in (w_D, u_D, k_BTD, v_BTD, state_B3D)]
+    gated = gate_BTD is not None
+    inputs = [w_D, u_D, k_BTD, v_BTD, gate_BTD if gated else k_BTD, state_B3D]
     outputs = _outputs(*inputs, keep)
-    _launch(_forward, [*inputs, *outputs], k_BTD, KEEP=keep)
+    _launch(_forward, [*(t.contiguous() for t in inputs), *outputs], k_BTD, GATED=gated, KEEP=keep)
     return outputs
 
 
 @_wkv.register_fake
-def _outputs(w_D, u_D, k_BTD, v_BTD, state_B3D, keep):
+def _outputs(w_D, u_D, k_BTD, v_BTD, gate_BTD, state_B3D, keep):
     """y, the last state, and the states to keep, not yet written."""
     batch, steps, channels = k_BTD.shape
     stretches = -(-steps // STEPS) if keep else 0
@@ -159,45 +174,49 @@ def _outputs(w_D, u_D, k_BTD, v_BTD, state_B3D, keep):
 
 @torch.library.custom_op("rheobase::wkv_backward", mutates_args=())
 def _wkv_backward(
-    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, state_B3D: Tensor, last_B3D: Tensor, kept_BS3D: Tensor,
-    g_y_BTD: Tensor, g_last_B3D: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    inputs = [w_D, u_D, k_BTD, v_BTD, state_B3D, last_B3D, kept_BS3D, g_y_BTD, g_last_B3D]
-    inputs = [t.contiguous() for t in inputs]
-    gradients = _gradients(*inputs)
-    _launch(_backward, [*inputs, *gradients], k_BTD)
+    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor,
+    last_B3D: Tensor, kept_BS3D: Tensor, g_y_BTD: Tensor, g_last_B3D: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    gated = gate_BTD is not None
+    inputs = [w_D, u_D, k_BTD, v_BTD, gate_BTD if gated else k_BTD, state_B3D, last_B3D, kept_BS3D, g_y_BTD, g_last_B3D]
+    gradients = _gradients(*inputs[:4], gate_BTD, state_B3D)
+    _launch(_backward, [*(t.contiguous() for t in inputs), *gradients], k_BTD, GATED=gated)
     return gradients
 
 
 @_wkv_backward.register_fake
-def _gradients(w_D, u_D, k_BTD, v_BTD, state_B3D, *_):
-    """Gradients of w and u [B, D], of k, v and of the first state, not yet written."""
+def _gradients(w_D, u_D, k_BTD, v_BTD, gate_BTD, state_B3D, *_):
+    """Gradients of w and u [B, D], of k, v, the gate and the first state, not yet written; without a gate, of none."""
     batch, _, channels = k_BTD.shape
-    shapes = [(batch, channels)] * 2 + [k_BTD.shape] * 2 + [(batch, 3, channels)]
-    like = [state_B3D, state_B3D, k_BTD, v_BTD, state_B3D]
-    return tuple(t.new_empty(shape) for t, shape in zip(like, shapes, strict=True))
+    narrow, wide = k_BTD.new_empty, state_B3D.new_empty
+    of_gate = narrow(0 if gate_BTD is None else k_BTD.shape)
+    shared = [wide(batch, channels) for _ in range(2)]
+    return *shared, narrow(k_BTD.shape), narrow(k_BTD.shape), of_gate, wide(batch, 3, channels)
 
 
 def _keep(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.save_for_backward(*inputs[:6], *output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, g_y, g_last, _):
     saved = ctx.saved_tensors
-    g_y = torch.zeros_like(saved[2]) if g_y is None else g_y
-    g_last = torch.zeros_like(saved[4]) if g_last is None else g_last
-    g_w, g_u, g_k, g_v, g_state = _wkv_backward(*saved, g_y, g_last)
-    return g_w.sum(0), g_u.sum(0), g_k, g_v, g_state, None
+    k, gate, state = saved[2], saved[4], saved[5]
+    g_y = torch.zeros_like(k) if g_y is None else g_y
+    g_last = torch.zeros_like(state) if g_last is None else g_last
+    g_w, g_u, g_k, g_v, g_gate, g_state = _wkv_backward(*saved, g_y, g_last)
+    return g_w.sum(0), g_u.sum(0), g_k, g_v, None if gate is None else g_gate, g_state, None
 
 
 _wkv.register_autograd(_differentiate, setup_context=_keep)
 
 
-def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
-    """`ops.wkv` in Triton with w = -exp(time_decay), u = time_first, for tensors on one device; it can be
-    differentiated once."""
-    tensors = [w, u, k, v, torch.stack(state, 1)]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def wkv(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState, gate: Tensor | None = None
+) -> tuple[Tensor, WKVState]:
+    """`ops.wkv` in Triton with w = -exp(time_decay), u = time_first, for tensors on one device, k, v and gate of one
+    type; it can be differentiated once."""
+    tensors = [w, u, k, v, gate, torch.stack(state, 1)]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y, last, _ = _wkv(*tensors, keep)
     return y, WKVState(*last.unbind(1))
