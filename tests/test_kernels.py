@@ -252,6 +252,22 @@ def test_float32_wkv_has_an_exponential_within_two_units_in_the_last_place():
 
 
 @needs_c
+def test_threads_change_no_bit_of_wkv(monkeypatch):
+    inputs, weights = wkv_case(0, (3, 300, 130), 1.0, True)
+    pools = Watched(threads._pool)
+    monkeypatch.setattr(threads, "_pool", pools)
+    runs = []
+    for number in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
+        calls = pools.calls
+        outputs, gradients = run_wkv(inputs, weights, "native")
+        runs.append((*outputs, *gradients))
+        assert (pools.calls > calls) == (number > 1)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+@needs_c
 def test_wkv_in_c_keeps_little_for_its_backward_pass():
     """k, v and 3 numbers a channel every 16 steps; with y and the gradients, below three times k and v."""
     size = 4, 128, 64
@@ -296,7 +312,7 @@ def test_wkv_runs_in_c_inside_what_torch_compiles(monkeypatch):
 @needs_c
 def test_the_operators_of_wkv_in_c_keep_torchs_rules():
     (w, u, k, v, *state), _ = wkv_case(0, (2, EVERY + 5, 3), 1.0, True)
-    inputs = w, u, k, v, torch.stack(state)
+    inputs = w, u, k, v, torch.stack(state, 1)
     y, last, kept = wkv_in_c.wkv_forward(*inputs, True)
     for keep in (False, True):
         torch.library.opcheck(wkv_in_c.wkv_forward.operator, (*inputs, keep))

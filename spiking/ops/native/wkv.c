@@ -42,133 +42,134 @@ INLINE NAME(shares) NAME(share)(REAL x1, REAL x2)
     return (NAME(shares)){least == least ? most : least, x1 >= x2 ? one : least, x1 >= x2 ? least : one};
 }
 
-/* state, last: p, q, o before the first and after the last step, [3, batch, channels]. kept: the states before steps
+/* A call does the blocks from `block` to `end` of batch x ceil(channels / CHANNELS), each over all steps.
+ *
+ * state, last: p, q, o before the first and after the last step, [batch, 3, channels]. kept: the states before steps
  * 0, EVERY, 2 EVERY ..., [batch, ceil(steps / EVERY), 3, channels], or NULL to keep none. */
 ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
                               const REAL *restrict v, const REAL *restrict state, REAL *restrict y,
-                              REAL *restrict last, REAL *restrict kept, int64_t batch, int64_t steps,
-                              int64_t channels)
+                              REAL *restrict last, REAL *restrict kept, int64_t steps, int64_t channels,
+                              int64_t block, int64_t end)
 {
-    const int64_t part = batch * channels, stretches = (steps + EVERY - 1) / EVERY;
-    for (int64_t b = 0; b < batch; b++) {
-        for (int64_t first = 0; first < channels; first += CHANNELS) {
-            const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
-            const size_t size = (size_t)n * sizeof(REAL);
-            const REAL *w_n = w + first, *u_n = u + first;
-            REAL p[CHANNELS], q[CHANNELS], o[CHANNELS];
-            memcpy(p, state + b * channels + first, size);
-            memcpy(q, state + part + b * channels + first, size);
-            memcpy(o, state + 2 * part + b * channels + first, size);
-            for (int64_t t = 0; t < steps; t++) {
-                const int64_t at = (b * steps + t) * channels + first;
-                const REAL *k_t = k + at, *v_t = v + at;
-                REAL *restrict y_t = y + at;
-                if (t + AHEAD < steps) {
-                    prefetch(k_t + AHEAD * channels, size);
-                    prefetch(v_t + AHEAD * channels, size);
-                    prefetch(y_t + AHEAD * channels, size);
-                }
-                if (kept && t % EVERY == 0) {
-                    REAL *row = kept + (b * stretches + t / EVERY) * 3 * channels + first;
-                    memcpy(row, p, size);
-                    memcpy(row + channels, q, size);
-                    memcpy(row + 2 * channels, o, size);
-                }
-                for (int64_t d = 0; d < n; d++) {
-                    const NAME(shares) now = NAME(share)(o[d], u_n[d] + k_t[d]);
-                    y_t[d] = (now.a * p[d] + now.e * v_t[d]) / (now.a * q[d] + now.e);
-                    const NAME(shares) next = NAME(share)(w_n[d] + o[d], k_t[d]);
-                    p[d] = next.a * p[d] + next.e * v_t[d];
-                    q[d] = next.a * q[d] + next.e;
-                    o[d] = next.n;
-                }
+    const int64_t a_row = (channels + CHANNELS - 1) / CHANNELS, stretches = (steps + EVERY - 1) / EVERY;
+    for (; block < end; block++) {
+        const int64_t b = block / a_row, first = block % a_row * CHANNELS;
+        const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
+        const size_t size = (size_t)n * sizeof(REAL);
+        const REAL *w_n = w + first, *u_n = u + first;
+        REAL p[CHANNELS], q[CHANNELS], o[CHANNELS];
+        const REAL *start = state + b * 3 * channels + first;
+        REAL *stop = last + b * 3 * channels + first;
+        memcpy(p, start, size);
+        memcpy(q, start + channels, size);
+        memcpy(o, start + 2 * channels, size);
+        for (int64_t t = 0; t < steps; t++) {
+            const int64_t at = (b * steps + t) * channels + first;
+            const REAL *k_t = k + at, *v_t = v + at;
+            REAL *restrict y_t = y + at;
+            if (t + AHEAD < steps) {
+                prefetch(k_t + AHEAD * channels, size);
+                prefetch(v_t + AHEAD * channels, size);
+                prefetch(y_t + AHEAD * channels, size);
             }
-            memcpy(last + b * channels + first, p, size);
-            memcpy(last + part + b * channels + first, q, size);
-            memcpy(last + 2 * part + b * channels + first, o, size);
+            if (kept && t % EVERY == 0) {
+                REAL *row = kept + (b * stretches + t / EVERY) * 3 * channels + first;
+                memcpy(row, p, size);
+                memcpy(row + channels, q, size);
+                memcpy(row + 2 * channels, o, size);
+            }
+            for (int64_t d = 0; d < n; d++) {
+                const NAME(shares) now = NAME(share)(o[d], u_n[d] + k_t[d]);
+                y_t[d] = (now.a * p[d] + now.e * v_t[d]) / (now.a * q[d] + now.e);
+                const NAME(shares) next = NAME(share)(w_n[d] + o[d], k_t[d]);
+                p[d] = next.a * p[d] + next.e * v_t[d];
+                q[d] = next.a * q[d] + next.e;
+                o[d] = next.n;
+            }
         }
+        memcpy(stop, p, size);
+        memcpy(stop + channels, q, size);
+        memcpy(stop + 2 * channels, o, size);
     }
 }
 
 /* g_y: gradient of y. g_state: on entry P, Q and rest of the last state, on return those of the first,
- * [3, batch, channels]. g_w, g_u: [channels], added to. */
+ * [batch, 3, channels]. g_w, g_u: [batch, channels]. */
 ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
                                const REAL *restrict v, const REAL *restrict kept, const REAL *restrict g_y,
                                REAL *restrict g_state, REAL *restrict g_w, REAL *restrict g_u, REAL *restrict g_k,
-                               REAL *restrict g_v, int64_t batch, int64_t steps, int64_t channels)
+                               REAL *restrict g_v, int64_t steps, int64_t channels, int64_t block,
+                               int64_t end)
 {
-    const int64_t part = batch * channels, stretches = (steps + EVERY - 1) / EVERY;
-    for (int64_t b = 0; b < batch; b++) {
-        for (int64_t first = 0; first < channels; first += CHANNELS) {
-            const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
-            const size_t size = (size_t)n * sizeof(REAL);
-            const REAL *w_n = w + first, *u_n = u + first;
-            REAL *g_first = g_state + b * channels + first;
-            REAL of_p[CHANNELS], of_q[CHANNELS], rest[CHANNELS], of_w[CHANNELS] = {0}, of_u[CHANNELS] = {0};
-            REAL p[EVERY + 1][CHANNELS], q[EVERY + 1][CHANNELS], o[EVERY + 1][CHANNELS];
-            REAL a[EVERY][CHANNELS], e[EVERY][CHANNELS];
-            memcpy(of_p, g_first, size);
-            memcpy(of_q, g_first + part, size);
-            memcpy(rest, g_first + 2 * part, size);
-            for (int64_t stretch = stretches - 1; stretch >= 0; stretch--) {
-                const int64_t from = stretch * EVERY, count = steps - from < EVERY ? steps - from : EVERY;
-                const REAL *row = kept + (b * stretches + stretch) * 3 * channels + first;
-                memcpy(p[0], row, size);
-                memcpy(q[0], row + channels, size);
-                memcpy(o[0], row + 2 * channels, size);
-                for (int64_t i = 0; i < count; i++) {
-                    const int64_t at = (b * steps + from + i) * channels + first;
-                    const REAL *k_t = k + at, *v_t = v + at;
-                    for (int64_t d = 0; d < n; d++) {
-                        const NAME(shares) next = NAME(share)(w_n[d] + o[i][d], k_t[d]);
-                        a[i][d] = next.a;
-                        e[i][d] = next.e;
-                        p[i + 1][d] = next.a * p[i][d] + next.e * v_t[d];
-                        q[i + 1][d] = next.a * q[i][d] + next.e;
-                        o[i + 1][d] = next.n;
-                    }
-                }
-                for (int64_t i = count - 1; i >= 0; i--) {
-                    const int64_t at = (b * steps + from + i) * channels + first;
-                    const REAL *k_t = k + at, *v_t = v + at, *g_y_t = g_y + at;
-                    REAL *restrict g_k_t = g_k + at, *restrict g_v_t = g_v + at;
-                    if (from + i >= EVERY) { /* the next stretch's k and v are read by its first loop already */
-                        prefetch(k_t - EVERY * channels, size);
-                        prefetch(v_t - EVERY * channels, size);
-                        prefetch(g_y_t - AHEAD * channels, size);
-                        prefetch(g_k_t - AHEAD * channels, size);
-                        prefetch(g_v_t - AHEAD * channels, size);
-                    }
-                    for (int64_t d = 0; d < n; d++) {
-                        const NAME(shares) now = NAME(share)(o[i][d], u_n[d] + k_t[d]);
-                        const REAL inverse = 1 / (now.a * q[i][d] + now.e);
-                        const REAL y = (now.a * p[i][d] + now.e * v_t[d]) * inverse, g = g_y_t[d] * inverse;
-                        /* e (v - y), which cancels where e is nearly all: by v - y = a (q v - p) / (a q + e) */
-                        const REAL by_now = g * now.e * now.a * (q[i][d] * v_t[d] - p[i][d]) * inverse;
-
-                        const REAL decayed = w_n[d] + o[i][d];
-                        const REAL to_k = decayed > k_t[d] ? 0 : decayed < k_t[d] ? rest[d] : rest[d] / 2;
-                        const REAL to_o = rest[d] - to_k;
-                        const REAL of_p_d = of_p[d], of_q_d = of_q[d];
-
-                        g_v_t[d] = g * now.e + of_p_d * e[i][d];
-                        g_k_t[d] = by_now + e[i][d] * (of_p_d * v_t[d] + of_q_d) + to_k;
-                        of_u[d] += by_now;
-                        of_w[d] += a[i][d] * (of_p_d * p[i][d] + of_q_d * q[i][d]) + to_o;
-                        of_p[d] = a[i][d] * of_p_d + g * now.a;
-                        of_q[d] = a[i][d] * of_q_d - g * now.a * y;
-                        rest[d] = to_o;
-                    }
+    const int64_t a_row = (channels + CHANNELS - 1) / CHANNELS, stretches = (steps + EVERY - 1) / EVERY;
+    for (; block < end; block++) {
+        const int64_t b = block / a_row, first = block % a_row * CHANNELS;
+        const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
+        const size_t size = (size_t)n * sizeof(REAL);
+        const REAL *w_n = w + first, *u_n = u + first;
+        REAL *g_first = g_state + b * 3 * channels + first;
+        REAL of_p[CHANNELS], of_q[CHANNELS], rest[CHANNELS], of_w[CHANNELS] = {0}, of_u[CHANNELS] = {0};
+        REAL p[EVERY + 1][CHANNELS], q[EVERY + 1][CHANNELS], o[EVERY + 1][CHANNELS];
+        REAL a[EVERY][CHANNELS], e[EVERY][CHANNELS];
+        memcpy(of_p, g_first, size);
+        memcpy(of_q, g_first + channels, size);
+        memcpy(rest, g_first + 2 * channels, size);
+        for (int64_t stretch = stretches - 1; stretch >= 0; stretch--) {
+            const int64_t from = stretch * EVERY, count = steps - from < EVERY ? steps - from : EVERY;
+            const REAL *row = kept + (b * stretches + stretch) * 3 * channels + first;
+            memcpy(p[0], row, size);
+            memcpy(q[0], row + channels, size);
+            memcpy(o[0], row + 2 * channels, size);
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t at = (b * steps + from + i) * channels + first;
+                const REAL *k_t = k + at, *v_t = v + at;
+                for (int64_t d = 0; d < n; d++) {
+                    const NAME(shares) next = NAME(share)(w_n[d] + o[i][d], k_t[d]);
+                    a[i][d] = next.a;
+                    e[i][d] = next.e;
+                    p[i + 1][d] = next.a * p[i][d] + next.e * v_t[d];
+                    q[i + 1][d] = next.a * q[i][d] + next.e;
+                    o[i + 1][d] = next.n;
                 }
             }
-            memcpy(g_first, of_p, size);
-            memcpy(g_first + part, of_q, size);
-            memcpy(g_first + 2 * part, rest, size);
-            for (int64_t d = 0; d < n; d++) {
-                g_w[first + d] += of_w[d];
-                g_u[first + d] += of_u[d];
+            for (int64_t i = count - 1; i >= 0; i--) {
+                const int64_t at = (b * steps + from + i) * channels + first;
+                const REAL *k_t = k + at, *v_t = v + at, *g_y_t = g_y + at;
+                REAL *restrict g_k_t = g_k + at, *restrict g_v_t = g_v + at;
+                if (from + i >= EVERY) { /* the next stretch's k and v are read by its first loop already */
+                    prefetch(k_t - EVERY * channels, size);
+                    prefetch(v_t - EVERY * channels, size);
+                    prefetch(g_y_t - AHEAD * channels, size);
+                    prefetch(g_k_t - AHEAD * channels, size);
+                    prefetch(g_v_t - AHEAD * channels, size);
+                }
+                for (int64_t d = 0; d < n; d++) {
+                    const NAME(shares) now = NAME(share)(o[i][d], u_n[d] + k_t[d]);
+                    const REAL inverse = 1 / (now.a * q[i][d] + now.e);
+                    const REAL y = (now.a * p[i][d] + now.e * v_t[d]) * inverse, g = g_y_t[d] * inverse;
+                    /* e (v - y), which cancels where e is nearly all: by v - y = a (q v - p) / (a q + e) */
+                    const REAL by_now = g * now.e * now.a * (q[i][d] * v_t[d] - p[i][d]) * inverse;
+
+                    const REAL decayed = w_n[d] + o[i][d];
+                    const REAL to_k = decayed > k_t[d] ? 0 : decayed < k_t[d] ? rest[d] : rest[d] / 2;
+                    const REAL to_o = rest[d] - to_k;
+                    const REAL of_p_d = of_p[d], of_q_d = of_q[d];
+
+                    g_v_t[d] = g * now.e + of_p_d * e[i][d];
+                    g_k_t[d] = by_now + e[i][d] * (of_p_d * v_t[d] + of_q_d) + to_k;
+                    of_u[d] += by_now;
+                    of_w[d] += a[i][d] * (of_p_d * p[i][d] + of_q_d * q[i][d]) + to_o;
+                    of_p[d] = a[i][d] * of_p_d + g * now.a;
+                    of_q[d] = a[i][d] * of_q_d - g * now.a * y;
+                    rest[d] = to_o;
+                }
             }
         }
+        memcpy(g_first, of_p, size);
+        memcpy(g_first + channels, of_q, size);
+        memcpy(g_first + 2 * channels, rest, size);
+        memcpy(g_w + b * channels + first, of_w, size);
+        memcpy(g_u + b * channels + first, of_u, size);
     }
 }
 
