@@ -16,7 +16,7 @@ LAWS = sorted((Path(__file__).parent / "laws").glob("triton_*.py"))
 
 
 def test_there_are_laws():
-    assert "triton_wkv" in [law.stem for law in LAWS]
+    assert {"triton_lif", "triton_wkv"} <= {law.stem for law in LAWS}
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)
@@ -27,14 +27,14 @@ def test_in_the_interpreter(law):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def compile_for(kernel, capability: int, types: dict[str, str], constants: dict):
-    """The kernel's machine code for an NVIDIA GPU. types: of the arguments, "*fp32" where they are not named."""
+def compile_for(kernel, capability: int, types: dict[str, str], constants: dict, **options):
+    """The kernel's forms for an NVIDIA GPU, by name. types: of the arguments, "*fp32" where they are not named."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1}).asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1} | options).asm
 
 
 @pytest.mark.parametrize("io", ["*fp32", "*bf16"])
@@ -45,5 +45,22 @@ def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"T": "i32", **dict.fromkeys(("k", "v", "gate", "y", "g_y", "g_k", "g_v", "g_gate"), io)}
     constants = {"D": 768, "GATED": True, "STEPS": 4, "BLOCK": wkv.BLOCK}
-    assert compile_for(wkv._forward, capability, types, constants | {"KEEP": True})
-    assert compile_for(wkv._backward, capability, types, constants)
+    assert compile_for(wkv._forward, capability, types, constants | {"KEEP": True})["cubin"]
+    assert compile_for(wkv._backward, capability, types, constants)["cubin"]
+
+
+@pytest.mark.parametrize("io", ["*fp32", "*bf16"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypatch):
+    """A spike must not hang on how a product rounds."""
+    from rheobase.spiking.ops.lif import triton as lif
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"T": "i32", **dict.fromkeys(("x", "s", "h", "g_s", "g_h", "g_x"), io)}
+    kind = {"REST": 0.1, "HARD": True, "DECAY": True, "STRICT": False, "TERNARY": True, "WITH_H": True, "WHOLE": True}
+    constants = {"D": 768, "STEPS": 4, "BLOCK": lif.BLOCK, **kind}
+    slope = {"SURROGATE": "ATan", "FIRST": 2.0, "SECOND": 0.0, "THROUGH": True, "LEARNS": True}
+    for kernel, more in ((lif._forward, {"KEEP": True}), (lif._backward, slope)):
+        asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False)
+        assert asm["cubin"] and "fma.rn.f32" not in asm["ptx"]
+        assert "div.rn.f32" in asm["ptx"], "rounded as torch rounds it"

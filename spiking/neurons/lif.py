@@ -102,8 +102,9 @@ class LIF(Cell):
 
     def step(self, x_BD, state):
         self._check(x_BD)
-        s, v, h = lif_step(x_BD, state.v, **self._settings())
-        return self._grade(s, h), LIFState(v)
+        wide = torch.promote_types(torch.promote_types(x_BD.dtype, state.v.dtype), torch.float32)
+        s, v, h = lif_step(x_BD.to(wide), state.v.to(wide), **self._settings())
+        return self._grade(s.to(x_BD.dtype), h.to(x_BD.dtype)), LIFState(v)
 
     def forward(self, x_BTD, state=None, *, apart: bool = False):
         """As any cell's, (output, state); `apart`: (output, the spikes that carry it in {-1, 0, 1}, state)."""

@@ -1,7 +1,9 @@
-"""LIF over a sequence: `reference.py` in plain torch is the truth, `native.py` the same in C.
+"""LIF over a sequence: `reference.py` in plain torch is the truth, `native.py` the same in C, `triton.py` for GPUs.
 
 B batch, T steps, D units.
 """
+
+import functools
 
 import torch
 from torch import Tensor
@@ -9,8 +11,19 @@ from torch import Tensor
 from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.ops.choice import OTHER, takes
 from rheobase.spiking.ops.lif import native, reference
-from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
+from rheobase.spiking.surrogates import (
+    FIRE_RULES,
+    ATan,
+    FastSigmoid,
+    Sigmoid,
+    StraightThrough,
+    Surrogate,
+    Triangle,
+)
 from rheobase.spiking.tally import BINARY, TERNARY, announce, listens, mark, unseen, work
+
+IN_TRITON = ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
+"""Surrogates whose slope the Triton form knows"""
 
 
 def lif(
@@ -49,7 +62,8 @@ def lif(
     kernels       which form runs (`ops/choice.py`): "auto", "reference", "native" (C) or "triton"; the environment
                   variable RHEOBASE_KERNELS goes before it
     returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset, or
-                  the last v_BD); the state to carry is v_BTD[:, -1]
+                  the last v_BD); the state to carry is v_BTD[:, -1]. Spikes and h are of x's type, membranes of the
+                  widest given, float32 at least
     raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule or kernels;
                   UnsupportedError: the form named cannot run this call
 
@@ -64,21 +78,15 @@ def lif(
         raise ShapeError("lif", "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add the missing axis")
     if fire not in FIRE_RULES:
         raise ConfigError("lif fire", "'>' or '>='", repr(fire), "name the firing rule")
-    batch, _, units = x_BTD.shape
+    batch, steps, units = x_BTD.shape
+    parameters = [p for p in (tau, theta) if isinstance(p, Tensor)]
+    given = [t for t in (x_BTD, v, *parameters) if t is not None]
+    wide = functools.reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
     if v is None:
-        v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset)
+        v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset, dtype=wide)
     if v.shape != (batch, units):
         raise ShapeError("lif", f"v of shape {(batch, units)}", f"{tuple(v.shape)}", "start a new state")
-    if torch.promote_types(x_BTD.dtype, v.dtype) == x_BTD.dtype:
-        v = v.to(x_BTD.dtype)  # a narrower state, such as that of a layer without parameters, widens exactly
-    parameters = [p for p in (tau, theta) if isinstance(p, Tensor)]
-    obstacle = None
-    if type(surrogate).spike is not Surrogate.spike:
-        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
-    elif any(p.shape not in ((), (units,)) for p in parameters):
-        obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
-    elif torch.compiler.is_compiling():
-        obstacle = "eager execution", "a compiler's trace", OTHER
+    v = v.to(wide)
     settings = {
         "tau": tau,
         "theta": theta,
@@ -89,16 +97,35 @@ def lif(
         "surrogate": surrogate,
         "ternary": ternary,
     }
-    if takes("lif", kernels, [x_BTD, v, *parameters], {"native": obstacle}) == "native":
+    form = takes("lif", kernels, [x_BTD, v, *parameters], _obstacles(surrogate, parameters, units))
+    if form == "reference":
+        s_BTD, v_BTD, h_BTD = reference.lif(x_BTD.to(wide), v, **settings)
+        last = v_BTD[:, -1] if steps else v
+        run = s_BTD.to(x_BTD.dtype), v_BTD if whole else last, h_BTD.to(x_BTD.dtype)
+    else:
+        if form == "triton":
+            from rheobase.spiking.ops.lif import triton as kernel
+        else:
+            kernel = native
         with unseen():
-            run = native.lif(x_BTD, v, with_h=with_h, whole=whole, **settings)
+            run = kernel.lif(x_BTD, v, with_h=with_h, whole=whole, **settings)
         if listens():
             _tell(x_BTD, run[0], parameters, v_reset, ternary)
-    else:
-        s_BTD, v_BTD, h_BTD = reference.lif(x_BTD, v, **settings)
-        last = v_BTD[:, -1] if x_BTD.shape[1] else v
-        run = s_BTD, v_BTD if whole else last, h_BTD
     return run if with_h else run[:2]
+
+
+def _obstacles(surrogate: Surrogate, parameters: list[Tensor], units: int) -> dict[str, tuple[str, str, str] | None]:
+    """form -> what keeps a call from it, as of `takes`."""
+    obstacle = compiled = unknown = None
+    if type(surrogate).spike is not Surrogate.spike:
+        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
+    elif any(p.shape not in ((), (units,)) for p in parameters):
+        obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
+    if torch.compiler.is_compiling():
+        compiled = "eager execution", "a compiler's trace", OTHER
+    if type(surrogate) not in IN_TRITON:
+        unknown = " or ".join(known.__name__ for known in IN_TRITON), type(surrogate).__name__, OTHER
+    return {"native": obstacle or compiled, "triton": obstacle or unknown}
 
 
 def _tell(x_BTD: Tensor, s_BTD: Tensor, parameters: list[Tensor], v_reset: float | None, ternary: bool) -> None:

@@ -13,26 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rheobase.spiking.ops.rows import load as _load
+from rheobase.spiking.ops.rows import store as _store
 from rheobase.spiking.ops.wkv.reference import WKVState
 
 STEPS, BLOCK, WARPS = 16, 32, 1
 """One channel a thread: 16 x 768 channels are 384 warps, three on each of an H100's 132 multiprocessors. 16 steps take
 a warp longer than memory takes to answer, and two stretches of them fit in backward's registers."""
-
-
-@triton.jit
-def _load(at, stride, first, end, STEPS: tl.constexpr, inside):
-    """Rows first to first + STEPS, where `at` points to the first; 0 from row `end` on."""
-    rows = ()
-    for i in tl.static_range(STEPS):
-        rows += (tl.load(at + i * stride, mask=inside & (first + i < end), other=0.0),)
-    return rows
-
-
-@triton.jit
-def _store(at, stride, rows, inside):
-    for i in tl.static_range(len(rows)):
-        tl.store(at + i * stride, rows[i], mask=inside)
 
 
 @triton.jit
