@@ -189,7 +189,7 @@ class LanguageModel(Pretrained):
         where = f"{self.name} tokens"
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ShapeError(where, "integers [B, T]", f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them")
-        if tokens.numel() and tokens.device.type == "cpu":
+        if tokens.numel() and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = tokens.numpy().min(), tokens.numpy().max()
             if low < 0 or high >= self.config.vocabulary:
                 wrong = int(low if low < 0 else high)

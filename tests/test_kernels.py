@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rheobase.backends import count
+from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF, ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.ops import WKVState, choice, lif, wkv
@@ -281,42 +282,92 @@ def test_wkv_in_c_keeps_little_for_its_backward_pass():
     assert sum(own.values()) < 2.5 * y.numel()
 
 
-@needs_c
-def test_wkv_runs_in_c_inside_what_torch_compiles(monkeypatch):
-    """The same bits, forward and backward, with a carried state."""
+LIFS = [
+    {},
+    {"ternary": True, "surrogate": Triangle()},
+    {"surrogate": Sigmoid(), "whole": False, "with_h": True},
+    {"v_reset": None, "whole": False},
+]
+
+
+def in_both_ways(run, leaves, module, monkeypatch):
+    """Outputs and gradients of run(*leaves), eager and inside what torch compiles; each time in C."""
     monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
     called = []
     monkeypatch.setattr(
-        wkv_in_c, "_call", lambda name, *args, run=wkv_in_c._call: called.append(name) or run(name, *args)
+        module, "_call", lambda name, *args, call=module._call: called.append(name) or call(name, *args)
     )
-    inputs, weights = wkv_case(0, (2, EVERY + 5, 3), 1.0, True)
-
-    def run(w, u, k, v, *state):
-        y, state = wkv(w, u, k, v, WKVState(*state))
-        return y.sin(), *state
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     results = []
-    for way in (run, compiled):
-        leaves = [x.clone().requires_grad_() for x in inputs]
+    for way in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
         outputs = way(*leaves)
-        loss = sum((w * part).sum() for w, part in zip(weights, outputs, strict=True))
+        weights = [
+            torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=out.dtype) for out in outputs
+        ]
+        loss = sum((w * out.sin()).sum() for w, out in zip(weights, outputs, strict=True))
         results.append((*outputs, *torch.autograd.grad(loss, leaves)))
-        assert called == ["wkv_forward", "wkv_backward"]
+        assert any(name.endswith("forward") for name in called) and any(name.endswith("backward") for name in called)
         called.clear()
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    with torch.no_grad():
-        assert torch.equal(compiled(*inputs)[0], results[0][0])
+    return results
 
 
 @needs_c
-def test_the_operators_of_wkv_in_c_keep_torchs_rules():
+def test_wkv_runs_in_c_inside_what_torch_compiles(monkeypatch):
+    """The same bits, forward and backward, with a carried state and a gate."""
+    inputs, _ = wkv_case(0, (2, EVERY + 5, 3), 1.0, True)
+
+    def run(w, u, k, v, p, q, o):
+        y, state = wkv(w, u, k, v, WKVState(p, q, o), gate=v)
+        return wkv(w, u, y, v, state)[0], *state
+
+    eager, compiled = in_both_ways(run, [x.requires_grad_() for x in inputs], wkv_in_c, monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+@needs_c
+@pytest.mark.parametrize("settings", LIFS)
+def test_lif_runs_in_c_inside_what_torch_compiles(settings, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, v, tau_D, theta_D = (torch.rand(size, generator=g) for size in ((2, 37, 5), (2, 5), 5, 5))
+    leaves = [part.requires_grad_() for part in (4 * x - 2, v, 1 + tau_D, theta_D)]
+
+    def run(x, v, tau, theta):
+        return lif(x, v, tau=tau, theta=theta, **settings)
+
+    eager, compiled = in_both_ways(run, leaves, lif_in_c, monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+@needs_c
+@pytest.mark.parametrize("placement", ["reference", "spike_fed"])
+def test_a_whole_model_compiles_in_one_graph_and_keeps_its_kernels(placement, monkeypatch):
+    model = SpikeGPT(SpikeGPTConfig(embedding=8, depth=1, placement=placement, dropout=0.0))
+    tokens = torch.randint(256, (2, 40))
+    model.wake(tokens)
+
+    def run(*_):
+        logits, state = model(tokens)
+        return logits, model(tokens, state)[0]
+
+    for module in (lif_in_c, wkv_in_c):
+        eager, compiled = in_both_ways(run, list(model.parameters()), module, monkeypatch)
+        assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+@needs_c
+def test_the_operators_in_c_keep_torchs_rules():
     (w, u, k, v, *state), _ = wkv_case(0, (2, EVERY + 5, 3), 1.0, True)
     inputs = w, u, k, v, torch.stack(state, 1)
     y, last, kept = wkv_in_c.wkv_forward(*inputs, True)
     for keep in (False, True):
         torch.library.opcheck(wkv_in_c.wkv_forward.operator, (*inputs, keep))
     torch.library.opcheck(wkv_in_c.wkv_backward.operator, (*inputs[:4], kept, y, last))
+    settings = [0.0, 2.0, *[1.0] * 3, 0.0, 0.0, 1.0]
+    inputs = k, state[0], w.exp(), u.exp()
+    for wanted in itertools.product([False, True], repeat=3):
+        torch.library.opcheck(lif_in_c.lif_forward.operator, (*inputs, settings, *wanted))
+    *_, kept = lif_in_c.lif_forward(*inputs, settings, False, False, True)
+    others = kept, *inputs[2:], None, None, v, None, None, state[0], settings
+    torch.library.opcheck(lif_in_c.lif_backward.operator, (*inputs[:2], *others))
 
 
 class Watched:

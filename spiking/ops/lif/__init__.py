@@ -116,16 +116,14 @@ def lif(
 
 def _obstacles(surrogate: Surrogate, parameters: list[Tensor], units: int) -> dict[str, tuple[str, str, str] | None]:
     """form -> what keeps a call from it, as of `takes`."""
-    obstacle = compiled = unknown = None
+    obstacle = unknown = None
     if type(surrogate).spike is not Surrogate.spike:
         obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
     elif any(p.shape not in ((), (units,)) for p in parameters):
         obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
-    if torch.compiler.is_compiling():
-        compiled = "eager execution", "a compiler's trace", OTHER
     if type(surrogate) not in IN_TRITON:
         unknown = " or ".join(known.__name__ for known in IN_TRITON), type(surrogate).__name__, OTHER
-    return {"native": obstacle or compiled, "triton": obstacle or unknown}
+    return {"native": obstacle, "triton": obstacle or unknown}
 
 
 def _tell(x_BTD: Tensor, s_BTD: Tensor, parameters: list[Tensor], v_reset: float | None, ternary: bool) -> None:

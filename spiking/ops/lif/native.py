@@ -4,6 +4,7 @@ B batch, T steps, D units. The source, with the equations of the backward pass, 
 """
 
 import ctypes
+import functools
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.native import function
 from rheobase.spiking.ops.native.memory import empty
+from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.surrogates import ATan
 
@@ -26,12 +28,68 @@ class _Settings(ctypes.Structure):
     ]
 
 
-def _call(name: str, settings: _Settings, like: Tensor, tensors: list[Tensor | None]) -> None:
+TERNARY, LEARNS = 5, 7
+"""Places of these among the settings, which are `_Settings` as a list of numbers"""
+
+
+@functools.cache
+def _struct(v_reset: float, alpha: float, *flags: float) -> _Settings:
+    return _Settings(v_reset, alpha, *map(int, flags))
+
+
+def _call(name: str, settings: list[float], like: Tensor, tensors: list[Tensor | None]) -> None:
     batch, steps, units = like.shape
     types = [ctypes.c_void_p] * (1 + len(tensors)) + [ctypes.c_int64] * 4
     run = function(f"{name}_{SUFFIXES[like.dtype]}", *types)
-    arguments = [ctypes.addressof(settings), *(None if t is None else t.data_ptr() for t in tensors), steps, units]
+    struct = _struct(*settings)
+    arguments = [ctypes.addressof(struct), *(None if t is None else t.data_ptr() for t in tensors), steps, units]
     spread(lambda first, end: run(*arguments, first, end), batch * -(-units // UNITS), like.numel())
+
+
+def _outputs(x_BTD, v0_BD, tau_D, theta_D, settings, whole, with_h, keep, new=torch.empty):
+    """Spikes, the last membrane, then what is wanted of h, all membranes and every 16th, not yet written."""
+    batch, steps, units = x_BTD.shape
+    outputs = [new(x_BTD.shape, dtype=x_BTD.dtype), torch.empty_like(v0_BD)]
+    outputs += [new(x_BTD.shape, dtype=x_BTD.dtype) for wanted in (with_h, whole) if wanted]
+    return outputs + [new((batch, steps // EVERY, units), dtype=x_BTD.dtype)] if keep else outputs
+
+
+@opaque(_outputs)
+def lif_forward(
+    x_BTD: Tensor, v0_BD: Tensor, tau_D: Tensor, theta_D: Tensor, settings: list[float], whole: bool, with_h: bool,
+    keep: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Spikes, the last membrane, then what is wanted of h, all membranes and every 16th."""
+    inputs = [x_BTD, v0_BD, tau_D, theta_D]
+    outputs = _outputs(*inputs, settings, whole, with_h, keep, empty)
+    s, last, h, v, kept = _by_name(outputs, whole, with_h, keep)
+    _call("lif_forward", settings, x_BTD, [*inputs, s, h, v, last, kept])
+    return outputs
+
+
+def _by_name(outputs: list[Tensor], whole: bool, with_h: bool, keep: bool) -> list[Tensor | None]:
+    """Spikes, the last membrane, h, all membranes and every 16th, None for what is not wanted."""
+    more = iter(outputs[2:])
+    return outputs[:2] + [next(more) if wanted else None for wanted in (with_h, whole, keep)]
+
+
+def _gradients(x_BTD, v0_BD, kept, tau_D, theta_D, up, down, g_s, g_h, g_v, g_last_BD, settings, new=torch.empty):
+    """Of x, of the first membrane, and of tau and theta [B, D] if they learn, to be written."""
+    shared = [torch.zeros_like(v0_BD) for _ in range(2)] if settings[LEARNS] else []
+    return [new(x_BTD.shape, dtype=x_BTD.dtype), g_last_BD.clone(), *shared]
+
+
+@opaque(_gradients)
+def lif_backward(
+    x_BTD: Tensor, v0_BD: Tensor, kept_BSD: Tensor, tau_D: Tensor, theta_D: Tensor, up_BTD: Tensor | None,
+    down_BTD: Tensor | None, g_s_BTD: Tensor | None, g_h_BTD: Tensor | None, g_v_BTD: Tensor | None,
+    g_last_BD: Tensor, settings: list[float],
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of x, of the first membrane, and of tau and theta [B, D] if they learn."""
+    inputs = [x_BTD, v0_BD, kept_BSD, tau_D, theta_D, up_BTD, down_BTD, g_s_BTD, g_h_BTD, g_v_BTD]
+    gradients = _gradients(*inputs, g_last_BD, settings, empty)
+    _call("lif_backward", settings, x_BTD, [*inputs, *gradients, *([] if settings[LEARNS] else [None, None])])
+    return gradients
 
 
 class _LIF(torch.autograd.Function):
@@ -39,11 +97,8 @@ class _LIF(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_BTD, v0_BD, tau_D, theta_D, settings, surrogate, whole, with_h, keep):
-        (batch, steps, units), dtype = x_BTD.shape, x_BTD.dtype
-        s_BTD, last_BD = empty(x_BTD.shape, dtype), torch.empty_like(v0_BD)
-        h_BTD, v_BTD = (empty(x_BTD.shape, dtype) if wanted else None for wanted in (with_h, whole))
-        kept = empty((batch, steps // EVERY, units), dtype) if keep else None
-        _call("lif_forward", settings, x_BTD, [x_BTD, v0_BD, tau_D, theta_D, s_BTD, h_BTD, v_BTD, last_BD, kept])
+        outputs = lif_forward(x_BTD, v0_BD, tau_D, theta_D, settings, whole, with_h, keep)
+        s_BTD, last_BD, h_BTD, v_BTD, kept = _by_name(outputs, whole, with_h, keep)
         ctx.save_for_backward(x_BTD, v0_BD, tau_D, theta_D, kept)
         ctx.settings, ctx.surrogate, ctx.whole = settings, surrogate, whole
         ctx.set_materialize_grads(False)
@@ -54,41 +109,33 @@ class _LIF(torch.autograd.Function):
     def backward(ctx, g_s, g_v, g_h):
         x, v0, tau, theta, kept = ctx.saved_tensors
         g_s, g_v, g_h = (None if g is None else g.contiguous() for g in (g_s, g_v, g_h))
-        g_x, g_last = empty(x.shape, x.dtype), torch.zeros_like(v0)
+        g_last = torch.zeros_like(v0)
         if g_v is not None and not ctx.whole:
-            g_last, g_v = g_v.clone(), None
-        g_tau, g_theta = (torch.zeros_like(v0) if ctx.settings.learns else None for _ in range(2))
-        slopes = _slopes(ctx, g_x) if type(ctx.surrogate) is not ATan else [None, None]
-        tensors = [x, v0, kept, tau, theta, *slopes, g_s, g_h, g_v, g_x, g_last, g_tau, g_theta]
-        _call("lif_backward", ctx.settings, x, tensors)
-        of_parameters = (None if g is None else g.sum(0) for g in (g_tau, g_theta))
-        return g_x, g_last, *of_parameters, *[None] * 5
+            g_last, g_v = g_v, None
+        slopes = _slopes(ctx) if type(ctx.surrogate) is not ATan else (None, None)
+        tensors = [x, v0, kept, tau, theta, *slopes, g_s, g_h, g_v, g_last]
+        g_x, g_first, *shared = lif_backward(*tensors, ctx.settings)
+        of_parameters = [g.sum(0) for g in shared] or [None, None]
+        return g_x, g_first, *of_parameters, *[None] * 5
 
 
-def _slopes(ctx, spare_BTD: Tensor) -> list[Tensor | None]:
-    """The surrogate's slopes at h - theta and at -h - theta [B, T, D]; the spikes, found again, go where g_x will."""
+def _slopes(ctx) -> tuple[Tensor, Tensor | None]:
+    """The surrogate's slopes at h - theta and at -h - theta [B, T, D]."""
     x, v0, tau, theta, _ = ctx.saved_tensors
-    h = empty(x.shape, x.dtype)
-    _call("lif_forward", ctx.settings, x, [x, v0, tau, theta, spare_BTD, h, None, torch.empty_like(v0), None])
-    sides = [h - theta, -h - theta] if ctx.settings.ternary else [h - theta]
+    h = lif_forward(x, v0, tau, theta, ctx.settings, False, True, False)[2]
+    sides = [h - theta, -h - theta] if ctx.settings[TERNARY] else [h - theta]
     slopes = [ctx.surrogate.slope(side).contiguous() for side in sides]
-    return slopes if ctx.settings.ternary else [*slopes, None]
+    return tuple(slopes) if ctx.settings[TERNARY] else (*slopes, None)
 
 
 def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary, with_h, whole):
     """`ops.lif` in C, for tensors of one type, float32 or float64, on a CPU; it can be differentiated once."""
     units = x_BTD.shape[2:]
     tau, theta = (torch.as_tensor(p, dtype=x_BTD.dtype).expand(units).contiguous() for p in (tau, theta))
-    settings = _Settings(
-        v_reset=v_reset or 0.0,
-        alpha=getattr(surrogate, "alpha", 0.0),
-        hard=v_reset is not None,
-        decay_input=decay_input,
-        strict=fire == ">",
-        ternary=ternary,
-        detach_reset=detach_reset,
-        learns=ternary or tau.requires_grad or theta.requires_grad,  # as ternary ones do in `lif.c`
-    )
+    learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
+    numbers = v_reset or 0.0, getattr(surrogate, "alpha", 0.0)
+    flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns
+    settings = [float(setting) for setting in (*numbers, *flags)]
     tensors = [x_BTD, v, tau, theta]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return _LIF.apply(*(t.contiguous() for t in tensors), settings, surrogate, whole, with_h, keep)
