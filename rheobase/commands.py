@@ -407,9 +407,9 @@ def doctor(args) -> Answer:
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "c_library": library() is not None,
-        **{f"{op}_kernels": kernels(op, "cpu") for op in ("lif", "wkv")},
+        **{f"{op}_kernels": kernels(op, "cpu") for op in ("lif", "wkv", "egru")},
         "cuda": torch.cuda.get_device_name(0) if cuda else None,
-        **{f"{op}_kernels_cuda": kernels(op, "cuda") if cuda else None for op in ("lif", "wkv")},
+        **{f"{op}_kernels_cuda": kernels(op, "cuda") if cuda else None for op in ("lif", "wkv", "egru")},
         **{name: version(name) for name in packages},
     }
     words = {True: "yes", False: "no: NumPy and torch are used; install a C compiler and reinstall", None: "not here"}

@@ -2,7 +2,7 @@
 
 A counter never guesses from values what is a spike: the op that makes a tensor marks it (`mark`), and says what
 it keeps as state (`announce`). An op whose own operators a counter cannot see, such as one in C, runs `unseen` and
-says what it did (`work`). All of it does nothing unless a counter listens.
+says what it did (`work`, `product`). All of it does nothing unless a counter listens.
 """
 
 import contextlib
@@ -144,6 +144,12 @@ def work(**counts) -> None:
         listener.add(**counts)
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Tell listening counters of a matrix product x weight + bias that they could not see."""
+    for listener in _listeners:
+        listener.add_product(x, weight, bias)
+
+
 def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
     """Tell listening counters that `tensor` carries events of this kind, and returns it.
 
@@ -165,8 +171,8 @@ def announce(*, state_updates: Tensor, cause: Tensor | None = None, parts: int =
 
 
 class listening:
-    """Context manager: `listener.mark`, `add_state_updates`, `add` and `paused` are called by every op inside, and
-    its `watches` says whether it wants ops to run as operators that it sees."""
+    """Context manager: `listener.mark`, `add_state_updates`, `add`, `add_product` and `paused` are called by every op
+    inside, and its `watches` says whether it wants ops to run as operators that it sees."""
 
     def __init__(self, listener):
         self.listener = listener

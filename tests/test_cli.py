@@ -105,7 +105,7 @@ def test_targets_and_doctor(ask):
     assert "spinnaker2" in ask("targets") and "ISSCC" in ask("targets", "horowitz-45nm")
     table = ask("doctor", "--json")
     assert table["rheobase"] == __version__ and isinstance(table["c_library"], bool) and "cuda" in table
-    assert {table["lif_kernels"], table["wkv_kernels"]} <= {"native", "reference"}
+    assert {table[f"{op}_kernels"] for op in ("lif", "wkv", "egru")} <= {"native", "reference"}
     assert "torch" in ask("doctor")
 
 
@@ -130,5 +130,5 @@ def test_doctor_shows_a_wrong_choice_of_kernels_and_the_rest(ask, monkeypatch):
     monkeypatch.setenv("RHEOBASE_KERNELS", "natve")
     table = ask("doctor", "--json")
     said = "RHEOBASE_KERNELS: expected auto or reference or native or triton, got natve; name one of them"
-    assert table["lif_kernels"] == table["wkv_kernels"] == said and table["rheobase"] == __version__
+    assert {table[f"{op}_kernels"] for op in ("lif", "wkv", "egru")} == {said} and table["rheobase"] == __version__
     assert said in ask("doctor")

@@ -54,7 +54,7 @@ def test_every_case_but_the_evaluation_has_gradients():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_in_float64(name):
+def test_layer_in_float64(name, kernels):
     g = case_of(name)
     leaves, out = run(g, torch.float64)
     assert torch.equal(out["o"], g["o"]) and torch.equal(out["o"] > 0, g["v_pre"] > 0)
@@ -69,7 +69,7 @@ def test_layer_in_float64(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_events_in_float32(name):
+def test_events_in_float32(name, kernels):
     g = case_of(name)
     _, out = run(g, torch.float32)
     assert torch.equal(out["o"].double(), g["o"])
@@ -86,7 +86,7 @@ def language_model():
     return model, g, names
 
 
-def test_tiny_language_model():
+def test_tiny_language_model(kernels):
     model, g, names = language_model()
     tokens = g["tokens"].T
     logits, _, layers = model.run(tokens[:, :-1])
@@ -103,13 +103,13 @@ def test_tiny_language_model():
         close(parameters[ours].grad, g[f"grad_{theirs}"])
 
 
-def test_tiny_language_model_in_float32_has_the_same_events():
+def test_tiny_language_model_in_float32_has_the_same_events(kernels):
     model, g, _ = language_model()
     _, _, layers = model.float().run(g["tokens"].T[:, :-1])
     assert all(torch.equal(run.o.transpose(0, 1).double(), g[f"l{i}_o"]) for i, run in enumerate(layers))
 
 
-def test_tiny_language_model_macs():
+def test_tiny_language_model_macs(kernels):
     """The fixture's [input, recurrent, dense] a layer, totals over steps and batch."""
     model, g, _ = language_model()
     tokens = g["tokens"].T[:, :-1].contiguous()

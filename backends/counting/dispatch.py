@@ -76,6 +76,12 @@ class CountingMode(TorchDispatchMode):
             touched = parts * int((cause != 0).any(-1).sum()) * cause.shape[-1] if arrivals else n
         self.add(state_updates=n, event_updates=touched, state_bytes=2 * n * tensor.element_size())
 
+    def add_product(self, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """x weight + bias, as `addmm` is counted."""
+        name, n_out = self.operator_of(weight), x.shape[:-1].numel() * len(bias)
+        self.add(name, adds=n_out, weight_bytes=n_out * bias.element_size())
+        self.product(x, weight, name)
+
     def leave(self, module: nn.Module, output, ours: bool) -> None:
         """The end of a module's call; `ours`: one of our own cells around it tells of its state."""
         found = None if ours else neuron_state(module, output)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.neurons._cell import Cell
-from rheobase.spiking.ops.egru.reference import EGRUState, EGRUTrajectory, egru
+from rheobase.spiking.ops.egru import EGRUState, EGRUTrajectory, egru
 from rheobase.spiking.surrogates import Surrogate, Triangle
 
 

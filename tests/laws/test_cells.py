@@ -30,9 +30,12 @@ def relaxes(cell):
     return hasattr(cell, "surrogate") and not getattr(cell, "detach_reset", False)
 
 
-@pytest.fixture(params=[*((name, "auto") for name in NEURONS), (f"{OURS}.lif", "reference")], ids="-".join)
+@pytest.fixture(
+    params=[*((name, "auto") for name in NEURONS), *((f"{OURS}.{name}", "reference") for name in ("egru", "lif"))],
+    ids="-".join,
+)
 def neuron(request, monkeypatch):
-    """Each neuron by the kernels that it takes of itself, and LIF by its reference too."""
+    """Each neuron by the kernels that it takes of itself, and EGRU and LIF by their references too."""
     name, kernels = request.param
     monkeypatch.setenv("RHEOBASE_KERNELS", kernels)
     return name
@@ -108,7 +111,9 @@ def test_gradients_reach_the_initial_state(neuron):
     law()
 
 
+@pytest.mark.parametrize("neuron", NEURONS)
 def test_the_relaxed_form_has_the_gradients_it_claims(neuron):
+    """By the references: no other form runs a relaxed surrogate."""
     if not any(map(relaxes, examples(neuron))):
         pytest.skip(f"{neuron}: its surrogates are the library's own, chosen inside its step")
 

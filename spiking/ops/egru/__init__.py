@@ -1,0 +1,109 @@
+"""EGRU over a sequence: `reference.py` in plain torch is the truth, `native.py` the same with its cell in C.
+
+B batch, T steps, I inputs, H units; the three gates lie side by side in the order z (update), r (reset),
+g (candidate).
+"""
+
+import torch
+from torch import Tensor
+
+from rheobase.spiking.errors import ShapeError
+from rheobase.spiking.ops.choice import OTHER, takes
+from rheobase.spiking.ops.egru import native, reference
+from rheobase.spiking.ops.egru.reference import EGRUState, EGRUTrajectory
+from rheobase.spiking.surrogates import Surrogate
+from rheobase.spiking.tally import GRADED, announce, listens, mark, product, unseen, work
+
+
+def egru(
+    x: Tensor,
+    kernel: Tensor,
+    recurrent_kernel: Tensor,
+    bias: Tensor,
+    recurrent_bias: Tensor,
+    thr: Tensor,
+    state: EGRUState | None = None,
+    *,
+    surrogate: Surrogate,
+    zoneout: float = 0.0,
+    training: bool = False,
+    zoneout_mask: Tensor | None = None,
+    kernels: str = "auto",
+) -> tuple[EGRUTrajectory, EGRUState]:
+    """Event-based gated recurrent units along the time axis of x.
+
+        a = x_t kernel + bias                     q = y_{t-1} recurrent_kernel + recurrent_bias
+        z = sigmoid(a_z + q_z)    r = sigmoid(a_r + q_r)    g = tanh(a_g + r q_g)
+        p = z c_{t-1} + (1 - z) g
+        zoneout ζ: in training p stays c_{t-1} with probability ζ; in evaluation p = ζ c_{t-1} + (1 - ζ) p
+        o = [p > thr]     y = o p     c = p - o thr     trace = 0.9 trace + 0.1 y
+
+    Only y is communicated, and it is 0 where a unit is silent.
+
+    x                 input                                                              [B, T, I]
+    kernel            [I, 3H]      recurrent_kernel [H, 3H]      bias, recurrent_bias [3H]
+    thr               threshold of each unit, in [0, 1]                                  [H]
+    state             what an earlier call returned, zeros if not given                  each [B, H]
+    zoneout_mask      1 where the update is kept, drawn if not given (training only)     [B, T, H]
+    kernels           which form runs (`ops/choice.py`): "auto", "reference" or "native" (C); the environment
+                      variable RHEOBASE_KERNELS goes before it
+    returns           (EGRUTrajectory, each [B, T, H]; EGRUState after the last step, each [B, H])
+    raises            ShapeError: sizes that do not fit each other;  ConfigError: no such kernels;
+                      UnsupportedError: the form named cannot run this call
+
+    Source: Subramoney, Nazeer, Schöne, Mayr, Kappel, "Efficient recurrent architectures through activity
+    sparsity and sparse back-propagation through time", ICLR 2023, in the form that its published runs use: the
+    update gate is the paper's 1 - u, the reset gate acts after the product, and a spike subtracts thr.
+    """
+    if x.dim() != 3:
+        raise ShapeError("egru", "x of shape [B, T, I]", f"{tuple(x.shape)}", "add the missing axis")
+    batch, steps, inputs = x.shape
+    units = thr.shape[0]
+    wanted = {
+        "kernel": (kernel, (inputs, 3 * units)),
+        "recurrent_kernel": (recurrent_kernel, (units, 3 * units)),
+        "bias": (bias, (3 * units,)),
+        "recurrent_bias": (recurrent_bias, (3 * units,)),
+        "zoneout_mask": (zoneout_mask, (batch, steps, units)),
+    }
+    if state is None:
+        zeros = x.new_zeros(batch, units)
+        state = EGRUState(zeros, zeros, zeros)
+    wanted |= {f"state.{name}": (part, (batch, units)) for name, part in state._asdict().items()}
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ShapeError(f"egru {name}", f"shape {shape}", f"{tuple(tensor.shape)}", "give a matching one")
+
+    obstacle = None
+    if type(surrogate).spike is not Surrogate.spike:
+        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
+    elif torch.is_autocast_enabled("cpu"):
+        obstacle = "products of the tensors' own type", "autocast", OTHER
+    mark(state.y, GRADED, sent=False)
+    tensors = (x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state)
+    settings = {"surrogate": surrogate, "zoneout": zoneout, "training": training, "zoneout_mask": zoneout_mask}
+    if takes("egru", kernels, [*tensors[:-1], *state], {"native": obstacle}) == "reference":
+        return reference.egru(*tensors, **settings)
+    with unseen():
+        run, last = native.egru(*tensors, **settings)
+    if listens():
+        _tell(tensors, run, zoneout)
+    return run, last
+
+
+def _tell(tensors: tuple, run: EGRUTrajectory, zoneout: float) -> None:
+    """What the reference's operators do in evaluation, for a counter that does not see them."""
+    x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state = tensors
+    n, size = run.y.numel(), run.y.element_size()
+    mark(run.y, GRADED)
+    product(x, kernel, bias)
+    product(torch.cat([state.y[:, None], run.y], 1)[:, :-1], recurrent_kernel, recurrent_bias)
+    work(
+        products=(9 if zoneout else 7) * n,
+        adds=(9 if zoneout else 8) * n,
+        comparisons=n,
+        transcendentals={"sigmoid": 2 * n, "tanh": n},
+        weight_bytes=n * size,
+        activation_bytes=7 * n * size,
+    )
+    announce(state_updates=run.c, parts=2)

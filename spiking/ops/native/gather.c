@@ -1,34 +1,98 @@
-/* Event-driven matrix products: out[n] = bias + sum of x x weight row over the non-zero elements of item n only.
+/* Event-driven matrix products with a matrix x that is mostly zero; a product reads nothing for a zero of x.
  *
- * x is [n_items, n_in] and mostly zero; weight is [n_in, n_out], row-major, so that an event reads one contiguous
- * row; bias may be NULL. Returns the number of rows read.
+ * Rows are read four at a time, but each element of a result is added up one row after the other, in their order.
  */
+#ifndef REAL
+
 #include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 
-#define GATHER(NAME, REAL)                                                                                    \
-    int64_t NAME(const REAL *restrict x, const REAL *restrict weight, const REAL *restrict bias,              \
-                 REAL *restrict out, int64_t n_items, int64_t n_in, int64_t n_out)                            \
-    {                                                                                                         \
-        int64_t rows = 0;                                                                                     \
-        for (int64_t n = 0; n < n_items; n++, x += n_in, out += n_out) {                                      \
-            if (bias)                                                                                         \
-                memcpy(out, bias, (size_t)n_out * sizeof(REAL));                                              \
-            else                                                                                              \
-                memset(out, 0, (size_t)n_out * sizeof(REAL));                                                 \
-            for (int64_t k = 0; k < n_in; k++) {                                                              \
-                const REAL value = x[k];                                                                      \
-                if (value == 0)                                                                               \
-                    continue;                                                                                 \
-                const REAL *row = weight + k * n_out;                                                         \
-                for (int64_t j = 0; j < n_out; j++)                                                           \
-                    out[j] += value * row[j];                                                                 \
-                rows++;                                                                                       \
-            }                                                                                                 \
-        }                                                                                                     \
-        return rows;                                                                                          \
+#include "native.h"
+
+enum { ROWS = 4, STRETCH = 128 };
+
+#define REAL float
+#define NAME(name) name##_f32
+#include "gather.c"
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(name) name##_f64
+#include "gather.c"
+
+#else
+
+/* Rows that wait to be added to a result. */
+typedef struct {
+    const REAL *row[ROWS];
+    REAL value[ROWS];
+    int count;
+} NAME(waiting);
+
+/* out[n] += the waiting rows, each times its value. */
+INLINE void NAME(add)(NAME(waiting) *wait, REAL *restrict out, int64_t n)
+{
+    if (wait->count == ROWS) {
+        const REAL *restrict a = wait->row[0], *restrict b = wait->row[1];
+        const REAL *restrict c = wait->row[2], *restrict d = wait->row[3];
+        const REAL of_a = wait->value[0], of_b = wait->value[1], of_c = wait->value[2], of_d = wait->value[3];
+        for (int64_t j = 0; j < n; j++)
+            out[j] = (((out[j] + of_a * a[j]) + of_b * b[j]) + of_c * c[j]) + of_d * d[j];
+    } else {
+        for (int i = 0; i < wait->count; i++) {
+            const REAL *restrict row = wait->row[i];
+            const REAL value = wait->value[i];
+            for (int64_t j = 0; j < n; j++)
+                out[j] += value * row[j];
+        }
     }
+    wait->count = 0;
+}
 
-GATHER(gather_f32, float)
-GATHER(gather_f64, double)
+INLINE void NAME(push)(NAME(waiting) *wait, const REAL *row, REAL value, REAL *restrict out, int64_t n)
+{
+    wait->row[wait->count] = row;
+    wait->value[wait->count] = value;
+    if (++wait->count == ROWS)
+        NAME(add)(wait, out, n);
+}
+
+/* out[n] = bias + x[n] weight: x [n_items, n_in], weight [n_in, n_out], bias [n_out] or NULL. Returns the number of
+ * weight rows read. */
+ANY_WIDTH int64_t NAME(gather)(const REAL *restrict x, const REAL *restrict weight, const REAL *restrict bias,
+                               REAL *restrict out, int64_t n_items, int64_t n_in, int64_t n_out)
+{
+    int64_t rows = 0;
+    for (int64_t n = 0; n < n_items; n++, x += n_in, out += n_out) {
+        NAME(waiting) wait = {.count = 0};
+        if (bias)
+            memcpy(out, bias, (size_t)n_out * sizeof(REAL));
+        else
+            memset(out, 0, (size_t)n_out * sizeof(REAL));
+        for (int64_t k = 0; k < n_in; k++) {
+            if (x[k] == 0)
+                continue;
+            NAME(push)(&wait, weight + k * n_out, x[k], out, n_out);
+            rows++;
+        }
+        NAME(add)(&wait, out, n_out);
+    }
+    return rows;
+}
+
+/* out += x^T g: x [n_items, n_in], g [n_items, n_out], out [n_in, n_out]. A stretch of g at a time is in the cache. */
+ANY_WIDTH void NAME(scatter)(const REAL *restrict x, const REAL *restrict g, REAL *restrict out, int64_t n_items,
+                             int64_t n_in, int64_t n_out)
+{
+    for (int64_t first = 0; first < n_items; first += STRETCH) {
+        const int64_t last = n_items - first < STRETCH ? n_items : first + STRETCH;
+        for (int64_t k = 0; k < n_in; k++) {
+            NAME(waiting) wait = {.count = 0};
+            for (int64_t n = first; n < last; n++)
+                if (x[n * n_in + k] != 0)
+                    NAME(push)(&wait, g + n * n_out, x[n * n_in + k], out + k * n_out, n_out);
+            NAME(add)(&wait, out + k * n_out, n_out);
+        }
+    }
+}
+
+#endif
