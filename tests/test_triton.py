@@ -16,7 +16,7 @@ LAWS = sorted((Path(__file__).parent / "laws").glob("triton_*.py"))
 
 
 def test_there_are_laws():
-    assert {"triton_lif", "triton_wkv"} <= {law.stem for law in LAWS}
+    assert {"triton_egru", "triton_lif", "triton_wkv"} <= {law.stem for law in LAWS}
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)
@@ -64,3 +64,22 @@ def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypat
         asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False)
         assert asm["cubin"] and "fma.rn.f32" not in asm["ptx"]
         assert "div.rn.f32" in asm["ptx"], "rounded as torch rounds it"
+
+
+@pytest.mark.parametrize("io", ["*fp32", "*bf16"])
+@pytest.mark.parametrize("zoneout", ["none", "evaluation", "training"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_egru_compiles(capability, zoneout, io, tmp_path, monkeypatch):
+    import triton.language as tl
+
+    from rheobase.spiking.ops.egru import triton as egru
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    wide = ("of_c", "of_trace", "of_thr")
+    names = {*egru._forward.arg_names, *egru._backward.arg_names} - {*wide}
+    types = dict.fromkeys(names, io) | dict.fromkeys(("t", "T", "H"), "i32") | {"kept": "*i1"}
+    constants = {"ZONEOUT": 0.0 if zoneout == "none" else 0.2, "DECAY": 0.9, "TYPE": tl.float32, "BLOCK": egru.BLOCK}
+    if zoneout != "training":
+        constants["kept"] = None
+    assert compile_for(egru._forward, capability, types, constants)
+    assert compile_for(egru._backward, capability, types, constants | {"GAMMA": 0.7, "EPS": 1.0, "g_c": None})

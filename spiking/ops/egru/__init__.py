@@ -1,4 +1,5 @@
-"""EGRU over a sequence: `reference.py` in plain torch is the truth, `native.py` the same with its cell in C.
+"""EGRU over a sequence: `reference.py` in plain torch is the truth, `native.py` the same with its cell in C,
+`triton.py` with its cell in Triton, for GPUs.
 
 B batch, T steps, I inputs, H units; the three gates lie side by side in the order z (update), r (reset),
 g (candidate).
@@ -8,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rheobase.spiking.errors import ShapeError
-from rheobase.spiking.ops.choice import OTHER, takes
+from rheobase.spiking.ops.choice import BY_DEVICE, OTHER, takes
 from rheobase.spiking.ops.egru import native, reference
 from rheobase.spiking.ops.egru.reference import EGRUState, EGRUTrajectory
-from rheobase.spiking.surrogates import Surrogate
+from rheobase.spiking.surrogates import Surrogate, Triangle
 from rheobase.spiking.tally import GRADED, announce, listens, mark, product, unseen, work
 
 
@@ -45,8 +46,8 @@ def egru(
     thr               threshold of each unit, in [0, 1]                                  [H]
     state             what an earlier call returned, zeros if not given                  each [B, H]
     zoneout_mask      1 where the update is kept, drawn if not given (training only)     [B, T, H]
-    kernels           which form runs (`ops/choice.py`): "auto", "reference" or "native" (C); the environment
-                      variable RHEOBASE_KERNELS goes before it
+    kernels           which form runs (`ops/choice.py`): "auto", "reference", "native" (C) or "triton"; the
+                      environment variable RHEOBASE_KERNELS goes before it
     returns           (EGRUTrajectory, each [B, T, H]; EGRUState after the last step, each [B, H])
     raises            ShapeError: sizes that do not fit each other;  ConfigError: no such kernels;
                       UnsupportedError: the form named cannot run this call
@@ -74,21 +75,47 @@ def egru(
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ShapeError(f"egru {name}", f"shape {shape}", f"{tuple(tensor.shape)}", "give a matching one")
 
-    obstacle = None
-    if type(surrogate).spike is not Surrogate.spike:
-        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
-    elif torch.is_autocast_enabled("cpu"):
-        obstacle = "products of the tensors' own type", "autocast", OTHER
     mark(state.y, GRADED, sent=False)
     tensors = (x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state)
-    settings = {"surrogate": surrogate, "zoneout": zoneout, "training": training, "zoneout_mask": zoneout_mask}
-    if takes("egru", kernels, [*tensors[:-1], *state], {"native": obstacle}) == "reference":
-        return reference.egru(*tensors, **settings)
+    form = takes("egru", kernels, [*tensors[:-1], *state], _obstacles(surrogate, [*tensors[:-1], *state]))
+    if form == "reference":
+        settings = {"zoneout": zoneout, "training": training, "zoneout_mask": zoneout_mask}
+        return reference.egru(*tensors, surrogate=surrogate, **settings)
     with unseen():
-        run, last = native.egru(*tensors, **settings)
+        settings = {"zoneout": zoneout, "kept": _kept(state.c, steps, zoneout, training, zoneout_mask)}
+        if form == "triton":
+            from rheobase.spiking.ops.egru import triton
+
+            run, last = triton.egru(*tensors, surrogate=surrogate, **settings)
+        else:
+            run, last = native.egru(*tensors, surrogate=surrogate, **settings)
     if listens():
         _tell(tensors, run, zoneout)
     return run, last
+
+
+def _obstacles(surrogate: Surrogate, tensors: list[Tensor]) -> dict[str, tuple[str, str, str]]:
+    """What keeps a call from a form: as of `choice.takes`."""
+    name, found = type(surrogate).__name__, {}
+    types, device = sorted({str(t.dtype) for t in tensors}), tensors[0].device.type
+    if type(surrogate).spike is not Surrogate.spike:
+        found["native"] = "a surrogate whose spike is the step", name, OTHER
+    if type(surrogate) is not Triangle:
+        found["triton"] = "the surrogate Triangle", name, OTHER
+    elif len(types) > 1:
+        found["triton"] = "tensors of one type", ", ".join(types), OTHER
+    if device in BY_DEVICE and torch.is_autocast_enabled(device):
+        found |= dict.fromkeys(BY_DEVICE.values(), ("products of the tensors' own type", "autocast", OTHER))
+    return found
+
+
+def _kept(c: Tensor, steps: int, zoneout: float, training: bool, mask: Tensor | None) -> Tensor | None:
+    """Zoneout in training: True where the update is kept [B, T, H], drawn step by step as the reference draws it."""
+    if not (zoneout and training and steps):
+        return None
+    if mask is None:
+        mask = torch.stack([torch.rand(c.shape, dtype=c.dtype, device=c.device) for _ in range(steps)], 1) >= zoneout
+    return mask.bool().contiguous()
 
 
 def _tell(tensors: tuple, run: EGRUTrajectory, zoneout: float) -> None:

@@ -158,15 +158,13 @@ class _EGRU(torch.autograd.Function):
 
 
 def egru(
-    x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state, *, surrogate, zoneout, training, zoneout_mask
+    x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state, *, surrogate, zoneout, kept
 ) -> tuple[EGRUTrajectory, EGRUState]:
     """`ops.egru` with its cell in C, for tensors of one type, float32 or float64, on a CPU; it can be differentiated
-    once. It draws what the reference draws, in the same order."""
-    steps, kept = x.shape[1], None
-    if zoneout and training and steps:
-        drawn = zoneout_mask is None
-        kept = torch.stack([torch.rand_like(state.c) for _ in range(steps)], 1) >= zoneout if drawn else zoneout_mask
-        kept = kept.bool().contiguous()
+    once.
+
+    kept  zoneout in training, True where the update is kept [B, T, H], or None
+    """
     tensors = (x, kernel, recurrent_kernel, bias, recurrent_bias, thr, *state)
     run = EGRUTrajectory(*_EGRU.apply(*(t.contiguous() for t in tensors), kept, zoneout, surrogate))
-    return run, EGRUState(*(part[:, -1].clone() for part in (run.y, run.c, run.trace))) if steps else state
+    return run, EGRUState(*(part[:, -1].clone() for part in (run.y, run.c, run.trace))) if x.shape[1] else state

@@ -1,0 +1,226 @@
+"""EGRU over a sequence for GPUs: a step is a product by torch and one Triton kernel for all that is elementwise.
+
+B batch, T steps, I inputs, H units, G = 3H gates in the order z, r, g. The equations of the backward pass are those of
+`ops/native/egru.c`.
+
+The product with the input, and after the last step backward each gradient of a weight, is one product over all steps.
+Nothing waits for the host, so that a CUDA graph can hold a whole call. Products are dense: skipping silent units saves
+a GPU no time at the batches it is trained with.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rheobase.spiking.ops.egru.reference import TRACE_DECAY, EGRUState, EGRUTrajectory
+from rheobase.spiking.surrogates import Triangle
+
+BLOCK, WARPS = 128, 4
+"""Units of a program, one a thread: 64 x 1350 units are 704 programs, five on each of an H100's 132 multiprocessors."""
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _carried(first, later, t, H, at_first, at, inside, TYPE: tl.constexpr):
+    """What the step before step t left: of `first` [B, H] where t is 0, else of `later` [B, T, H]."""
+    begun = tl.load(first + at_first, mask=inside & (t == 0), other=0.0)
+    return (begun + tl.load(later + at - H, mask=inside & (t > 0), other=0.0)).to(TYPE)
+
+
+@triton.jit(do_not_specialize=["t"])
+def _forward(
+    gates, q, q_g, y, c, o, trace, c_0, trace_0, thr, kept, t, T, H,
+    ZONEOUT: tl.constexpr, DECAY: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Step t: gates is a on entry and z, r, g on return; all numbers are of a TYPE within."""
+    b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
+    gates += 3 * (b * T + t) * H + j
+    q += 3 * b * H + j
+    q_z, q_r = tl.load(q, mask=inside).to(TYPE), tl.load(q + H, mask=inside).to(TYPE)
+    q_of_g = tl.load(q + 2 * H, mask=inside).to(TYPE)
+    z = _sigmoid(tl.load(gates, mask=inside).to(TYPE) + q_z)
+    r = _sigmoid(tl.load(gates + H, mask=inside).to(TYPE) + q_r)
+    g = 2 * _sigmoid(2 * (tl.load(gates + 2 * H, mask=inside).to(TYPE) + r * q_of_g)) - 1
+    before = _carried(c_0, c, t, H, at_first, at, inside, TYPE)
+    p = z * before + (1 - z) * g
+    if kept is not None:
+        p = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, p, before)
+    elif ZONEOUT != 0:
+        p = ZONEOUT * before + (1 - ZONEOUT) * p
+    threshold = tl.load(thr + j, mask=inside).to(TYPE)
+    over = p - threshold
+    fired = (over > 0).to(TYPE)
+    sent = fired * p
+    left = DECAY * _carried(trace_0, trace, t, H, at_first, at, inside, TYPE) + (1 - DECAY) * sent
+    tl.store(gates, z, mask=inside)
+    tl.store(gates + H, r, mask=inside)
+    tl.store(gates + 2 * H, g, mask=inside)
+    tl.store(q_g + at, q_of_g, mask=inside)
+    tl.store(y + at, sent, mask=inside)
+    tl.store(c + at, tl.where(over > 0, over, p), mask=inside)
+    tl.store(o + at, fired, mask=inside)
+    tl.store(trace + at, left, mask=inside)
+
+
+@triton.jit
+def _given(gradient, at, inside, TYPE: tl.constexpr):
+    """The gradient of an output, 0 where there is none."""
+    if gradient is not None:
+        return tl.load(gradient + at, mask=inside, other=0.0).to(TYPE)
+    else:
+        return 0.0
+
+
+@triton.jit(do_not_specialize=["t"])
+def _backward(
+    gates, q_g, y, c, o, c_0, thr, kept, g_y, g_c, g_o, g_trace, of_a, of_q, of_y, of_c, of_trace, of_thr, t, T, H,
+    ZONEOUT: tl.constexpr, DECAY: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Step t: of_a and of_q, and what is carried to the step before, but for of_y."""
+    b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
+    gates += 3 * (b * T + t) * H + j
+    z, r = tl.load(gates, mask=inside).to(TYPE), tl.load(gates + H, mask=inside).to(TYPE)
+    g, q_of_g = tl.load(gates + 2 * H, mask=inside).to(TYPE), tl.load(q_g + at, mask=inside).to(TYPE)
+    sent, left = tl.load(y + at, mask=inside).to(TYPE), tl.load(c + at, mask=inside).to(TYPE)
+    fired, threshold = tl.load(o + at, mask=inside).to(TYPE), tl.load(thr + j, mask=inside).to(TYPE)
+    by_trace = _given(g_trace, at, inside, TYPE) + tl.load(of_trace + at_first, mask=inside)
+    by_c = _given(g_c, at, inside, TYPE) + tl.load(of_c + at_first, mask=inside)
+    by_y = _given(g_y, at, inside, TYPE) + tl.load(of_y + at_first, mask=inside).to(TYPE) + (1 - DECAY) * by_trace
+    u, p = tl.where(fired > 0, left, left - threshold), tl.where(fired > 0, sent, left)
+    near = 1 - EPS * tl.abs(u)
+    s = GAMMA * tl.where(near < 0, 0.0, near) * (_given(g_o, at, inside, TYPE) + p * by_y - threshold * by_c)
+    by_p = fired * by_y + by_c + s
+    past = tl.zeros_like(by_p)
+    if kept is not None:
+        keeps = tl.load(kept + at, mask=inside, other=0) != 0
+        past, by_p = tl.where(keeps, 0.0, by_p), tl.where(keeps, by_p, 0.0)
+    elif ZONEOUT != 0:
+        past, by_p = ZONEOUT * by_p, (1 - ZONEOUT) * by_p
+    by_g = (1 - z) * by_p * (1 - g * g)
+    by_z = (_carried(c_0, c, t, H, at_first, at, inside, TYPE) - g) * by_p * z * (1 - z)
+    by_r = by_g * q_of_g * r * (1 - r)
+    of_a += 3 * (b * T + t) * H + j
+    of_q += 3 * (b * T + t) * H + j
+    tl.store(of_a, by_z, mask=inside)
+    tl.store(of_a + H, by_r, mask=inside)
+    tl.store(of_a + 2 * H, by_g, mask=inside)
+    tl.store(of_q, by_z, mask=inside)
+    tl.store(of_q + H, by_r, mask=inside)
+    tl.store(of_q + 2 * H, r * by_g, mask=inside)
+    tl.store(of_c + at_first, z * by_p + past, mask=inside)
+    tl.store(of_trace + at_first, DECAY * by_trace, mask=inside)
+    tl.store(of_thr + at_first, tl.load(of_thr + at_first, mask=inside) - s - fired * by_c, mask=inside)
+
+
+def _launch(kernel, tensors: list[Tensor | None], t: int, y_BTH: Tensor, **options) -> None:
+    batch, steps, units = y_BTH.shape
+    if y_BTH.numel():
+        kernel[triton.cdiv(units, BLOCK), batch](
+            *tensors, t, steps, units, DECAY=TRACE_DECAY, BLOCK=BLOCK, num_warps=WARPS, **options
+        )
+
+
+def _wide(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """The type that a cell computes in: torch's name of it, and Triton's."""
+    return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
+
+
+@torch.library.custom_op("rheobase::egru", mutates_args=())
+def _egru(
+    x: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor, recurrent_bias: Tensor, thr: Tensor, y_0: Tensor,
+    c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float, gamma: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    y, c, o, trace, gates, q_g = outputs = _outputs(x, kernel, recurrent)
+    torch.addmm(bias, x.flatten(0, 1), kernel, out=gates.flatten(0, 1))
+    q = gates.new_empty(gates.shape[0], gates.shape[2])
+    tensors = [gates, q, q_g, y, c, o, trace, c_0.contiguous(), trace_0.contiguous(), thr.contiguous(), kept]
+    with torch.cuda.device_of(x):
+        for t in range(x.shape[1]):
+            torch.addmm(recurrent_bias, y[:, t - 1] if t else y_0, recurrent, out=q)
+            _launch(_forward, tensors, t, y, ZONEOUT=zoneout, TYPE=_wide(x.dtype)[1])
+    return outputs
+
+
+@_egru.register_fake
+def _outputs(x, kernel, recurrent, *_):
+    """y, c, o, trace, the gates and the part of q for g, not yet written."""
+    batch, steps, units = *x.shape[:2], recurrent.shape[0]
+    return tuple(x.new_empty(batch, steps, width) for width in (*[units] * 4, 3 * units, units))
+
+
+@torch.library.custom_op("rheobase::egru_backward", mutates_args=())
+def _egru_backward(
+    recurrent: Tensor, thr: Tensor, c_0: Tensor, kept: Tensor | None, gates: Tensor, q_g: Tensor, y: Tensor, c: Tensor,
+    o: Tensor, g_y: Tensor | None, g_c: Tensor | None, g_o: Tensor | None, g_trace: Tensor | None, zoneout: float,
+    gamma: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    of_a, of_q, of_y, *carried = gradients = _gradients(recurrent, thr, c_0, kept, gates)
+    for part in (of_y, *carried):
+        part.zero_()
+    incoming = [None if g is None else g.contiguous() for g in (g_y, g_c, g_o, g_trace)]
+    tensors = [gates, q_g, y, c, o, c_0.contiguous(), thr.contiguous(), kept, *incoming, *gradients]
+    with torch.cuda.device_of(y):
+        for t in reversed(range(y.shape[1])):
+            options = {"ZONEOUT": zoneout, "GAMMA": gamma, "EPS": eps, "TYPE": _wide(y.dtype)[1]}
+            _launch(_backward, tensors, t, y, **options)
+            torch.mm(of_q[:, t], recurrent.t(), out=of_y)
+    return gradients
+
+
+@_egru_backward.register_fake
+def _gradients(recurrent, thr, c_0, kept, gates, *_):
+    """Gradients of a and q [B, T, 3H] and of the first y [B, H], and, in the type that a cell computes in, of the first
+    c and trace and of thr [B, H], not yet written."""
+    carried = (gates.new_empty(c_0.shape, dtype=_wide(gates.dtype)[0]) for _ in range(3))
+    return gates.new_empty(gates.shape), gates.new_empty(gates.shape), gates.new_empty(c_0.shape), *carried
+
+
+def _keep(ctx, inputs, output):
+    x, kernel, recurrent, _, _, thr, y_0, c_0, _, kept, *ctx.numbers = inputs
+    y, c, o, _, gates, q_g = output
+    ctx.save_for_backward(x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, g_y, g_c, g_o, g_trace, *_):
+    x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o = ctx.saved_tensors
+    of_a, of_q, of_y, of_c, of_trace, of_thr = _egru_backward(
+        recurrent, thr, c_0, kept, gates, q_g, y, c, o, g_y, g_c, g_o, g_trace, *ctx.numbers
+    )
+    before = torch.cat([y_0[:, None], y], 1)[:, :-1].flatten(0, 1)
+    x_NI, of_a, of_q = x.flatten(0, 1), of_a.flatten(0, 1), of_q.flatten(0, 1)
+    wanted = ctx.needs_input_grad
+    return (
+        torch.mm(of_a, kernel.t()).view(x.shape) if wanted[0] else None,
+        torch.mm(x_NI.t(), of_a) if wanted[1] else None,
+        torch.mm(before.t(), of_q) if wanted[2] else None,
+        of_a.sum(0),
+        of_q.sum(0),
+        of_thr.sum(0).to(thr.dtype),
+        *(of_y, of_c.to(c.dtype), of_trace.to(c.dtype), None, None, None, None),
+    )
+
+
+_egru.register_autograd(_differentiate, setup_context=_keep)
+
+
+def egru(
+    x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state, *, surrogate: Triangle, zoneout, kept
+) -> tuple[EGRUTrajectory, EGRUState]:
+    """`ops.egru` in Triton, for tensors of one type on one device; it can be differentiated once.
+
+    kept  zoneout in training, True where the update is kept [B, T, H], or None
+    """
+    y, c, o, trace, *_ = _egru(
+        x, kernel, recurrent_kernel, bias, recurrent_bias, thr, *state, kept, zoneout, surrogate.gamma, surrogate.eps
+    )
+    run = EGRUTrajectory(y, c, o, trace)
+    return run, EGRUState(*(part[:, -1].clone() for part in (y, c, trace))) if x.shape[1] else state

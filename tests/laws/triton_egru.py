@@ -1,0 +1,150 @@
+"""EGRU in Triton's interpreter; `tests/test_triton.py` runs it with TRITON_INTERPRET=1."""
+
+import importlib
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from test_egru_kernels import assert_same, case, run
+
+from rheobase.backends import count
+from rheobase.spiking import EGRU, ATan, EGRUState, Triangle
+from rheobase.spiking.errors import UnsupportedError
+from rheobase.spiking.ops import egru
+from rheobase.spiking.ops.egru import triton as kernels
+
+SIZES = [(1, 1, 1), (3, 7, 5), (1, 15, kernels.BLOCK), (2, 3, kernels.BLOCK + 1), (0, 3, 2), (2, 0, 3), (2, 3, 0)]
+MODES = [{}, {"zoneout": 0.3}, {"zoneout": 0.3, "training": True}]
+TRIANGLE = Triangle(3.6, 3.6)
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that is not written holds not-a-number."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(2).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(size, seed, tolerance=1e-12, dtype=torch.float64, **settings):
+    """Events, values, state and gradients against the reference in float64; gradients of some outputs alone too."""
+    tensors, weights = case(size, seed)
+    weights = [None if seed and i % 4 == seed else w for i, w in enumerate(weights)]
+    wanted = run(tensors, weights, "reference", surrogate=TRIANGLE, **settings)
+    tensors, weights = [t.to(dtype) for t in tensors], [w if w is None else w.to(dtype) for w in weights]
+    assert_same(run(tensors, weights, "triton", surrogate=TRIANGLE, **settings), wanted, tolerance)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_it_is_its_reference(size, mode):
+    for seed in range(2):
+        check(size, seed, **mode)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float32(seed):
+    mask = torch.rand(3, 7, 5, generator=torch.Generator().manual_seed(seed)) < 0.7
+    check((3, 7, 5), seed, 2e-5, torch.float32, zoneout=0.2, training=seed == 1, zoneout_mask=mask)
+
+
+def test_bfloat16_computes_a_cell_in_float32():
+    """A step in which each gate sees the numbers that the reference sees in float32, rounded once."""
+    tensors, _ = case((3, 1, 40))
+    tensors = [t.bfloat16() for t in tensors]
+    tensors[1], tensors[2] = tensors[1] * 0, tensors[2] * 0
+    got, state = egru(*tensors[:6], EGRUState(*tensors[6:]), surrogate=TRIANGLE, kernels="triton")
+    wide = [t.float() for t in tensors]
+    wide[3], wide[4] = (b.bfloat16().float() for b in (wide[3], wide[4]))
+    wanted, _ = egru(*wide[:6], EGRUState(*wide[6:]), surrogate=TRIANGLE, kernels="reference")
+    assert {part.dtype for part in (*got, *state)} == {torch.bfloat16}
+    assert torch.equal(got.o.float(), wanted.o)
+    for a, b in zip(got, wanted, strict=True):
+        assert torch.allclose(a.float(), b, atol=0, rtol=2.0**-7)  # the interpreter cuts where a GPU rounds
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 7])
+def test_any_cut_changes_nothing(cut):
+    tensors, _ = case((2, 7, 5))
+    x, *parameters = tensors[:6]
+    whole, end = egru(x, *parameters, EGRUState(*tensors[6:]), surrogate=TRIANGLE, kernels="triton")
+    first, state = egru(x[:, :cut], *parameters, EGRUState(*tensors[6:]), surrogate=TRIANGLE, kernels="triton")
+    second, last = egru(x[:, cut:], *parameters, state, surrogate=TRIANGLE, kernels="triton")
+    pieces = [torch.cat(parts, 1) for parts in zip(first, second, strict=True)]
+    for a, b in zip((*pieces, *last), (*whole, *end), strict=True):
+        assert torch.allclose(a, b, atol=1e-13, rtol=0)
+
+
+def test_any_strides_will_do():
+    tensors, weights = case((2, 5, 6))
+    wanted = run(tensors, weights, "triton", surrogate=TRIANGLE)
+    strided = [torch.stack([t.transpose(0, -1)] * 2, -1)[..., 0].transpose(0, -1) for t in tensors]
+    assert not any(t.is_contiguous() for t in strided)
+    assert_same(run(strided, weights, "triton", surrogate=TRIANGLE), wanted, 1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # it is opcheck that looks
+def test_the_operators_keep_torchs_rules():
+    tensors, _ = case((2, 3, 4))
+    for kept, zoneout in ((None, 0.2), (torch.rand(2, 3, 4) < 0.5, 0.2)):
+        settings = (kept, zoneout, 0.7, 1.0)
+        torch.library.opcheck(kernels._egru, (*(t.clone().requires_grad_() for t in tensors), *settings))
+        y, c, o, trace, gates, q_g = kernels._egru(*tensors, *settings)
+        given = (tensors[2], tensors[5], tensors[7], kept, gates, q_g, y, c, o, torch.ones_like(y), None, None, None)
+        torch.library.opcheck(kernels._egru_backward, (*given, *settings[1:]))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_trains(compiled, monkeypatch):
+    torch.manual_seed(0)
+    layer, x = EGRU(3, 4, zoneout=0.0 if compiled else 0.2).train(), torch.randn(2, 5, 3)  # a compiler draws its own
+    run = torch.compile(layer, fullgraph=True) if compiled else layer
+    gradients = []
+    for name in ("triton", "reference"):
+        monkeypatch.setenv("RHEOBASE_KERNELS", name)
+        torch.manual_seed(1)
+        layer.zero_grad()
+        y, state = (run if name == "triton" else layer)(x)
+        (y.square().sum() + state.c.sum()).backward()
+        gradients.append([p.grad.clone() for p in layer.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+@triton.jit
+def forgets(first, later, t, H, at_first, at, inside, TYPE: tl.constexpr):
+    return tl.load(first + at_first, mask=inside, other=0.0).to(TYPE)
+
+
+@triton.jit
+def doubles(gradient, at, inside, TYPE: tl.constexpr):
+    return 2 * tl.load(gradient + at, mask=inside, other=0.0).to(TYPE)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("_carried", forgets), ("_given", doubles)])
+def test_a_planted_wrong_kernel_is_caught(name, wrong, monkeypatch):
+    check((2, 5, 3), 0)
+    monkeypatch.setattr(kernels, name, wrong)
+    with pytest.raises(AssertionError):
+        check((2, 5, 3), 0)
+
+
+def test_it_runs_or_says_why_not():
+    tensors, _ = case((2, 3, 4))
+    x, *parameters = tensors[:6]
+    with pytest.raises(UnsupportedError, match="egru kernels: expected the surrogate Triangle, got ATan"):
+        egru(x, *parameters, surrogate=ATan(), kernels="triton")
+    with pytest.raises(UnsupportedError, match="expected tensors of one type, got torch.float32, torch.float64"):
+        egru(x, *parameters, EGRUState(*torch.zeros(3, 2, 4)), surrogate=TRIANGLE, kernels="triton")
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(UnsupportedError, match="expected products of the tensors' own type, got autocast"):
+            egru(x, *parameters, surrogate=TRIANGLE, kernels="triton")
+
+
+def test_a_counter_is_told_what_it_does(monkeypatch):
+    layer, x = EGRU(5, 7, zoneout=0.2, thr_mean=0.1), torch.randn(2, 6, 5)
+    wanted, watched = count(layer, x, kernels="reference").without_bytes(), []
+    monkeypatch.setattr(kernels, "_egru", lambda *args, run=kernels._egru: watched.append(1) or run(*args))
+    monkeypatch.setattr(importlib.import_module("rheobase.spiking.ops.egru"), "takes", lambda *_: "triton")
+    assert count(layer, x).without_bytes() == wanted and watched
