@@ -115,7 +115,7 @@ def test_both_phases_are_shown_and_strict_refuses_an_unknown_operator(small_run,
     assert text.count("\ntotal ") == 4 and text.count("clock-driven") == 2 and max(map(len, text.splitlines())) <= 120
     from rheobase.backends.counting import dispatch
 
-    monkeypatch.setattr(dispatch, "ELEMENTWISE", {})
+    monkeypatch.setattr(dispatch, "RULES", {})
     assert "not counted: aten." in ask("count", small_run.folder, "--tokens", 5)
     said = ask("count", small_run.folder, "--tokens", 5, "--strict", status=1)
     assert said.startswith("rheobase: count: expected operators with a rule alone, got aten.") and said.count("\n") == 1

@@ -265,3 +265,35 @@ def test_native_runs_c_or_says_why_not(monkeypatch):
     with pytest.raises(UnsupportedError, match="expected all float32 or all float64"):
         egru(x, *parameters, EGRUState(*torch.zeros(3, 2, 4)), surrogate=Triangle(), kernels="native")
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("surrogate", [Triangle(), ATan()])
+def test_it_runs_in_c_inside_what_torch_compiles(surrogate, monkeypatch):
+    calls, made = [], native.function
+    monkeypatch.setattr(native, "function", lambda name, *types: calls.append(name) or made(name, *types))
+    tensors, weights = case((2, 6, 5))
+
+    def layer(*tensors):
+        trajectory, state = egru(*tensors[:6], EGRUState(*tensors[6:]), surrogate=surrogate, kernels="native")
+        return *trajectory, *state
+
+    results = []
+    for way in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        outputs = way(*leaves)
+        loss = sum((w * part).sum() for w, part in zip(weights, outputs, strict=True))
+        results.append((*outputs, *torch.autograd.grad(loss, leaves)))
+        assert "egru_forward_f64" in calls and "egru_backward_f64" in calls
+        calls.clear()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_the_operators_keep_torchs_rules():
+    tensors, _ = case((2, 6, 5))
+    for kept in (None, torch.rand(2, 6, 5) < 0.5):
+        y, c, o, _, gates, q_g = native.egru_forward(*tensors, kept, 0.2)
+        torch.library.opcheck(native.egru_forward.operator, (*tensors, kept, 0.2))
+        given = (tensors[2], tensors[5], tensors[7], kept, gates, q_g, y, c, o)
+        gradients = (torch.ones_like(y), None, None, None)
+        torch.library.opcheck(native.egru_backward.operator, (*given, None, *gradients, 0.2, 0.7, 1.0))
+    torch.library.opcheck(native.egru_weight_gradient.operator, (y.flatten(0, 1), gates.flatten(0, 1)))

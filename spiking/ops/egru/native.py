@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY, EGRUState, EGRUTrajectory
 from rheobase.spiking.ops.native import function, library
+from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.surrogates import Triangle
 
 
@@ -52,7 +53,8 @@ def _product(x_NI: Tensor, weight_IG: Tensor, bias_G: Tensor) -> Tensor:
     return out_NG
 
 
-def _weight_gradient(x_NI: Tensor, g_NG: Tensor) -> Tensor:
+@opaque(lambda x_NI, g_NG: x_NI.new_empty(x_NI.shape[1], g_NG.shape[1]))
+def egru_weight_gradient(x_NI: Tensor, g_NG: Tensor) -> Tensor:
     """x^T g."""
     if not _few_events(x_NI):
         return x_NI.t() @ g_NG
@@ -62,41 +64,105 @@ def _weight_gradient(x_NI: Tensor, g_NG: Tensor) -> Tensor:
     return out_IG
 
 
+def _outputs(x_BTI, kernel, recurrent, *_):
+    """y, c, o, trace, the gates and the part of q for g, not yet written."""
+    batch, steps, units = *x_BTI.shape[:2], recurrent.shape[0]
+    return tuple(x_BTI.new_empty(batch, steps, width) for width in (*[units] * 4, 3 * units, units))
+
+
+@opaque(_outputs)
+def egru_forward(
+    x_BTI: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor, recurrent_bias: Tensor, thr: Tensor, y_0: Tensor,
+    c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    (batch, steps, _), units = x_BTI.shape, len(thr)
+    gates = _product(x_BTI.flatten(0, 1), kernel, bias).view(batch, steps, 3 * units)
+    y, c, o, trace, q_g = (x_BTI.new_empty(batch, steps, units) for _ in range(5))
+    q = x_BTI.new_empty(batch, 3 * units)
+    run = _Run(
+        few=int(units * (3 + batch / 5) / torch.get_num_threads()),
+        events=int(torch.count_nonzero(y_0)),
+        zoneout=zoneout,
+        gates=gates,
+        q_g=q_g,
+        q=q,
+        y=y,
+        c=c,
+        o=o,
+        trace=trace,
+        y_0=y_0,
+        c_0=c_0,
+        trace_0=trace_0,
+        weight=recurrent,
+        bias=recurrent_bias,
+        thr=thr,
+        kept=kept,
+    )
+    forward = function(f"egru_forward_{SUFFIXES[x_BTI.dtype]}", ctypes.c_void_p, ctypes.c_int64)
+    at = ctypes.addressof(run)
+    forward(at, False)
+    while run.t < steps:
+        torch.addmm(recurrent_bias, y[:, run.t - 1] if run.t else y_0, recurrent, out=q)
+        forward(at, True)
+    return y, c, o, trace, gates, q_g
+
+
+def _gradients(recurrent, thr, c_0, kept, gates, *_):
+    """Gradients of a and q [B, T, 3H], not yet written; of the first y, c and trace, and of thr [B, H], begun at 0."""
+    return *(torch.empty_like(gates) for _ in range(2)), *(torch.zeros_like(c_0) for _ in range(4))
+
+
+@opaque(_gradients)
+def egru_backward(
+    recurrent: Tensor, thr: Tensor, c_0: Tensor, kept: Tensor | None, gates: Tensor, q_g: Tensor, y: Tensor, c: Tensor,
+    o: Tensor, slope: Tensor | None, g_y: Tensor | None, g_c: Tensor | None, g_o: Tensor | None,
+    g_trace: Tensor | None, zoneout: float, gamma: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    of_a, of_q, of_y, of_c, of_trace, of_thr = gradients = _gradients(recurrent, thr, c_0, kept, gates)
+    g_y, g_c, g_o, g_trace = (None if g is None else g.contiguous() for g in (g_y, g_c, g_o, g_trace))
+    run = _Run(
+        zoneout=zoneout,
+        gamma=gamma,
+        eps=eps,
+        gates=gates,
+        q_g=q_g,
+        y=y,
+        c=c,
+        o=o,
+        c_0=c_0,
+        thr=thr,
+        kept=kept,
+        slope=slope,
+        g_y=g_y,
+        g_c=g_c,
+        g_o=g_o,
+        g_trace=g_trace,
+        none=torch.zeros_like(thr),
+        of_a=of_a,
+        of_q=of_q,
+        of_y=of_y,
+        of_c=of_c,
+        of_trace=of_trace,
+        of_thr=of_thr,
+    )
+    backward = function(f"egru_backward_{SUFFIXES[y.dtype]}", ctypes.c_void_p)
+    at, back = ctypes.addressof(run), recurrent.t()
+    for t in reversed(range(run.steps)):
+        run.t = t
+        backward(at)
+        torch.mm(of_q[:, t], back, out=of_y)
+    return gradients
+
+
 class _EGRU(torch.autograd.Function):
     """Keeps the gates and the recurrent part of the candidate for the backward pass: 4H numbers a step beside the
     outputs."""
 
     @staticmethod
     def forward(ctx, x, kernel, recurrent, bias, recurrent_bias, thr, y_0, c_0, trace_0, kept, zoneout, surrogate):
-        (batch, steps, _), units = x.shape, len(thr)
-        gates = _product(x.flatten(0, 1), kernel, bias)
-        y, c, o, trace, q_g = (x.new_empty(batch, steps, units) for _ in range(5))
-        q = x.new_empty(batch, 3 * units)
-        run = _Run(
-            few=int(units * (3 + batch / 5) / torch.get_num_threads()),
-            events=int(torch.count_nonzero(y_0)),
-            zoneout=zoneout,
-            gates=gates,
-            q_g=q_g,
-            q=q,
-            y=y,
-            c=c,
-            o=o,
-            trace=trace,
-            y_0=y_0,
-            c_0=c_0,
-            trace_0=trace_0,
-            weight=recurrent,
-            bias=recurrent_bias,
-            thr=thr,
-            kept=kept,
+        y, c, o, trace, gates, q_g = egru_forward(
+            x, kernel, recurrent, bias, recurrent_bias, thr, y_0, c_0, trace_0, kept, zoneout
         )
-        forward = function(f"egru_forward_{SUFFIXES[x.dtype]}", ctypes.c_void_p, ctypes.c_int64)
-        at = ctypes.addressof(run)
-        forward(at, False)
-        while run.t < steps:
-            torch.addmm(recurrent_bias, y[:, run.t - 1] if run.t else y_0, recurrent, out=q)
-            forward(at, True)
         ctx.save_for_backward(x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o)
         ctx.zoneout, ctx.surrogate = zoneout, surrogate
         ctx.set_materialize_grads(False)
@@ -106,50 +172,20 @@ class _EGRU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *outer):
         x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o = ctx.saved_tensors
-        of_a, of_q = (x.new_empty(*y.shape[:2], 3 * len(thr)) for _ in range(2))
-        of_y, of_c, of_trace, of_thr = (torch.zeros_like(c_0) for _ in range(4))
-        slope = None
-        if type(ctx.surrogate) is not Triangle:
-            slope = ctx.surrogate.slope(torch.where(o > 0, c, c - thr)).contiguous()
-        g_y, g_c, g_o, g_trace = (None if g is None else g.contiguous() for g in outer)
-        run = _Run(
-            zoneout=ctx.zoneout,
-            gamma=getattr(ctx.surrogate, "gamma", 0.0),
-            eps=getattr(ctx.surrogate, "eps", 0.0),
-            gates=gates,
-            q_g=q_g,
-            y=y,
-            c=c,
-            o=o,
-            c_0=c_0,
-            thr=thr,
-            kept=kept,
-            slope=slope,
-            g_y=g_y,
-            g_c=g_c,
-            g_o=g_o,
-            g_trace=g_trace,
-            none=torch.zeros_like(thr),
-            of_a=of_a,
-            of_q=of_q,
-            of_y=of_y,
-            of_c=of_c,
-            of_trace=of_trace,
-            of_thr=of_thr,
+        if type(ctx.surrogate) is Triangle:
+            slope, triangle = None, (ctx.surrogate.gamma, ctx.surrogate.eps)
+        else:
+            slope, triangle = ctx.surrogate.slope(torch.where(o > 0, c, c - thr)).contiguous(), (0.0, 0.0)
+        of_a, of_q, of_y, of_c, of_trace, of_thr = egru_backward(
+            recurrent, thr, c_0, kept, gates, q_g, y, c, o, slope, *outer, ctx.zoneout, *triangle
         )
-        backward = function(f"egru_backward_{SUFFIXES[x.dtype]}", ctypes.c_void_p)
-        at, back = ctypes.addressof(run), recurrent.t()
-        for t in reversed(range(run.steps)):
-            run.t = t
-            backward(at)
-            torch.mm(of_q[:, t], back, out=of_y)
-        before = torch.cat([y_0[:, None], y], 1)[:, :-1]
-        x_NI, before, of_a, of_q = (part.flatten(0, 1) for part in (x, before, of_a, of_q))
+        before = torch.cat([y_0[:, None], y], 1)[:, :-1].flatten(0, 1)
+        x_NI, of_a, of_q = (part.flatten(0, 1) for part in (x, of_a, of_q))
         wanted = ctx.needs_input_grad
         return (
-            torch.mm(of_a, kernel.t()).view_as(x) if wanted[0] else None,
-            _weight_gradient(x_NI, of_a) if wanted[1] else None,
-            _weight_gradient(before, of_q) if wanted[2] else None,
+            torch.mm(of_a, kernel.t()).view(x.shape) if wanted[0] else None,
+            egru_weight_gradient(x_NI, of_a) if wanted[1] else None,
+            egru_weight_gradient(before, of_q) if wanted[2] else None,
             of_a.sum(0),
             of_q.sum(0),
             of_thr.sum(0),

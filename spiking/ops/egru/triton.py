@@ -133,7 +133,7 @@ def _wide(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
     return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
 
 
-@torch.library.custom_op("rheobase::egru", mutates_args=())
+@torch.library.custom_op("rheobase::egru_triton", mutates_args=())
 def _egru(
     x: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor, recurrent_bias: Tensor, thr: Tensor, y_0: Tensor,
     c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float, gamma: float, eps: float,
@@ -156,7 +156,7 @@ def _outputs(x, kernel, recurrent, *_):
     return tuple(x.new_empty(batch, steps, width) for width in (*[units] * 4, 3 * units, units))
 
 
-@torch.library.custom_op("rheobase::egru_backward", mutates_args=())
+@torch.library.custom_op("rheobase::egru_triton_backward", mutates_args=())
 def _egru_backward(
     recurrent: Tensor, thr: Tensor, c_0: Tensor, kept: Tensor | None, gates: Tensor, q_g: Tensor, y: Tensor, c: Tensor,
     o: Tensor, g_y: Tensor | None, g_c: Tensor | None, g_o: Tensor | None, g_trace: Tensor | None, zoneout: float,
