@@ -98,14 +98,15 @@ def _obstacles(surrogate: Surrogate, tensors: list[Tensor]) -> dict[str, tuple[s
     """What keeps a call from a form: as of `choice.takes`."""
     name, found = type(surrogate).__name__, {}
     types, device = sorted({str(t.dtype) for t in tensors}), tensors[0].device.type
+    autocast = device in BY_DEVICE and torch.is_autocast_enabled(device)
     if type(surrogate).spike is not Surrogate.spike:
         found["native"] = "a surrogate whose spike is the step", name, OTHER
+    elif autocast:
+        found["native"] = "products of the tensors' own type", "autocast", OTHER
     if type(surrogate) is not Triangle:
         found["triton"] = "the surrogate Triangle", name, OTHER
-    elif len(types) > 1:
-        found["triton"] = "tensors of one type", ", ".join(types), OTHER
-    if device in BY_DEVICE and torch.is_autocast_enabled(device):
-        found |= dict.fromkeys(BY_DEVICE.values(), ("products of the tensors' own type", "autocast", OTHER))
+    elif len(types) > 1 and not autocast:
+        found["triton"] = "tensors of one type, or autocast", ", ".join(types), OTHER
     return found
 
 

@@ -5,8 +5,11 @@ B batch, T steps, I inputs, H units, G = 3H gates in the order z, r, g. The equa
 
 The product with the input, and after the last step backward each gradient of a weight, is one product over all steps.
 Nothing waits for the host, so that a CUDA graph can hold a whole call. Products are dense: skipping silent units saves
-a GPU no time at the batches it is trained with.
+a GPU no time at the batches it is trained with. What goes into products, and the gates, are of the type of x; outputs,
+state and thresholds may be of a wider one, as under autocast.
 """
+
+import functools
 
 import torch
 import triton
@@ -34,10 +37,11 @@ def _carried(first, later, t, H, at_first, at, inside, TYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["t"])
 def _forward(
-    gates, q, q_g, y, c, o, trace, c_0, trace_0, thr, kept, t, T, H,
+    gates, q, q_g, events, y, c, o, trace, c_0, trace_0, thr, kept, t, T, H,
     ZONEOUT: tl.constexpr, DECAY: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Step t: gates is a on entry and z, r, g on return; all numbers are of a TYPE within."""
+    """Step t: gates is a on entry and z, r, g on return, events is what the next product reads [B, H]. All numbers are
+    of a TYPE within."""
     b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
     gates += 3 * (b * T + t) * H + j
@@ -62,6 +66,7 @@ def _forward(
     tl.store(gates + H, r, mask=inside)
     tl.store(gates + 2 * H, g, mask=inside)
     tl.store(q_g + at, q_of_g, mask=inside)
+    tl.store(events + at_first, sent, mask=inside)
     tl.store(y + at, sent, mask=inside)
     tl.store(c + at, tl.where(over > 0, over, p), mask=inside)
     tl.store(o + at, fired, mask=inside)
@@ -138,22 +143,23 @@ def _egru(
     x: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor, recurrent_bias: Tensor, thr: Tensor, y_0: Tensor,
     c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float, gamma: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    y, c, o, trace, gates, q_g = outputs = _outputs(x, kernel, recurrent)
+    y, c, o, trace, gates, q_g = outputs = _outputs(x, kernel, recurrent, bias, recurrent_bias, thr)
     torch.addmm(bias, x.flatten(0, 1), kernel, out=gates.flatten(0, 1))
-    q = gates.new_empty(gates.shape[0], gates.shape[2])
-    tensors = [gates, q, q_g, y, c, o, trace, c_0.contiguous(), trace_0.contiguous(), thr.contiguous(), kept]
+    q, events = gates.new_empty(gates.shape[0], gates.shape[2]), y_0.to(x.dtype, copy=True).contiguous()
+    tensors = [gates, q, q_g, events, y, c, o, trace, c_0.contiguous(), trace_0.contiguous(), thr.contiguous(), kept]
     with torch.cuda.device_of(x):
         for t in range(x.shape[1]):
-            torch.addmm(recurrent_bias, y[:, t - 1] if t else y_0, recurrent, out=q)
-            _launch(_forward, tensors, t, y, ZONEOUT=zoneout, TYPE=_wide(x.dtype)[1])
+            torch.addmm(recurrent_bias, events, recurrent, out=q)
+            _launch(_forward, tensors, t, y, ZONEOUT=zoneout, TYPE=_wide(y.dtype)[1])
     return outputs
 
 
 @_egru.register_fake
-def _outputs(x, kernel, recurrent, *_):
+def _outputs(x, kernel, recurrent, bias, recurrent_bias, thr, *_):
     """y, c, o, trace, the gates and the part of q for g, not yet written."""
     batch, steps, units = *x.shape[:2], recurrent.shape[0]
-    return tuple(x.new_empty(batch, steps, width) for width in (*[units] * 4, 3 * units, units))
+    shown = (thr.new_empty(batch, steps, units) for _ in range(4))
+    return *shown, x.new_empty(batch, steps, 3 * units), x.new_empty(batch, steps, units)
 
 
 @torch.library.custom_op("rheobase::egru_triton_backward", mutates_args=())
@@ -179,7 +185,7 @@ def _egru_backward(
 def _gradients(recurrent, thr, c_0, kept, gates, *_):
     """Gradients of a and q [B, T, 3H] and of the first y [B, H], and, in the type that a cell computes in, of the first
     c and trace and of thr [B, H], not yet written."""
-    carried = (gates.new_empty(c_0.shape, dtype=_wide(gates.dtype)[0]) for _ in range(3))
+    carried = (c_0.new_empty(c_0.shape, dtype=_wide(c_0.dtype)[0]) for _ in range(3))
     return gates.new_empty(gates.shape), gates.new_empty(gates.shape), gates.new_empty(c_0.shape), *carried
 
 
@@ -195,7 +201,7 @@ def _differentiate(ctx, g_y, g_c, g_o, g_trace, *_):
     of_a, of_q, of_y, of_c, of_trace, of_thr = _egru_backward(
         recurrent, thr, c_0, kept, gates, q_g, y, c, o, g_y, g_c, g_o, g_trace, *ctx.numbers
     )
-    before = torch.cat([y_0[:, None], y], 1)[:, :-1].flatten(0, 1)
+    before = torch.cat([y_0[:, None], y], 1)[:, :-1].flatten(0, 1).to(x.dtype)
     x_NI, of_a, of_q = x.flatten(0, 1), of_a.flatten(0, 1), of_q.flatten(0, 1)
     wanted = ctx.needs_input_grad
     return (
@@ -205,7 +211,8 @@ def _differentiate(ctx, g_y, g_c, g_o, g_trace, *_):
         of_a.sum(0),
         of_q.sum(0),
         of_thr.sum(0).to(thr.dtype),
-        *(of_y, of_c.to(c.dtype), of_trace.to(c.dtype), None, None, None, None),
+        *(part.to(c.dtype) for part in (of_y, of_c, of_trace)),
+        *(None, None, None, None),
     )
 
 
@@ -215,12 +222,17 @@ _egru.register_autograd(_differentiate, setup_context=_keep)
 def egru(
     x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state, *, surrogate: Triangle, zoneout, kept
 ) -> tuple[EGRUTrajectory, EGRUState]:
-    """`ops.egru` in Triton, for tensors of one type on one device; it can be differentiated once.
+    """`ops.egru` in Triton, for tensors on one device, of one type or under autocast, whose type the products have; it
+    can be differentiated once.
 
     kept  zoneout in training, True where the update is kept [B, T, H], or None
     """
-    y, c, o, trace, *_ = _egru(
-        x, kernel, recurrent_kernel, bias, recurrent_bias, thr, *state, kept, zoneout, surrogate.gamma, surrogate.eps
-    )
+    products = (x, kernel, recurrent_kernel, bias, recurrent_bias)
+    others = (thr, *state)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        wide = functools.reduce(torch.promote_types, (t.dtype for t in others))
+        products = (t.to(torch.get_autocast_dtype(x.device.type)) for t in products)
+        others = (t.to(wide) for t in others)
+    y, c, o, trace, *_ = _egru(*products, *others, kept, zoneout, surrogate.gamma, surrogate.eps)
     run = EGRUTrajectory(y, c, o, trace)
     return run, EGRUState(*(part[:, -1].clone() for part in (y, c, trace))) if x.shape[1] else state
