@@ -1,0 +1,63 @@
+"""EventGraph: the one intermediate form between models and every simulator, counter and exporter.
+
+Nodes are operations; edges carry one vector a token and declare what kind of values it holds. Weight products are
+nodes of their own; cells hold no matrices. A delay-1 edge delivers the value of the token before, and its first
+value is state. Names are module paths, and arrays live in one table under their parameter names, so that a tied
+weight is there once. The semantics are those of evaluation: no dropout.
+"""
+
+from rheobase.spiking.graph.cells import (
+    CubaLIFCell,
+    EGRUCell,
+    GradedLIFCell,
+    GRUCell,
+    LIFCell,
+    LSTMCell,
+    TernaryLIFCell,
+    WKVCell,
+)
+from rheobase.spiking.graph.event_graph import Edge, EventGraph, Node
+from rheobase.spiking.graph.layers import (
+    Add,
+    Affine,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Mix,
+    Multiply,
+    Relu,
+    Sigmoid,
+    Spike,
+    SquaredRelu,
+    Tokens,
+)
+from rheobase.spiking.graph.op import Op, Shape, require
+
+__all__ = [
+    "Add",
+    "Affine",
+    "CubaLIFCell",
+    "EGRUCell",
+    "Edge",
+    "Embedding",
+    "EventGraph",
+    "GRUCell",
+    "GradedLIFCell",
+    "LIFCell",
+    "LSTMCell",
+    "LayerNorm",
+    "Linear",
+    "Mix",
+    "Multiply",
+    "Node",
+    "Op",
+    "Relu",
+    "Shape",
+    "Sigmoid",
+    "Spike",
+    "SquaredRelu",
+    "TernaryLIFCell",
+    "Tokens",
+    "WKVCell",
+    "require",
+]
