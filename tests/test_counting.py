@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rheobase.backends import count, price
-from rheobase.spiking import LIF, Counts, Tally
+from rheobase.spiking import EGRU, LIF, Counts, Tally
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.tally import BINARY, GRADED, TERNARY, mark
 
@@ -122,3 +122,18 @@ def test_weight_bytes_are_rows_and_biases():
     assert count(Net(), X).weight_bytes == (6 * 3 + 3 * 3) * 4
     lstm = count(nn.LSTM(5, 6, batch_first=True), torch.randn(2, 7, 5))
     assert lstm.weight_bytes == 14 * 24 * (5 + 6 + 2) * 4
+
+
+def test_a_product_of_an_egru_trace_is_dense_from_the_first_step_on():
+    """The trace of a silent unit still fades: it is no event, even where it starts from nothing."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.egru, self.out = EGRU(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.out(self.egru(x, whole=True)[0].trace)
+
+    out = count(Net(), torch.randn(3, 7, 4)).operators["out"]
+    assert (out.macs, out.dense_macs, out.deliveries) == (3 * 7 * 5 * 2,) * 2 + (0,)

@@ -68,8 +68,7 @@ def egru(
         "zoneout_mask": (zoneout_mask, (batch, steps, units)),
     }
     if state is None:
-        zeros = x.new_zeros(batch, units)
-        state = EGRUState(zeros, zeros, zeros)
+        state = EGRUState(*(x.new_zeros(batch, units) for _ in EGRUState._fields))  # y alone is marked
     wanted |= {f"state.{name}": (part, (batch, units)) for name, part in state._asdict().items()}
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tuple(tensor.shape) != shape:
