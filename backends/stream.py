@@ -11,7 +11,7 @@ import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear
-from rheobase.backends.simulators._executor import check_tokens, start_state
+from rheobase.backends.simulators._executor import feed, start_state
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.backends.simulators.integer import IntegerKernels
 from rheobase.spiking import graph as ops
@@ -88,7 +88,7 @@ class Stream:
         raises  ShapeError: not integers of the vocabulary, or not [T] or one
         """
         ids = np.asarray(tokens)
-        check_tokens(self.graph, ids.reshape(1, -1) if ids.ndim < 2 else ids[None])
+        feed(self.graph, ids.reshape(1, -1) if ids.ndim < 2 else ids[None])
         row = np.ascontiguousarray(ids.reshape(-1), np.int64)
         out = np.empty((row.size, self._output.size), self.dtype)
         self._function(
@@ -131,7 +131,7 @@ class Stream:
             node, edges = self.graph.node(name), self.graph.inputs_of(name)
             if isinstance(node.op, Tokens):
                 found[f"{name}.out"] = np.arange(node.op.vocabulary)[:, None]
-            elif not node.op.state and all(e.source in found and not e.delay for e in edges.values()):
+            elif edges and not node.op.state and all(e.source in found and not e.delay for e in edges.values()):
                 method = getattr(self._kernels, type(node.op).__name__.lower())
                 outputs = method(node, {port: found[e.source] for port, e in edges.items()})
                 found |= {f"{name}.{port}": array for port, array in outputs.items()}

@@ -174,6 +174,7 @@ BY_HAND = {
         {"macs": 2 * (3 * 4 - 2) * (3 * 5 - 2), "adds": 40},
     ),
     "strided, grouped": (nn.Conv1d(4, 4, 2, stride=2, groups=2, bias=False), X[None], {"macs": 2 * 2 * 2 * 2 * 4 // 2}),
+    "transposed": (nn.ConvTranspose1d(4, 6, 2, stride=2, groups=2, bias=False), X[None], {"macs": 20 * 3 * 2}),
 }
 
 

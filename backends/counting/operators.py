@@ -231,23 +231,31 @@ def _pad(mode, args, outputs):
 
 
 def _max_pool(mode, args, outputs):
+    """What is pooled of events is sent on as events."""
     kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
     area = math.prod(kernel if len(kernel) > 1 else kernel * 2)
     mode.add(comparisons=(area - 1) * outputs[0].numel(), activation_bytes=n_bytes([args[0], outputs[0]]))
-    return mode.kinds.get(args[0], DENSE)
+    kind = mode.kinds.get(args[0], DENSE)
+    if kind in EVENT_KINDS:
+        mode.mark(outputs[0], kind, sent=True)
+    return kind
 
 
 def _convolution(mode, args, outputs):
-    """Every input element meets the kernels of its group at the places where they reach it, borders excluded."""
+    """Every input element meets the kernels of its group at the places where they reach it. What would meet padding
+    is no product, in the dense form neither."""
     x, weight, bias, *geometry = args[:9]
     name, kind = mode.operator_of(weight), mode.kinds.get(x, DENSE)
+    transposed, groups = geometry[3], geometry[5]
     with mode.paused():
-        ones = torch.ones_like(x, dtype=torch.float64)
-        reach = torch.ones_like(weight, dtype=torch.float64)
-        dense = round(aten.convolution(ones, reach, None, *geometry).sum().item())
-        done = dense
-        if kind in EVENT_KINDS:
-            done = round(aten.convolution((x != 0).double(), reach, None, *geometry).sum().item())
+        one = weight[:, :1] if transposed else weight[:groups]  # an output channel a group: each has as many products
+        reach, times = torch.ones_like(one, dtype=torch.float64), weight.numel() // one.numel()
+
+        def reached(elements):
+            return times * round(aten.convolution(elements.double(), reach, None, *geometry).sum().item())
+
+        dense = reached(torch.ones_like(x))
+        done = reached(x != 0) if kind in EVENT_KINDS else dense
         rows = int(torch.count_nonzero(x)) if kind in EVENT_KINDS else x.numel()
     if bias is not None:
         mode.add(name, adds=outputs[0].numel(), weight_bytes=n_bytes(outputs))
@@ -260,6 +268,7 @@ def _convolution(mode, args, outputs):
         activation_bytes=rows * x.element_size() + n_bytes(outputs),
         **{"acs" if kind in (BINARY, TERNARY) else "macs": done},
     )
+    return ARRIVALS if kind in EVENT_KINDS and bias is None else DENSE
 
 
 def _mkldnn_rnn(mode, args, outputs):

@@ -10,7 +10,7 @@ import numpy as np
 from rheobase.backends.trace import Trace, expand
 from rheobase.spiking.errors import ShapeError, UnsupportedError
 from rheobase.spiking.events import Events
-from rheobase.spiking.graph import EventGraph, Tokens
+from rheobase.spiking.graph import EventGraph, Input, Node, Tokens
 from rheobase.spiking.tally import EVENT_KINDS, Tally
 
 
@@ -51,20 +51,19 @@ class Kernels:
 
 
 def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Trace:
-    """Run tokens [B, T] through a graph.
+    """Run what the graph's input takes, tokens [B, T] or frames [B, T, C, H, W], through it.
 
     state    "node.port" -> array [B, n], as an earlier run's `Trace.state`; zeros if None
     record   patterns of outputs to keep, such as "layers.*.{c,y}"
-    raises   ShapeError: tokens out of range or not [B, T], or a state of another graph or number of streams
+    raises   ShapeError: an input of another shape or out of range, or a state of another graph or number of streams
     """
-    tokens = np.asarray(tokens)
-    check_tokens(graph, tokens)
-    streams, steps = tokens.shape
+    source, fed = feed(graph, tokens)
+    fed = fed.swapaxes(0, 1)
+    steps, streams = fed.shape[:2]
     kernels.begin(graph)
     kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
     recorded = expand(record, kinds)
-    inputs = {f"{n.name}.out" for n in graph.nodes if isinstance(n.op, Tokens)}
-    events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and name not in inputs]
+    events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and name != f"{source.name}.out"]
     wanted = {*recorded, *events, *graph.outputs.values(), *(e.source for e in graph.edges)}
     carried = start_state(graph, state, streams, kernels)
     values: dict = {}
@@ -72,8 +71,8 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     for group in graph.order():
         nodes = [graph.node(name) for name in group]
         edges = {n.name: graph.inputs_of(n.name) for n in nodes}
-        if isinstance(nodes[0].op, Tokens):
-            values[f"{nodes[0].name}.out"] = tokens.T[..., None]
+        if nodes[0] is source:
+            values[f"{source.name}.out"] = fed if isinstance(source.op, Tokens) else kernels.from_numpy(fed)
         elif any(n.op.state or any(e.source_node in group for e in edges[n.name].values()) for n in nodes):
             whole = kernels.sequence(nodes, edges, values, carried)
             if whole is None:
@@ -94,7 +93,7 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
         outputs={name: dense(source) for name, source in graph.outputs.items()},
         events={name: Events.from_dense(dense(name)) for name in events},
         state={name: kernels.to_numpy(array) for name, array in carried.items()},
-        tally=kernels.tally(tokens.size),
+        tally=kernels.tally(steps * streams),
         recorded={name: dense(name) for name in recorded},
     )
 
@@ -138,13 +137,10 @@ def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) ->
     carried |= previous
 
 
-def check_tokens(graph: EventGraph, tokens: np.ndarray) -> None:
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        raise ShapeError("simulate tokens", "integers [B, T]", f"{tokens.dtype} {tokens.shape}", "reshape them")
-    vocabulary = next(n.op.vocabulary for n in graph.nodes if isinstance(n.op, Tokens))
-    if tokens.size and not (0 <= tokens.min() and tokens.max() < vocabulary):
-        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise ShapeError("simulate tokens", f"ids from 0 to {vocabulary - 1}", str(wrong), "check the tokenizer")
+def feed(graph: EventGraph, values) -> tuple[Node, np.ndarray]:
+    """The input of a graph, and what it is fed, checked: a vector a step, [B, T, n]."""
+    source = next(n for n in graph.nodes if isinstance(n.op, Input))
+    return source, source.op.accept(source.name, np.asarray(values))
 
 
 def start_state(graph, state, streams, kernels) -> dict:
@@ -161,6 +157,6 @@ def start_state(graph, state, streams, kernels) -> dict:
 def _method(kernels, node):
     name = type(node.op).__name__.lower()
     method = getattr(kernels, name, None)
-    if method is None and not isinstance(node.op, Tokens):
+    if method is None:
         raise UnsupportedError(node.name, f"an op of {type(kernels).__name__}", name, "choose another simulator")
     return method

@@ -3,11 +3,13 @@
 Products whose operand is DENSE are dense, and are counted so. N items (streams, or streams x steps), H units.
 """
 
+import math
+
 import numpy as np
 
 from rheobase.backends.simulators._cells import cuba_lif_step
 from rheobase.backends.simulators._executor import Kernels
-from rheobase.spiking.graph import EGRUCell, Linear, WKVCell
+from rheobase.spiking.graph import Conv2d, EGRUCell, Linear, WKVCell
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import Gather
 from rheobase.spiking.ops.native.egru import egru_sequence
@@ -17,6 +19,11 @@ from rheobase.spiking.tally import BINARY, EVENT_KINDS, TERNARY, Counts, Tally
 def sigmoid(x):
     """1 / (1 + e^-x), without overflow for any x."""
     return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def sliding_windows(images, kernel, stride):
+    """Images [.., H, W] -> their windows of a size `kernel`, `stride` apart, [.., H', W', *kernel]."""
+    return np.lib.stride_tricks.sliding_window_view(images, kernel, (-2, -1))[..., ::stride, ::stride, :, :]
 
 
 class EventKernels(Kernels):
@@ -32,6 +39,9 @@ class EventKernels(Kernels):
             if isinstance(node.op, Linear):
                 weight = arrays["weight"].T if node.op.transposed else arrays["weight"]
                 arrays = {"product": Gather(weight, arrays.get("bias"))}
+            if isinstance(node.op, Conv2d):
+                weight = arrays["weight"]
+                arrays = {"weight": weight, "product": Gather(weight.reshape(len(weight), -1).T, arrays.get("bias"))}
             if isinstance(node.op, WKVCell):
                 arrays = {**arrays, "w": -np.exp(arrays["time_decay"])}
             self.arrays[node.name] = arrays
@@ -67,15 +77,19 @@ class EventKernels(Kernels):
         return {"out": table[token]}
 
     def linear(self, node, inputs):
-        x, product = inputs["x"], self.arrays[node.name]["product"]
-        if self.kind[node.name]["x"] in EVENT_KINDS:
-            out, rows = product(x)
-        else:
-            out, rows = x @ product.weight, x.size
-            if product.bias is not None:
-                out += product.bias
-        self.count_linear(node, len(x), rows)
+        out, rows = self.product(node, inputs["x"])
+        self.count_linear(node, len(out), rows)
         return {"out": out}
+
+    def product(self, node, x):
+        """(x weight + bias of a product's node, weight rows that were read): those of events alone, else all."""
+        product = self.arrays[node.name]["product"]
+        if self.kind[node.name]["x"] in EVENT_KINDS:
+            return product(x)
+        out = x @ product.weight
+        if product.bias is not None:
+            out += product.bias
+        return out, x.size
 
     def count_linear(self, node, n_items, rows):
         product, kind = self.arrays[node.name]["product"], self.kind[node.name]["x"]
@@ -90,6 +104,45 @@ class EventKernels(Kernels):
             activation_bytes=(rows + n_items * n_out) * self.size,
             **{"acs" if kind in (BINARY, TERNARY) else "macs": rows * n_out},
         )
+
+    def conv2d(self, node, inputs):
+        """Each window is an item of one product: an event's row is read in every window that holds the event."""
+        op, x, weight = node.op, inputs["x"], self.arrays[node.name]["weight"]
+        n_out, n_in = weight.shape[:2]
+        out, read = np.empty((len(x), math.prod(op.image(weight))), self.dtype), 0
+        edge = (0, 0), *2 * ((op.padding, op.padding),)
+        for image, result in zip(x.reshape(len(x), n_in, *op.size), out, strict=True):
+            windows = sliding_windows(np.pad(image, edge), weight.shape[2:], op.stride)
+            sums, rows = self.product(node, windows.transpose(1, 2, 0, 3, 4).reshape(-1, weight[0].size))
+            result[:] = sums.T.reshape(-1)
+            read += rows
+        dense, kind = len(x) * op.taps(weight) * n_out, self.kind[node.name]["x"]
+        done = read * n_out if kind in EVENT_KINDS else dense
+        rows = np.count_nonzero(x) if kind in EVENT_KINDS else x.size
+        biases = 0 if self.arrays[node.name]["product"].bias is None else out.size
+        self.count(
+            node.name,
+            dense_macs=dense,
+            rows=rows,
+            deliveries=rows if kind in EVENT_KINDS else 0,
+            adds=biases,
+            weight_bytes=(done + biases) * self.size,
+            activation_bytes=(rows + out.size) * self.size,
+            **{"acs" if kind in (BINARY, TERNARY) else "macs": done},
+        )
+        return {"out": out}
+
+    def maxpool2d(self, node, inputs):
+        op, x = node.op, inputs["x"]
+        images = x.reshape(len(x), x.shape[1] // math.prod(op.size), *op.size)
+        out = sliding_windows(images, (op.kernel, op.kernel), op.stride).max((-2, -1))
+        self.count(
+            node.name,
+            comparisons=(op.kernel**2 - 1) * out.size,
+            events=np.count_nonzero(out) if op.kind in EVENT_KINDS else 0,
+            activation_bytes=(x.size + out.size) * self.size,
+        )
+        return {"out": out.reshape(len(x), math.prod(out.shape[1:]))}
 
     def relu(self, node, inputs):
         x = inputs["x"]

@@ -53,6 +53,16 @@ class TorchKernels(Kernels):
         arrays = self.arrays[node.name]
         return {"out": F.linear(inputs["x"], arrays["weight"], arrays.get("bias"))}
 
+    def conv2d(self, node, inputs):
+        op, weight, bias = node.op, *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
+        images = inputs["x"].unflatten(1, (weight.shape[1], *op.size))
+        return {"out": F.conv2d(images, weight, bias, op.stride, op.padding).flatten(1)}
+
+    def maxpool2d(self, node, inputs):
+        op, x = node.op, inputs["x"]
+        images = x.unflatten(1, (-1, *op.size))
+        return {"out": F.max_pool2d(images, op.kernel, op.stride).flatten(1)}
+
     def relu(self, node, inputs):
         return {"out": F.relu(inputs["x"])}
 

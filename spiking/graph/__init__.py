@@ -17,6 +17,7 @@ from rheobase.spiking.graph.cells import (
     WKVCell,
 )
 from rheobase.spiking.graph.event_graph import Edge, EventGraph, Node
+from rheobase.spiking.graph.images import Conv2d, Frames, MaxPool2d, places
 from rheobase.spiking.graph.layers import (
     Add,
     Affine,
@@ -31,22 +32,26 @@ from rheobase.spiking.graph.layers import (
     SquaredRelu,
     Tokens,
 )
-from rheobase.spiking.graph.op import Op, Shape, require
+from rheobase.spiking.graph.op import Input, Op, Shape, require
 
 __all__ = [
     "Add",
     "Affine",
+    "Conv2d",
     "CubaLIFCell",
     "EGRUCell",
     "Edge",
     "Embedding",
     "EventGraph",
+    "Frames",
     "GRUCell",
     "GradedLIFCell",
+    "Input",
     "LIFCell",
     "LSTMCell",
     "LayerNorm",
     "Linear",
+    "MaxPool2d",
     "Mix",
     "Multiply",
     "Node",
@@ -59,5 +64,6 @@ __all__ = [
     "TernaryLIFCell",
     "Tokens",
     "WKVCell",
+    "places",
     "require",
 ]

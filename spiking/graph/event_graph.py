@@ -138,6 +138,11 @@ class EventGraph:
                 raise GraphError(f"edge {edge.source} -> {edge.target}", "ports that exist", "others", "mend the edge")
             if edge.kind != declared or edge.kind not in KINDS:
                 raise GraphError(f"edge {edge.source} -> {edge.target}", declared, edge.kind, "declare the same kind")
+            taken = by_name[target].op.accepts.get(into, edge.kind)
+            if edge.kind != taken:
+                raise GraphError(
+                    f"edge {edge.source} -> {edge.target}", f"a source of kind {taken}", edge.kind, "mend it"
+                )
             if edge.delay not in (0, 1):
                 raise GraphError(f"edge {edge.source} -> {edge.target}", "delay 0 or 1", str(edge.delay), "mend it")
         for node in self.nodes:

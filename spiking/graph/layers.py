@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from rheobase.spiking.graph.op import Op, require
+from rheobase.spiking.errors import ShapeError
+from rheobase.spiking.graph.op import Input, Op, require
 from rheobase.spiking.tally import BINARY, DENSE, GRADED
 
 
 @dataclass(frozen=True)
-class Tokens(Op):
+class Tokens(Input):
     """The input: one token id a step, seen as a binary event on one of `vocabulary` lines."""
 
     outputs = {"out": BINARY}
@@ -15,6 +16,15 @@ class Tokens(Op):
 
     def shapes(self, name, inputs, arrays):
         return {"out": (self.vocabulary,)}
+
+    def accept(self, name, values):
+        """Ids [B, T] -> [B, T, 1]."""
+        if values.ndim != 2 or values.dtype.kind not in "iu":
+            raise ShapeError(name, "integers [B, T]", f"{values.dtype} {values.shape}", "reshape them")
+        if values.size and not (0 <= values.min() and values.max() < self.vocabulary):
+            wrong = values.min() if values.min() < 0 else values.max()
+            raise ShapeError(name, f"ids from 0 to {self.vocabulary - 1}", str(wrong), "check the tokenizer")
+        return values[..., None]
 
 
 @dataclass(frozen=True)

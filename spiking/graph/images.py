@@ -1,0 +1,129 @@
+"""Ops on images. An image [C, H, W] travels as one vector of C H W numbers, in that order."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rheobase.spiking.errors import GraphError, ShapeError
+from rheobase.spiking.graph.op import Input, Op, Shape, require
+from rheobase.spiking.tally import BINARY, DENSE, GRADED, KINDS, TERNARY
+
+LEVELS = {BINARY: (0, 1), TERNARY: (-1, 0, 1)}
+"""the values of events whose kind says them"""
+
+
+def places(size: int, kernel: int, stride: int, padding: int = 0) -> int:
+    """Positions of a kernel along an axis of an image with `padding` zeros on either side; 0 where it does not fit."""
+    return max((size + 2 * padding - kernel) // stride + 1, 0)
+
+
+def check_levels(where: str, kind: str, values: np.ndarray) -> None:
+    """Refuse values that events of a kind cannot have, with a ShapeError."""
+    if kind in LEVELS and not np.isin(values, LEVELS[kind]).all():
+        raise ShapeError(where, f"{kind} pixels, each one of {LEVELS[kind]}", "others", "declare another kind")
+
+
+@dataclass(frozen=True)
+class Frames(Input):
+    """The input: one image a step, such as what an event camera sent within it.
+
+    size  [C, H, W]
+    kind  what the pixels hold: BINARY or TERNARY events, GRADED ones such as numbers of events, or DENSE values
+    """
+
+    size: tuple[int, int, int]
+    kind: str = GRADED
+
+    def __post_init__(self):
+        if self.kind not in KINDS or len(self.size) != 3 or min(self.size) < 1:
+            got = f"{self.kind!r}, {self.size}"
+            raise GraphError("Frames", f"a kind of {', '.join(KINDS)} and a size (C, H, W)", got, "mend it")
+
+    @property
+    def outputs(self):
+        return {"out": self.kind}
+
+    def shapes(self, name, inputs, arrays):
+        return {"out": (math.prod(self.size),)}
+
+    def accept(self, name, values):
+        """Frames [B, T, C, H, W] -> [B, T, C H W]."""
+        if values.ndim != 5 or values.shape[2:] != tuple(self.size) or values.dtype.kind not in "iuf":
+            got = f"{values.dtype} {values.shape}"
+            raise ShapeError(name, f"frames [B, T, {', '.join(map(str, self.size))}]", got, "reshape them")
+        check_levels(name, self.kind, values)
+        return values.reshape(*values.shape[:2], math.prod(self.size))
+
+
+@dataclass(frozen=True)
+class Conv2d(Op):
+    """out[o, i, j] = bias[o] + sum over c, u, v of weight[o, c, u, v] x[c, s i + u - p, s j + v - p].
+
+    size     (H, W) of x; its channels are those of the weight [O, C, U, V]
+    stride   s;  padding   p, zeros on every side
+
+    A tap that falls on the padding is no product: it is neither done nor counted, for dense operands either.
+    """
+
+    inputs, outputs, roles = ("x",), {"out": DENSE}, ("weight", "bias?")
+    size: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+
+    def image(self, weight: np.ndarray) -> Shape:
+        """[O, H', W'] of what comes out."""
+        return weight.shape[0], *(places(n, k, self.stride, self.padding) for n, k in self._axes(weight))
+
+    def taps(self, weight: np.ndarray) -> int:
+        """Pairs of a pixel and a weight that meet, in one image and for one output channel."""
+        reached = weight.shape[1]
+        for n, k in self._axes(weight):
+            at = self.stride * np.arange(places(n, k, self.stride, self.padding))[:, None] + np.arange(k) - self.padding
+            reached *= int(((at >= 0) & (at < n)).sum())
+        return reached
+
+    def _axes(self, weight):
+        return zip(self.size, weight.shape[2:], strict=True)
+
+    def shapes(self, name, inputs, arrays):
+        weight = arrays["weight"]
+        if weight.ndim != 4:
+            raise GraphError(f"{name}: weight", "shape (O, C, U, V)", f"{weight.shape}", "mend the graph")
+        require(name, "x", inputs["x"], (weight.shape[1] * self.size[0] * self.size[1],))
+        if "bias" in arrays:
+            require(name, "bias", arrays["bias"].shape, weight.shape[:1])
+        return {"out": _vector(name, self.image(weight))}
+
+
+@dataclass(frozen=True)
+class MaxPool2d(Op):
+    """out[c, i, j] = the largest of x[c, s i + u, s j + v], u and v from 0 to kernel - 1: events give events.
+
+    size  (H, W) of x;  stride  s;  kind  that of x
+    """
+
+    inputs = ("x",)
+    size: tuple[int, int]
+    kernel: int
+    stride: int
+    kind: str = GRADED
+
+    @property
+    def outputs(self):
+        return {"out": self.kind}
+
+    @property
+    def accepts(self):
+        return {"x": self.kind}
+
+    def shapes(self, name, inputs, arrays):
+        channels = inputs["x"][0] // (self.size[0] * self.size[1])
+        require(name, "x", inputs["x"], (channels * self.size[0] * self.size[1],))
+        return {"out": _vector(name, (channels, *(places(n, self.kernel, self.stride) for n in self.size)))}
+
+
+def _vector(name: str, image: Shape) -> Shape:
+    if min(image) < 1:
+        raise GraphError(name, "an image at least as large as the kernel", f"{image} out of it", "mend the graph")
+    return (math.prod(image),)
