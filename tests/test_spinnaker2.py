@@ -151,8 +151,9 @@ def test_what_has_no_integer_form_is_refused_and_leaves_nothing(tmp_path):
     out = tmp_path / "image"
     huge = np.full_like(graph.arrays["layers.0.bias"], 1e6)
     heavy = np.full_like(graph.arrays["layers.0.recurrent_kernel"], 100.0)
-    with pytest.raises(UnsupportedError, match="layers.0: expected Embedding, Linear or EGRUCell, got LSTMCell"):
-        export(LSTMLM(LSTMLMConfig(embedding=16, layers=(16,))), "spinnaker2", out, calibration=TEXT)
+    for calibration in (TEXT, None):
+        with pytest.raises(UnsupportedError, match="layers.0: expected Embedding, Linear or EGRUCell, got LSTMCell"):
+            export(LSTMLM(LSTMLMConfig(embedding=16, layers=(16,))), "spinnaker2", out, calibration=calibration)
     with pytest.raises(UnsupportedError, match="an accumulator below 2\\^31"):
         export(edited(graph, **{"layers.0.bias": huge}), "spinnaker2", out, calibration=TEXT)
     with pytest.raises(UnsupportedError, match="thresholds in \\[0, 1\\]"):

@@ -13,7 +13,7 @@ from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.image import unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
-from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.quantise import quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import StoredTrace, compare, load_trace, trace_bytes
 from rheobase.spiking.errors import ConfigError, FormatError
@@ -31,6 +31,7 @@ def export(
     calibration  tokens [B, T] of real text; the first 256 of its first stream make the reference trace
     raises       as `quantise` and `partition.build`; ConfigError: no calibration
     """
+    refuse_other_ops(graph)
     if calibration is None:
         raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
     calibration = np.atleast_2d(np.asarray(calibration)).astype(np.int64)

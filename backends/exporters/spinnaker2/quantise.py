@@ -107,6 +107,14 @@ def prove_bound(name: str, weight_DO, bias_O, shift_O, largest_x: int) -> None:
         )
 
 
+def refuse_other_ops(graph: EventGraph) -> None:
+    """Raise UnsupportedError where a graph has ops without an integer form, naming each kind of them."""
+    others = [n for n in graph.nodes if not isinstance(n.op, Tokens | Embedding | Linear | EGRUCell)]
+    if others:
+        kinds = ", ".join(dict.fromkeys(type(n.op).__name__ for n in others))
+        raise UnsupportedError(others[0].name, "Embedding, Linear or EGRUCell", kinds, "export an EGRU language model")
+
+
 def quantise(
     graph: EventGraph, calibration: np.ndarray, *, allow_lossy: bool = False
 ) -> tuple[EventGraph, list[Deviation]]:
@@ -117,10 +125,7 @@ def quantise(
     raises       UnsupportedError: an op without an integer form, a threshold outside [0, 1], or an accumulator
                  that could overflow;  LossyExportError: q_g saturates on the calibration data
     """
-    for node in graph.nodes:
-        if not isinstance(node.op, Tokens | Embedding | Linear | EGRUCell):
-            kind = type(node.op).__name__
-            raise UnsupportedError(node.name, "Embedding, Linear or EGRUCell", kind, "export an EGRU model")
+    refuse_other_ops(graph)
     for name, array in graph.arrays.items():
         if not np.isfinite(array).all():
             raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
