@@ -1,6 +1,7 @@
-"""Language models, and a classifier of sentences on top of them.
+"""Language models, a classifier of sentences on top of them, and one of event-camera recordings.
 
-Each lives in a file of its own with `Config` and `Model`, found by the file's name; language models have `lower()`.
+Each lives in a file of its own with `Config` and `Model`, found by the file's name; language models and the classifier
+of recordings have `lower()`.
 """
 
 if __name__ != "rheobase.models":
@@ -12,6 +13,7 @@ from pathlib import Path
 from rheobase.models._pretrained import LanguageModel, Pretrained
 from rheobase.models.classifier import Classifier, ClassifierConfig
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
+from rheobase.models.gesture import Gesture, GestureConfig
 from rheobase.models.gru_lm import GRULM, GRULMConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
 from rheobase.models.rwkv4 import RWKV4, RWKV4Config
@@ -51,6 +53,8 @@ __all__ = [
     "EGRULMConfig",
     "GRULM",
     "GRULMConfig",
+    "Gesture",
+    "GestureConfig",
     "LSTMLM",
     "LSTMLMConfig",
     "LanguageModel",

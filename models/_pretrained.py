@@ -1,4 +1,4 @@
-"""Saving, loading and checking of models: what every language model here shares, whatever its layers."""
+"""Saving, loading and checking of models: what every model here shares, and what every language model does."""
 
 import dataclasses
 import io
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from rheobase.spiking.config import from_table, to_table
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
 from rheobase.spiking.files import read_bytes, sha256, write_atomic
+
+SIZES = ("vocabulary", "embedding", "depth", "channels", "features", "units")
+"""settings that are at least 1"""
 
 
 class Pretrained(nn.Module, PyTorchModelHubMixin):
@@ -196,12 +199,7 @@ class LanguageModel(Pretrained):
                 raise ShapeError(
                     where, f"ids from 0 to {self.config.vocabulary - 1}", str(wrong), "check the tokenizer"
                 )
-        if state is None:
-            return
-        wanted = self.state_shapes(tokens.shape[0])
-        got = [tuple(tuple(part.shape) for part in layer) for layer in state]
-        if got != wanted:
-            raise ShapeError(f"{self.name} state", f"{wanted}", f"{got}", "use a state of this model and batch size")
+        check_state(self.name, state, self.state_shapes(tokens.shape[0]))
 
 
 def check_settings(name: str, config) -> None:
@@ -210,11 +208,20 @@ def check_settings(name: str, config) -> None:
         value = getattr(config, field.name)
         if type(value) not in (int, float):
             continue
-        least = 1 if field.name in ("vocabulary", "embedding", "depth") else 0
+        least = 1 if field.name in SIZES else 0
         most = 1 if "drop" in field.name else math.inf
         if not least <= value < most:
             where = f"{name} {field.name}"
             raise ConfigError(where, f"at least {least} and below {most}", str(value), "mend it")
+
+
+def check_state(name: str, state, wanted: list[tuple[tuple[int, ...], ...]]) -> None:
+    """Refuse a state, layer by layer, whose shapes are not those wanted; None is a start from rest."""
+    if state is None:
+        return
+    got = [tuple(tuple(part.shape) for part in layer) for layer in state]
+    if got != wanted:
+        raise ShapeError(f"{name} state", f"{wanted}", f"{got}", "use a state of this model and batch size")
 
 
 def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> None:

@@ -60,6 +60,19 @@ class Lowering:
     gates: int
     port: str
 
+    def layer(self, name: str, below: str, kind: str, width: int, units: int) -> tuple[list[Node], list[Edge]]:
+        """Nodes and edges of a layer of that name and size, on the output `below` of that kind and width."""
+        fed, back = ({"weight": f"{name}.{weight}", "bias": f"{name}.{bias}"} for weight, bias in self.kernels)
+        nodes = [Node(arrays["weight"], Linear(self.transposed), arrays) for arrays in (fed, back)]
+        nodes.append(Node(name, self.cell, {role: f"{name}.{array}" for role, array in self.arrays.items()}))
+        edges = [
+            Edge(below, f"{fed['weight']}.x", kind, (width,)),
+            Edge(f"{name}.{self.port}", f"{back['weight']}.x", self.cell.outputs[self.port], (units,), delay=1),
+            Edge(f"{fed['weight']}.out", f"{name}.a", DENSE, (self.gates * units,)),
+            Edge(f"{back['weight']}.out", f"{name}.q", DENSE, (self.gates * units,)),
+        ]
+        return nodes, edges
+
 
 def variational_dropout(x_BTH: Tensor, p: float, training: bool) -> Tensor:
     """Dropout with one mask [B, 1, H] a sequence, shared over time (Gal and Ghahramani, NeurIPS 2016)."""
@@ -165,21 +178,11 @@ class RecurrentLM(LanguageModel):
         nodes = [Node("tokens", Tokens(c.vocabulary)), Node("embedding", Embedding(), {"table": "embedding.weight"})]
         edges = [Edge("tokens.out", "embedding.token", BINARY, (c.vocabulary,))]
         below, kind, width = "embedding.out", DENSE, c.embedding
-        sent = how.cell.outputs[how.port]
         for i, units in enumerate(c.layers):
-            cell = f"layers.{i}"
-            (kernel, _), (recurrent, _) = how.kernels
-            for weight, bias in how.kernels:
-                arrays_of = {"weight": f"{cell}.{weight}", "bias": f"{cell}.{bias}"}
-                nodes.append(Node(f"{cell}.{weight}", Linear(how.transposed), arrays_of))
-            nodes.append(Node(cell, how.cell, {role: f"{cell}.{name}" for role, name in how.arrays.items()}))
-            edges += [
-                Edge(below, f"{cell}.{kernel}.x", kind, (width,)),
-                Edge(f"{cell}.{how.port}", f"{cell}.{recurrent}.x", sent, (units,), delay=1),
-                Edge(f"{cell}.{kernel}.out", f"{cell}.a", DENSE, (how.gates * units,)),
-                Edge(f"{cell}.{recurrent}.out", f"{cell}.q", DENSE, (how.gates * units,)),
-            ]
-            below, kind, width = f"{cell}.{how.port}", sent, units
+            layer_nodes, layer_edges = how.layer(f"layers.{i}", below, kind, width, units)
+            nodes += layer_nodes
+            edges += layer_edges
+            below, kind, width = f"layers.{i}.{how.port}", how.cell.outputs[how.port], units
         if c.projection:
             arrays_of = {"weight": "projection.weight", "bias": "projection.bias"}
             nodes += [Node("projection", Linear(transposed=True), arrays_of), Node("relu", Relu())]

@@ -34,6 +34,18 @@ class EGRULMConfig(RecurrentConfig):
     """weight of the squared distance of each layer's mean firing from the target"""
 
 
+def egru_lowering(zoneout: float) -> Lowering:
+    """How a layer of `neurons.egru.EGRU` lowers."""
+    return Lowering(
+        cell=EGRUCell(zoneout),
+        arrays={"thr": "thr"},
+        kernels=(("kernel", "bias"), ("recurrent_kernel", "recurrent_bias")),
+        transposed=False,
+        gates=3,
+        port="y",
+    )
+
+
 class EGRULM(RecurrentLM):
     """A language model of stacked EGRU layers.
 
@@ -91,14 +103,7 @@ class EGRULM(RecurrentLM):
             layer.project_()
 
     def lowering(self):
-        return Lowering(
-            cell=EGRUCell(self.config.zoneout),
-            arrays={"thr": "thr"},
-            kernels=(("kernel", "bias"), ("recurrent_kernel", "recurrent_bias")),
-            transposed=False,
-            gates=3,
-            port="y",
-        )
+        return egru_lowering(self.config.zoneout)
 
     @classmethod
     def from_reference(
