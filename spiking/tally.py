@@ -22,7 +22,8 @@ class Counts:
     """Additive integer counts of one operator, over all tokens given."""
 
     dense_macs: int = 0
-    """in x out of every executed matrix product, every operand taken as dense"""
+    """in x out of every executed matrix product, every operand taken as dense; of a convolution, the pairs of a pixel
+    and a weight that meet, none with padding"""
     macs: int = 0
     """multiply-accumulates on DENSE operands, zeros included, and on the non-zero ones of GRADED operands"""
     acs: int = 0

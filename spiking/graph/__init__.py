@@ -1,8 +1,8 @@
 """EventGraph: the one intermediate form between models and every simulator, counter and exporter.
 
-Nodes are operations; edges carry one vector a token and declare what kind of values it holds. Weight products are
-nodes of their own; cells hold no matrices. A delay-1 edge delivers the value of the token before, and its first
-value is state. Names are module paths, and arrays live in one table under their parameter names, so that a tied
+Nodes are operations; edges carry one vector a token, or a frame, and declare what kind of values it holds. Weight
+products are nodes of their own; cells hold no matrices. A delay-1 edge delivers the value of the token before, and its
+first value is state. Names are module paths, and arrays live in one table under their parameter names, so that a tied
 weight is there once. The semantics are those of evaluation: no dropout.
 """
 
