@@ -41,7 +41,7 @@ def op_runs() -> dict:
     x, g_y = torch.randn(2, 16, 128, WIDTH)
     egru = EGRU(WIDTH, WIDTH)
     ops = {
-        "LIF": (lambda x: lif(x)[0], [v], g),
+        "LIF": (lambda x: lif(x, whole=False)[0], [v], g),
         "WKV": (lambda *x: wkv(*x)[0], [w, u, k, v], g),
         "EGRU": (lambda x, *_: egru(x)[0], [x, *egru.parameters()], g_y),
     }
