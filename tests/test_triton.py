@@ -66,20 +66,21 @@ def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypat
         assert "div.rn.f32" in asm["ptx"], "rounded as torch rounds it"
 
 
-@pytest.mark.parametrize("io", ["*fp32", "*bf16"])
+@pytest.mark.parametrize(("products", "others"), [("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*bf16", "*fp32")])
 @pytest.mark.parametrize("zoneout", ["none", "evaluation", "training"])
 @pytest.mark.parametrize("capability", [80, 90])
-def test_egru_compiles(capability, zoneout, io, tmp_path, monkeypatch):
+def test_egru_compiles(capability, zoneout, products, others, tmp_path, monkeypatch):
     import triton.language as tl
 
     from rheobase.spiking.ops.egru import triton as egru
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    wide = ("of_c", "of_trace", "of_thr")
-    names = {*egru._forward.arg_names, *egru._backward.arg_names} - {*wide}
-    types = dict.fromkeys(names, io) | dict.fromkeys(("t", "T", "H"), "i32") | {"kept": "*i1"}
+    types = dict.fromkeys({*egru._forward.arg_names, *egru._backward.arg_names}, others)
+    types |= dict.fromkeys(("gates", "q", "q_g", "events", "of_a", "of_q", "of_y"), products)
+    types |= dict.fromkeys(("of_c", "of_trace", "of_thr"), "*fp32") | dict.fromkeys(("t", "T", "H"), "i32")
+    types |= {"kept": "*i1"}
     constants = {"ZONEOUT": 0.0 if zoneout == "none" else 0.2, "DECAY": 0.9, "TYPE": tl.float32, "BLOCK": egru.BLOCK}
     if zoneout != "training":
         constants["kept"] = None
-    assert compile_for(egru._forward, capability, types, constants)
-    assert compile_for(egru._backward, capability, types, constants | {"GAMMA": 0.7, "EPS": 1.0, "g_c": None})
+    assert compile_for(egru._forward, capability, types, constants)["cubin"]
+    assert compile_for(egru._backward, capability, types, constants | {"GAMMA": 0.7, "EPS": 1.0, "g_c": None})["cubin"]
