@@ -5,9 +5,9 @@
 DATA holds enwik8, wikitext-2 and sentences. One spiking language model is trained on Wikipedia's sentences and on
 those of the sets, without labels and without any dev sentence (`understanding_text`). Then, for each set: the same
 network is fine-tuned from it and trained from nothing, its learning rate taken from one grid by the part held out of
-training, with seed 0; the other seeds use that rate; every run keeps the step that the held-out part chose. The dev
-part is judged once, at the end. Finished runs are kept, so that the command goes on where it was stopped; one
-of other settings is refused.
+training, with seed 0; at that rate it is then trained anew with each seed on all training sentences, the part held
+out too, and the last step is kept. The dev part is judged once, at the end. Finished runs are kept, so that the
+command goes on where it was stopped; one of other settings is refused.
 """
 
 import argparse
@@ -71,23 +71,24 @@ def language_model(out: Path) -> Run:
 def classifiers(out: Path, name: str, kind: str, language: Run) -> list[Run]:
     """The runs of a set, one a seed, all with the rate that did best with the first."""
 
-    def one(rate: float, seed: int) -> Run:
+    def one(rate: float, seed: int, fit_all: bool) -> Run:
         files = {part: str(out / "text" / f"{name}.{part}") for part in ("train", "dev")}
         table = {
             "model": {**MODEL, "dropout": 0.1},
             "data": {"tokenizer": str(language.tokenizer_path)},
-            "sentences": {**files, "classes": SETS[name].classes, "dropout": 0.3},
+            "sentences": {**files, "classes": SETS[name].classes, "dropout": 0.3, "language": 0.2, "fit_all": fit_all},
             "train": {**CLASSIFY, "learning_rate": rate, "seed": seed},
         }
         if kind == "fine-tuned":
             table["teacher"] = {"start": str(language.folder)}
-        return train(out / name / f"{kind.replace(' ', '-')}-{rate:g}-{seed}", table)
+        return train(out / name / f"{kind.replace(' ', '-')}-{rate:g}-{seed}{'-all' * fit_all}", table)
 
     def held_out(run: Run) -> float:
         return run.metrics()["valid"]["accuracy"]
 
-    first = max((one(rate, SEEDS[0]) for rate in RATES), key=held_out)
-    return [first, *(one(first.config.train.learning_rate, seed) for seed in SEEDS[1:])]
+    chosen = max((one(rate, SEEDS[0], False) for rate in RATES), key=held_out)
+    print(f"{name}, {kind}: {100 * held_out(chosen):.1f} % on the part held out with {chosen.folder.name}")
+    return [one(chosen.config.train.learning_rate, seed, True) for seed in SEEDS]
 
 
 def main() -> None:

@@ -63,12 +63,17 @@ class Classifier(Pretrained):
 
     def run(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """As `forward`, with what the trunk's layers did at the sentences' own tokens, as one row of them."""
+        logits, runs, _ = self.read(tokens, lengths)
+        return logits, runs
+
+    def read(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any, Tensor]:
+        """As `run`, with the trunk's features [B, T, E], what lies behind a sentence's end included."""
         if lengths is None:
             lengths = torch.full(tokens.shape[:1], tokens.shape[-1], device=tokens.device)
         mask = real_tokens(tokens, lengths)
         h, _, runs = self.trunk.hidden(tokens)
         mean = torch.where(mask[..., None], h, 0).sum(1) / lengths[:, None].to(h)
-        return self.output(self.dropout(mean)), keep(runs, mask)
+        return self.output(self.dropout(mean)), keep(runs, mask), h
 
     def wake(self, tokens: Tensor, lengths: Tensor) -> None:
         """Prepare a new trunk on the first batch's own tokens, laid end to end in as many rows."""

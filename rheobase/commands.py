@@ -82,7 +82,8 @@ def train(args) -> Answer:
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
     m = run.metrics()
     if run.config.classifies:
-        valid = f"{100 * m['valid']['accuracy']:.1f} % right on the sentences held out"
+        which = "a tenth of its training sentences" if run.config.sentences.fit_all else "the sentences held out"
+        valid = f"{100 * m['valid']['accuracy']:.1f} % right on {which}"
     else:
         tokenizer = run.tokenizer()
         valid = f"{m['valid'][tokenizer.measure]:.4f} bits a {tokenizer.unit} on the validation part"

@@ -167,6 +167,32 @@ def test_a_resumed_run_ends_with_the_same_bits(scratch, folder, tmp_path):
     assert logs[0] == logs[1]
 
 
+def test_the_language_models_own_loss_is_that_of_each_sentence_by_itself(folder):
+    sections = {"sentences": {"language": 0.5}, "model": {"dropout": 0.0}}
+    config = RunConfig.from_table(table(folder, **sections))
+    corpus = config.corpus()
+    task, model = loop.prepare(config.fitted(corpus.tokenizer), corpus)
+    task.begin(model)
+    loss = task.loss(model.eval(), 3)
+    tokens, lengths, _ = task.batches(3)
+    nats, n = 0.0, 0
+    for row, length in zip(tokens, lengths, strict=True):
+        logits, _ = model.trunk(row[None, :length])
+        nats += torch.nn.functional.cross_entropy(logits[0, :-1], row[1:length], reduction="sum").item()
+        n += int(length) - 1
+    assert (loss.whole - loss.shown).item() == pytest.approx(0.5 * nats / n, rel=1e-4)
+
+
+def test_fitting_all_sentences_learns_those_held_out_too_and_keeps_the_last_step(folder, tmp_path):
+    settings = {"fit_all": True}
+    run = loop.start(tmp_path / "all", RunConfig.from_table(table(folder, sentences=settings)), quiet=True)
+    assert run.metrics()["best_step"] == 60
+    corpus = run.corpus()
+    task, _ = loop.prepare(run.config, corpus)
+    assert len(task.batches.rows) == len(corpus.train) + len(corpus.held_out) == 400
+    assert not set(map(bytes, corpus.dev.tokens)) & set(map(bytes, task.batches.rows.tokens))
+
+
 def test_fine_tuning_starts_from_a_language_model(language, folder, tmp_path):
     names = {"data": {"tokenizer": str(language.tokenizer_path)}, "teacher": {"start": str(language.folder)}}
     config = RunConfig.from_table(table(folder, **names, train={"steps": 1, "learning_rate": 1e-12}))

@@ -31,6 +31,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __add__(self, other: "Rows") -> "Rows":
+        return Rows(self.tokens + other.tokens, np.concatenate([self.labels, other.labels]))
+
     def batch(self, which: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens [B, T], lengths [B], labels [B]) of some sentences."""
         return *pad([self.tokens[i] for i in which]), torch.from_numpy(self.labels[which])

@@ -49,6 +49,10 @@ class SentencesConfig:
     """fraction of the training sentences that chooses settings and the step to keep"""
     dropout: float = 0.0
     """of the mean features, in training"""
+    language: float = 0.0
+    """weight of the language model's own loss on the training sentences beside that of their labels"""
+    fit_all: bool = False
+    """train on the part held out too and keep the last step: for settings that other runs have chosen"""
 
     @property
     def labels(self) -> int:

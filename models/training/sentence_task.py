@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 
 from rheobase.models import load_model
+from rheobase.models.classifier import real_tokens
 from rheobase.models.training.classify import LabelledCorpus, SentenceBatches, judge
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
@@ -14,8 +15,13 @@ from rheobase.spiking.errors import ConfigError
 class SentenceTask(Task):
     """Batches of labelled sentences, and the cross-entropy of their labels.
 
+        loss = -ln p(label) + language (mean over the sentences' tokens of -ln p(next token))
+
+    The second term, in nats a token, is off by default; it keeps what the language model knew. Source: Radford,
+    Narasimhan, Salimans, Sutskever, "Improving language understanding by generative pre-training", 2018, equation 5.
+
     The step that is kept has the highest accuracy on the part held out, and of several the lowest cross-entropy;
-    the dev part is not looked at.
+    with `fit_all` that part is trained on, and the last step is kept. The dev part is not looked at.
     """
 
     measure, label = "cross_entropy", "nats/sentence"
@@ -26,7 +32,11 @@ class SentenceTask(Task):
             raise ConfigError("sentences", "no [budget], and of [teacher] `start` alone", "more", "drop it")
         if config.data != DataConfig(tokenizer=config.data.tokenizer) or t.restart:
             raise ConfigError("sentences", "of [data] `tokenizer` alone, and no train.restart", "more", "drop it")
-        self.batches = SentenceBatches(corpus.train, t.batch, t.seed)
+        self.batches = SentenceBatches(corpus.train + corpus.held_out if self._all else corpus.train, t.batch, t.seed)
+
+    @property
+    def _all(self) -> bool:
+        return self.config.sentences.fit_all
 
     def rehearse(self, model):
         if self.config.teacher.start:
@@ -51,6 +61,7 @@ class SentenceTask(Task):
         model.trunk.settle()
 
     def loss(self, model, step):
+        self.step = step
         return self._loss(model, *self._batch(step))
 
     def look(self, model):
@@ -60,15 +71,20 @@ class SentenceTask(Task):
         return look.accuracy
 
     def rank(self, look):
-        return [-look.accuracy, look.cross_entropy]
+        return [-self.step] if self._all else [-look.accuracy, look.cross_entropy]
 
     def _batch(self, step: int):
         return tuple(x.to(self.config.train.device) for x in self.batches(step))
 
     def _loss(self, model, tokens, lengths, labels) -> Loss:
-        logits, runs = model.run(tokens, lengths)
+        logits, runs, h = model.read(tokens, lengths)
         loss = F.cross_entropy(logits, labels)
-        return Loss(loss + model.penalty(runs), loss, runs, int(lengths.sum()))
+        whole = loss + model.penalty(runs)
+        has_next = real_tokens(tokens, lengths)[:, 1:]
+        if self.config.sentences.language and has_next.any():
+            following = model.trunk.decode(h[:, :-1][has_next])
+            whole = whole + self.config.sentences.language * F.cross_entropy(following, tokens[:, 1:][has_next])
+        return Loss(whole, loss, runs, int(lengths.sum()))
 
 
 def require_settings_of(source, model, where: str) -> None:
