@@ -3,6 +3,7 @@
 Each op's tests for the interpreter are `tests/laws/triton_*.py`: TRITON_INTERPRET counts when a kernel is defined.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -84,3 +85,10 @@ def test_egru_compiles(capability, zoneout, products, others, tmp_path, monkeypa
         constants["kept"] = None
     assert compile_for(egru._forward, capability, types, constants)["cubin"]
     assert compile_for(egru._backward, capability, types, constants | {"GAMMA": 0.7, "EPS": 1.0, "g_c": None})["cubin"]
+
+
+@pytest.mark.parametrize("op", ["lif", "wkv"])
+def test_operators_have_names_of_their_own(op):
+    """Of two under one name the later would be called, with the other's arguments."""
+    native, kernels = (importlib.import_module(f"rheobase.spiking.ops.{op}.{form}") for form in ("native", "triton"))
+    assert getattr(native, f"{op}_backward").operator._qualname != getattr(kernels, f"_{op}_backward")._qualname

@@ -170,7 +170,7 @@ def _launch(kernel, tensors: list[Tensor | None], x_BTD: Tensor, v_reset: float 
         kernel[grid](*tensors, steps, units, **options, num_warps=WARPS, enable_fp_fusion=False)
 
 
-@torch.library.custom_op("rheobase::lif", mutates_args=())
+@torch.library.custom_op("rheobase::lif_triton", mutates_args=())
 def _lif(
     x_BTD: Tensor, v0_BD: Tensor, tau_D: Tensor, theta_D: Tensor, v_reset: float | None, decay_input: bool,
     strict: bool, ternary: bool, detach_reset: bool, surrogate: str, first: float, second: float, whole: bool,
@@ -194,7 +194,7 @@ def _outputs(x_BTD, v0_BD, tau_D, theta_D, *settings):
     return x_BTD.new_empty(x_BTD.shape), v, h, v0_BD.new_empty(batch, units), kept
 
 
-@torch.library.custom_op("rheobase::lif_backward", mutates_args=())
+@torch.library.custom_op("rheobase::lif_triton_backward", mutates_args=())
 def _lif_backward(
     x_BTD: Tensor, tau_D: Tensor, theta_D: Tensor, kept_BSD: Tensor, g_s_BTD: Tensor, g_v_BTD: Tensor | None,
     g_h_BTD: Tensor | None, g_last_BD: Tensor, v_reset: float | None, decay_input: bool, strict: bool, ternary: bool,

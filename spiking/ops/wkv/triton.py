@@ -139,7 +139,7 @@ def _launch(kernel, tensors: list[Tensor], k_BTD: Tensor, **options) -> None:
         kernel[grid](*tensors, steps, channels, **options, STEPS=STEPS, BLOCK=BLOCK, num_warps=WARPS)
 
 
-@torch.library.custom_op("rheobase::wkv", mutates_args=())
+@torch.library.custom_op("rheobase::wkv_triton", mutates_args=())
 def _wkv(
     w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,7 +159,7 @@ def _outputs(w_D, u_D, k_BTD, v_BTD, gate_BTD, state_B3D, keep):
     return k_BTD.new_empty(k_BTD.shape), new(batch, 3, channels), new(batch, stretches, 3, channels)
 
 
-@torch.library.custom_op("rheobase::wkv_backward", mutates_args=())
+@torch.library.custom_op("rheobase::wkv_triton_backward", mutates_args=())
 def _wkv_backward(
     w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor,
     last_B3D: Tensor, kept_BS3D: Tensor, g_y_BTD: Tensor, g_last_B3D: Tensor,
