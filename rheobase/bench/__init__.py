@@ -9,6 +9,8 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ class Case:
 
     runs    name -> one run of it; the first is ours
     absent  name -> why a way is not here
-    notes   name -> what else is to be known, such as the time that a compiler took
+    notes   name -> what else is to be known, such as the memory that it took
     bytes   least memory traffic of a run, read and written, or 0 where memory is not the limit
     tokens  tokens of a run, or 0
     extra   further figures, such as the measured activity
@@ -51,51 +53,74 @@ class Setting:
     small: bool = False
 
 
-def parts() -> dict[str, Callable[[Setting], list[Case]]]:
-    """Name -> the cases of a part."""
+def parts(device: str = "cpu") -> dict[str, Callable[[Setting], list[Case]]]:
+    """Name -> the cases of a part. Generation is a CPU's."""
     from rheobase.bench import decode, ops, training
 
-    return {"lif": ops.lif, "wkv": ops.wkv, "egru": ops.egru, "training": training.steps, "decode": decode.stacks}
+    known = {"lif": ops.lif, "wkv": ops.wkv, "egru": ops.egru, "training": training.steps}
+    return known | ({"decode": decode.stacks} if device == "cpu" else {})
+
+
+def tried(ways: Mapping[str, Callable[[], object]]) -> tuple[dict, dict[str, str]]:
+    """Call each -> name -> what it gives, and name -> why it raised: a library that is absent, or a call it refuses."""
+    given, absent = {}, {}
+    for name, way in ways.items():
+        try:
+            given[name] = way()
+        except Exception as error:
+            absent[name] = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    return given, absent
 
 
 def measure(case: Case, setting: Setting, say: Callable[[str], None] = lambda _: None) -> dict:
-    """Time a case's runs in turn -> a record for JSON; milliseconds.
+    """Time a case's runs in turn -> a record for JSON; milliseconds, and the seconds of each way's first run.
 
     On one CPU thread the process's own time is taken, which others on the machine disturb little; on several, the
-    clock; on a GPU, its events.
+    clock; on a GPU, its events. A way that raises at its first run is listed as absent, unless it is ours.
     """
-    runs = dict(case.runs)
+
+    def first(name):
+        say(f"{case.name}, first run: {name}")
+        began = time.perf_counter()
+        _time(case.runs[name], setting.device)
+        return time.perf_counter() - began
+
+    ours, *others = case.runs
+    first_s = {ours: first(ours)}
+    more, refused = tried({name: partial(first, name) for name in others})
+    first_s |= more
+    runs = {name: case.runs[name] for name in first_s}
     if case.bytes:
-        source, target = torch.empty(2, COPY_BYTES, dtype=torch.uint8, device=setting.device)
+        source, target = torch.ones(2, COPY_BYTES, dtype=torch.uint8, device=setting.device)
         runs[COPY] = lambda: target.copy_(source)
-    times = np.empty((setting.rounds + 1, len(runs)))
-    for number, row in enumerate(times):
+    times = np.empty((setting.rounds, len(runs)))
+    for number, row in enumerate(times, 1):
         say(f"{case.name}, round {number} of {setting.rounds}")
         for i, run in enumerate(runs.values()):
             row[i] = _time(run, setting.device)
     rows = {
         name: {"ms": float(np.median(t)), "from": float(np.quantile(t, 0.25)), "to": float(np.quantile(t, 0.75))}
-        for name, t in zip(runs, 1e3 * times[1:].T, strict=True)
+        for name, t in zip(runs, 1e3 * times.T, strict=True)
     }
     record = {"case": case.name, "size": case.size, "rounds": setting.rounds, **case.extra}
     if case.bytes:
         record["gb_per_s"] = 2 * COPY_BYTES / rows.pop(COPY)["ms"] / 1e6
         record["limit_ms"] = case.bytes / record["gb_per_s"] / 1e6
-    ours = rows[next(iter(rows))]["ms"]
     for name, row in rows.items():
-        row["ratio"] = row["ms"] / ours
+        row["ratio"] = row["ms"] / rows[ours]["ms"]
+        row["first_s"] = first_s[name]
         if case.bytes:
             row["times_the_limit"] = row["ms"] / record["limit_ms"]
         if case.tokens:
             row["tokens_per_s"] = 1e3 * case.tokens / row["ms"]
         if name in case.notes:
             row["note"] = case.notes[name]
-    return {**record, "rows": rows, "absent": dict(case.absent)}
+    return {**record, "rows": rows, "absent": {**case.absent, **refused}}
 
 
 def _time(run: Callable[[], object], device: str) -> float:
     """Seconds of one run."""
-    if device.startswith("cuda"):
+    if device == "cuda":
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
         run()
@@ -116,19 +141,18 @@ def time_parts(names: list[str], setting: Setting, say: Callable[[str], None] = 
     """
     from rheobase.bench import decode
 
-    known = parts()
+    if setting.device not in ("cpu", "cuda") or (setting.device == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError("bench --device", "a device of this machine", setting.device, "use --device cpu")
+    known = parts(setting.device)
     names = names or list(known)
     if wrong := [name for name in names if name not in known]:
         raise ConfigError("bench", f"parts of {', '.join(known)}", ", ".join(wrong), "name others")
     if trained and "decode" not in names:
         raise ConfigError("bench --run", "the part decode", ", ".join(names), "name it too")
-    kind = setting.device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError("bench --device", "a device of this machine", setting.device, "use --device cpu")
     if trained:
         known["decode"] = lambda setting: decode.trained(*trained)
     records = [measure(case, setting, say) for name in names for case in known[name](setting)]
-    machine = torch.cuda.get_device_name(setting.device) if kind == "cuda" else processor()
+    machine = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
     where = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
     return {**where, "device": setting.device, "cases": records}
 
@@ -160,6 +184,8 @@ def show(record: dict) -> str:
                 line += f"  {row['times_the_limit']:.2f} limits"
             if "tokens_per_s" in row:
                 line += f"  {row['tokens_per_s']:,.0f} tokens/s"
+            if row["first_s"] > max(1, row["ms"] / 100):
+                line += f"  first run {row['first_s']:.0f} s"
             lines.append(line + (f"  {row['note']}" if "note" in row else ""))
         lines += [f"  {name:<{width}}  not here: {why}" for name, why in case["absent"].items()]
     return "\n".join(lines)

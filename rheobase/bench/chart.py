@@ -59,7 +59,7 @@ def _bars(axis, case: dict) -> None:
 def _activity(figure, cases: list[dict]) -> None:
     """Milliseconds a token against the share of units that fire: all ways, and those by events from 0 on."""
     active = [100 * case["active"] for case in cases]
-    names = list(cases[0]["rows"])
+    names = [name for name in cases[0]["rows"] if all(name in case["rows"] for case in cases)]
     colours = dict(zip(names, ["#c2410c", "#1d4ed8", "#fdba74", "#93c5fd", "#475569"], strict=False))
     left, right = figure.subplots(1, 2)
     for axis, shown in ((left, names), (right, [name for name in names if name.startswith("events")])):

@@ -4,15 +4,15 @@ B batch, T steps, N units. Each case's first run is what a user of the layer get
 """
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from rheobase.bench import Case, Setting
+from rheobase.bench import Case, Setting, tried
 from rheobase.spiking import EGRU, LIF
+from rheobase.spiking.adapters._library import load
 from rheobase.spiking.ops import wkv as wkv_op
 from rheobase.spiking.ops.choice import VARIABLE
 
@@ -25,30 +25,17 @@ def lif(setting: Setting) -> list[Case]:
     shape, size = _shape(setting)
     x, g = torch.randn(2, *shape, device=setting.device)
     layer = LIF().to(setting.device)
-    runs, absent, notes = {}, {}, {}
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "ours": lambda x: layer(x)[0],
-        "loop over x.unbind(1)": _with("reference", lambda x: layer(x)[0]),
-    }
-    for name, make in {
+    ours = {"ours": lambda x: layer(x)[0], "loop over x.unbind(1)": _with("reference", lambda x: layer(x)[0])}
+    peers = {
         "SpikingJelly, multi-step": _spikingjelly,
         "snnTorch, loop over x[t]": _snntorch,
         "Norse, loop over x.unbind(1)": _norse,
-    }.items():
-        try:
-            ways[name] = make()
-        except ImportError as error:
-            absent[name] = str(error)
+    }
     if setting.compile:
-        for name, form in {"torch.compile, scan": _scan, "torch.compile, 64 steps unrolled": _unrolled}.items():
-            compiled = torch.compile(form)
-            began = time.perf_counter()
-            _both(compiled, [x], g)()
-            notes[name] = f"compiled in {time.perf_counter() - began:.0f} s"
-            ways[name] = compiled
-    for name, way in ways.items():
-        runs[name] = _both(way, [x], g)
-    return [Case("LIF, forward + backward", size, runs, absent, notes, bytes=20 * x.numel())]
+        peers |= {"torch.compile, scan": _compiled_scan, "torch.compile, 64 steps unrolled": _compiled_pieces}
+    others, absent = tried(peers)
+    runs = {name: _both(way, [x], g) for name, way in (ours | others).items()}
+    return [Case("LIF, forward + backward", size, runs, absent, bytes=20 * x.numel())]
 
 
 def wkv(setting: Setting) -> list[Case]:
@@ -56,25 +43,18 @@ def wkv(setting: Setting) -> list[Case]:
     shape, size = _shape(setting)
     k, v, g = torch.randn(3, *shape, device=setting.device)
     w, u = torch.randn(2, shape[2], device=setting.device)
-    ways = {
+    ours = {
         "ours": lambda *x: wkv_op(*x)[0],
         "loop over x.unbind(1)": _with("reference", lambda *x: wkv_op(*x)[0]),
     }
-    absent = {}
-    if setting.device.startswith("cuda"):
-        try:
-            from fla.ops.rwkv4 import fused_recurrent_rwkv4
-
-            ways["fla, fused_recurrent_rwkv4"] = lambda w, u, k, v: fused_recurrent_rwkv4(-torch.exp(w), u, k, v)[0]
-        except ImportError as error:
-            absent["fla, fused_recurrent_rwkv4"] = str(error)
-    runs = {name: _both(way, [w, u, k, v], g) for name, way in ways.items()}
+    others, absent = tried({"fla, fused_recurrent_rwkv4": _fla} if setting.device == "cuda" else {})
+    runs = {name: _both(way, [w, u, k, v], g) for name, way in (ours | others).items()}
     return [Case("WKV, forward + backward", size, runs, absent, bytes=40 * k.numel())]
 
 
 def egru(setting: Setting) -> list[Case]:
     """A layer of EGRU with its input product, beside nn.GRU and nn.LSTM of the same width."""
-    cuda = setting.device.startswith("cuda")
+    cuda = setting.device == "cuda"
     batch, steps, units = (2, 8, 16) if setting.small else (64, 70, 1350) if cuda else (16, 128, 512)
     x, g = torch.randn(2, batch, steps, units, device=setting.device)
     ours = EGRU(units, units)
@@ -92,7 +72,7 @@ def egru(setting: Setting) -> list[Case]:
 
 
 def _shape(setting: Setting) -> tuple[tuple[int, int, int], str]:
-    shape = SMALL if setting.small else SIZES[setting.device.partition(":")[0]]
+    shape = SMALL if setting.small else SIZES[setting.device]
     return shape, "B{} T{} N{} float32".format(*shape)
 
 
@@ -139,9 +119,7 @@ def _spikingjelly():
 
 
 def _snntorch():
-    import snntorch
-
-    layer = snntorch.Leaky(beta=0.5, reset_mechanism="zero", reset_delay=False)
+    layer = load("snntorch", "snntorch>=1.0").Leaky(beta=0.5, reset_mechanism="zero", reset_delay=False)
 
     def run(x):
         v, spikes = layer.init_leaky(), []
@@ -154,9 +132,8 @@ def _snntorch():
 
 
 def _norse():
-    from norse.torch import LIFBoxCell, LIFBoxParameters
-
-    cell = LIFBoxCell(LIFBoxParameters(tau_mem_inv=torch.tensor(500.0)))
+    norse = load("norse.torch", "norse>=1.1")
+    cell = norse.LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.tensor(500.0)))
 
     def run(x):
         state, spikes = None, []
@@ -168,31 +145,33 @@ def _norse():
     return run
 
 
-_SETTINGS = {"tau": 2.0, "theta": 1.0, "v_reset": 0.0, "decay_input": True, "fire": ">=", "detach_reset": False}
+def _fla():
+    from fla.ops.rwkv4 import fused_recurrent_rwkv4
+
+    return lambda w, u, k, v: fused_recurrent_rwkv4(-torch.exp(w), u, k, v)[0]
 
 
-def _spike(h: Tensor) -> Tensor:
-    """The step with the arctangent's slope, in operators that a compiler knows."""
-    soft = torch.atan(torch.pi * h) / torch.pi
-    return (h >= 0).to(h) + soft - soft.detach()
+def _compiled_scan():
+    """LIF by torch's scan, which compiles one step; its counter is a number that the compiler has to be allowed."""
+    return torch._dynamo.config.patch(capture_scalar_outputs=True)(torch.compile(_scan))
 
 
-def _step(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    h = v + (x - v) / 2
-    s = _spike(h - 1)
-    return h - s * h, s
+def _compiled_pieces():
+    """LIF by a compiled piece of 64 steps, called until the sequence ends."""
+    piece = torch.compile(_piece)
+    return lambda x: _in_pieces(piece, x)
 
 
 def _scan(x: Tensor) -> Tensor:
     from torch._higher_order_ops.scan import scan
 
-    return scan(_step, torch.zeros_like(x[:, 0]), x, dim=1)[1].transpose(0, 1)
+    return scan(_step, torch.zeros_like(x[:, 0]), x, dim=1)[1]
 
 
-def _unrolled(x: Tensor) -> Tensor:
-    v, spikes = torch.zeros_like(x[:, 0]), []
-    for piece in x.split(64, 1):
-        v, s = _piece(v, piece)
+def _in_pieces(piece, x: Tensor) -> Tensor:
+    v, spikes = torch.zeros_like(x[:, 0], requires_grad=True), []  # as later ones: else the first is compiled apart
+    for now in x.split(64, 1):
+        v, s = piece(v, now)
         spikes.append(s)
     return torch.cat(spikes, 1)
 
@@ -203,3 +182,15 @@ def _piece(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         v, s = _step(v, now)
         spikes.append(s)
     return v, torch.stack(spikes, 1)
+
+
+def _step(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    h = v + (x - v) / 2
+    s = _spike(h - 1)
+    return h - s * h, s.clone()  # scan refuses a result that is also kept for the backward pass
+
+
+def _spike(h: Tensor) -> Tensor:
+    """The step with the arctangent's slope, in operators that a compiler knows."""
+    soft = torch.atan(torch.pi * h) / torch.pi
+    return (h >= 0).to(h) + (soft - soft.detach())

@@ -1,12 +1,11 @@
-"""Training steps of SpikeGPT: forward, backward, clipping and fused AdamW; tokens a second, memory, utilisation.
+"""Training steps of SpikeGPT: forward, backward, clipping and fused AdamW; tokens a second, and memory on a GPU."""
 
-P parameters in matrices that tokens pass, the table of the embedding left out.
-"""
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from rheobase.bench import Case, Setting
+from rheobase.bench import Case, Setting, tried
 from rheobase.bench.ops import wanting
 from rheobase.models import RWKV4, RWKV4Config, SpikeGPT, SpikeGPTConfig
 
@@ -22,13 +21,13 @@ SMALL = {"SpikeGPT 1 x 16": ({"embedding": 16, "depth": 1}, 2, 16)}
 
 def steps(setting: Setting) -> list[Case]:
     """Both placements by our kernels, the reference form by its loops too, and RWKV-4 of the same shape."""
-    sizes = SMALL if setting.small else SIZES[setting.device.partition(":")[0]]
+    sizes = SMALL if setting.small else SIZES[setting.device]
     return [_case(name, *size, setting) for name, size in sizes.items()]
 
 
 def _case(name: str, sizes: dict, batch: int, length: int, setting: Setting) -> Case:
     tokens = torch.randint(sizes.get("vocabulary", 256), (batch, length + 1), device=setting.device)
-    cuda = setting.device.startswith("cuda")
+    cuda = setting.device == "cuda"
     models = {
         "reference form": lambda: SpikeGPT(SpikeGPTConfig(**sizes)),
         "reference form, loops": lambda: SpikeGPT(SpikeGPTConfig(**sizes)),
@@ -37,15 +36,21 @@ def _case(name: str, sizes: dict, batch: int, length: int, setting: Setting) -> 
     }
     runs, notes = {}, {}
     for way, make in models.items():
+        held = torch.cuda.memory_allocated() if cuda else 0
         torch.manual_seed(0)
         run = training_step(make().to(setting.device), tokens)
         runs[way] = _looped(run) if way.endswith("loops") else run
         if cuda:
-            torch.cuda.reset_peak_memory_stats()
-            runs[way]()
-            notes[way] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+            notes |= tried({way: partial(_memory, runs[way], held)})[0]
     precision = "bfloat16 autocast" if cuda else "float32"
     return Case(f"training step, {name}", f"B{batch} T{length} {precision}", runs, {}, notes, tokens=batch * length)
+
+
+def _memory(step, held: int) -> str:
+    """What a step takes at its peak, the model's own included, beyond the bytes held before the model was made."""
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return f"{(torch.cuda.max_memory_allocated() - held) / 2**30:.1f} GiB"
 
 
 def training_step(model, tokens: torch.Tensor):
