@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
         arg("--device", default="cpu", choices=["cpu", "cuda"], help="where (default cpu)"),
         arg("--rounds", type=_positive, default=9, help="rounds, of which medians are shown (default 9)"),
         arg("--threads", type=_positive, default=1, help="CPU threads (default 1)"),
-        arg("--compile", action="store_true", help="time torch.compile's forms of LIF too: a minute or more of compiling"),
+        arg("--compile", action="store_true", help="time torch.compile's forms of LIF too, a minute of compiling"),
         arg("--small", action="store_true", help="tiny sizes: shows the way, not the speed"),
         arg("--run", metavar="RUN", help="generation by a trained EGRU language model, at its own activity"),
         arg("--out", help="folder to make for bench.json and bench.png"),
