@@ -1,8 +1,10 @@
 """`rheobase bench` at tiny sizes: what it times, what it leaves out, and that the ways compute one thing."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +74,14 @@ def test_generation_is_not_timed_on_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(ConfigError, match="expected parts of lif, wkv, egru, training, got decode"):
         time_parts(["decode"], Setting(device="cuda"))
+
+
+@needs_c
+def test_the_documented_stream_runs(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(block, {})
+    assert "layers.0.recurrent_kernel" in capsys.readouterr().out
 
 
 @needs_c
