@@ -97,6 +97,7 @@ def measure(case: Case, setting: Setting, say: Callable[[str], None] = lambda _:
     for number, row in enumerate(times, 1):
         say(f"{case.name}, round {number} of {setting.rounds}")
         for i, run in enumerate(runs.values()):
+            run()  # so that nobody pays for the memory and the caches that the way before has left
             row[i] = _time(run, setting.device)
     rows = {
         name: {"ms": float(np.median(t)), "from": float(np.quantile(t, 0.25)), "to": float(np.quantile(t, 0.75))}
