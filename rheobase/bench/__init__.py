@@ -7,7 +7,7 @@ copy of 256 MiB sets in the same rounds.
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import shorten
@@ -53,7 +53,7 @@ class Setting:
     small: bool = False
 
 
-def parts(device: str = "cpu") -> dict[str, Callable[[Setting], list[Case]]]:
+def parts(device: str = "cpu") -> dict[str, Callable[[Setting], Iterable[Case]]]:
     """Name -> the cases of a part. Generation is a CPU's."""
     from rheobase.bench import decode, ops, training
 

@@ -4,6 +4,7 @@ V vocabulary, E embedding, R share of the units that fire.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -23,13 +24,15 @@ TOKENS = 8
 """tokens of a run: other ones each time, so that weights come from where they lie when a text goes on"""
 
 
-def stacks(setting: Setting) -> list[Case]:
-    """The EGRU language model of the SpiNNaker 2 paper, weights at random, at several activities."""
+def stacks(setting: Setting) -> Iterator[Case]:
+    """The EGRU language model of the SpiNNaker 2 paper, weights at random, at several activities, one after the other:
+    each has large tables."""
     torch.manual_seed(0)
     model = EGRULM(EGRULMConfig(**(SMALL if setting.small else PAPER))).eval()
     graph = model.lower()
     tokens = np.random.default_rng(0).integers(0, model.config.vocabulary, (1, 120))
-    return [decode(at_activity(graph, tokens, share), model.config, tokens) for share in ACTIVITIES]
+    for share in ACTIVITIES:
+        yield decode(at_activity(graph, tokens, share), model.config, tokens)
 
 
 def trained(model, tokens: np.ndarray) -> list[Case]:
