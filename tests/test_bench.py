@@ -98,7 +98,7 @@ def test_a_way_that_raises_is_absent_and_ours_must_not():
     ran = []
     record = measure(Case("c", "s", {"ours": lambda: ran.append(1), "a peer": refuses}, {"other": "gone"}), TINY)
     assert record["absent"] == {"other": "gone", "a peer": "ValueError: two lines"} and list(record["rows"]) == ["ours"]
-    assert len(ran) == 1 + TINY.rounds
+    assert len(ran) == 1 + 2 * TINY.rounds
     where = {"machine": "m", "threads": 1, "torch": "t"}
     assert "  a peer  not here: ValueError: two lines" in show(where | {"cases": [record]})
     with pytest.raises(ValueError, match="two"):
