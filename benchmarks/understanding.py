@@ -14,6 +14,8 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+import torch
 from _runs import train
 from understanding_text import write_text
 
@@ -91,6 +93,18 @@ def classifiers(out: Path, name: str, kind: str, language: Run) -> list[Run]:
     return [one(chosen.config.train.learning_rate, seed, True) for seed in SEEDS]
 
 
+@torch.no_grad()
+def together(runs: list[Run]) -> float:
+    """Accuracy on dev of the mean over the runs' networks of ln p(label)."""
+    dev = runs[0].corpus().dev
+    models = [run.model() for run in runs]
+    right = 0
+    for i in range(len(dev)):
+        tokens, lengths, label = dev.batch(np.array([i]))
+        right += int(sum(model(tokens, lengths).log_softmax(-1) for model in models).argmax() == label)
+    return right / len(dev)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="the folder with enwik8, wikitext-2 and sentences")
@@ -110,6 +124,7 @@ def main() -> None:
             seconds = mean(run.metrics()["train_seconds"] for run in runs)
             each = ", ".join(f"{r:.1f}" for r in right)
             print(f"{name}, {kind}: {mean(right):.1f} % ({each}), {seconds:.0f} s a run")
+            print(f"{name}, {kind}, the networks together: {100 * together(runs):.1f} %")
         print(f"{name}, a bag of words: {100 * first.metrics()['bag_of_words']:.1f} %")
 
 
