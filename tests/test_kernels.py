@@ -12,7 +12,7 @@ from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF, ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.ops import WKVState, choice, lif, wkv
-from rheobase.spiking.ops.choice import explain, taken, takes
+from rheobase.spiking.ops.choice import _say_once, explain, taken, takes
 from rheobase.spiking.ops.lif import native as lif_in_c
 from rheobase.spiking.ops.native import library, threads
 from rheobase.spiking.ops.native.memory import empty
@@ -427,10 +427,16 @@ def test_native_runs_c_or_says_why_not(lif_calls):
     assert lif_calls.calls == 0
 
 
-def test_without_the_library(lif_calls, monkeypatch):
+def test_without_the_library(lif_calls, monkeypatch, caplog):
     monkeypatch.setattr("rheobase.spiking.ops.choice.function", lambda *_: None)
+    _say_once.cache_clear()
     x = torch.randn(2, 4, 3)
+    lif(x, kernels="reference")
+    assert not caplog.messages
     lif(x)
+    lif(x)
+    (said,) = caplog.messages
+    assert said.startswith('rheobase: "auto" takes the slower reference: native needs the C library, got none')
     assert lif_calls.calls == 0 and taken("lif") == "reference"
     with pytest.raises(UnsupportedError, match="expected the C library, got none; install a C compiler"):
         lif(x, kernels="native")

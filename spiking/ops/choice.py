@@ -6,6 +6,7 @@ A form is a module of the op's folder: `reference` in torch, `native` in C, `tri
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 
 import torch
@@ -40,8 +41,9 @@ def takes(
     """The form that a call of an op runs in: "reference", "native" or "triton".
 
     "auto" takes C for plain tensors on a CPU, all float32 or all float64, where there is a compiled library, Triton for
-    floating-point tensors on one CUDA device where Triton imports, and the reference for all others. While a counter
-    listens that watches operators the reference runs, whatever is wanted.
+    floating-point tensors on one CUDA device where Triton imports, and the reference for all others; where it is the
+    machine that lacks something, that is logged once. While a counter listens that watches operators the reference
+    runs, whatever is wanted.
 
     tensors    every tensor of the call
     obstacles  form -> what else keeps this call from it: (expected, got, remedy)
@@ -54,7 +56,16 @@ def takes(
     obstacle = _obstacle(op, form, tensors) or (obstacles or {}).get(form)
     if obstacle and choice != "auto":
         raise UnsupportedError(f"{op} kernels", *obstacle)
+    if obstacle and not torch.compiler.is_compiling() and missing(op, form, tensors[0].device.type):
+        _say_once(form, obstacle)
     return "reference" if obstacle else form
+
+
+@functools.cache
+def _say_once(form: str, lacking: tuple[str, str, str]) -> None:
+    expected, got, remedy = lacking
+    text = 'rheobase: "auto" takes the slower reference: %s needs %s, got %s; %s'
+    logging.getLogger("rheobase").warning(text, form, expected, got, remedy)
 
 
 def taken(op: str, device: str = "cpu") -> str:
