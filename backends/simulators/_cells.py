@@ -1,6 +1,6 @@
-"""Steps of cells that are the same in every array library."""
+"""What every array library has in common about cells: their steps, and how they lie in a graph."""
 
-from rheobase.spiking.graph import CubaLIFCell
+from rheobase.spiking.graph import CubaLIFCell, Edge, EGRUCell, Linear, Node
 
 
 def cuba_lif_step(op: CubaLIFCell, x, i, v, *, step) -> dict:
@@ -18,3 +18,14 @@ def cuba_lif_step(op: CubaLIFCell, x, i, v, *, step) -> dict:
         h = reset(h, step(v - op.theta))
     s = step(h - op.theta)
     return {"s": s, "v": reset(h, s) if op.reset == "now" else h, "i": i}
+
+
+def egru_layer(nodes: list[Node], edges: dict[str, dict[str, Edge]]) -> tuple[Node, Node] | None:
+    """An EGRU cell and the product of its own last events, if that is what the nodes are."""
+    by_op = {type(n.op): n for n in nodes}
+    if len(nodes) != 2 or by_op.keys() != {Linear, EGRUCell}:
+        return None
+    cell, linear = by_op[EGRUCell], by_op[Linear]
+    a, q, x = edges[cell.name]["a"], edges[cell.name]["q"], edges[linear.name]["x"]
+    inside = (x.source, x.delay, q.source, q.delay) == (f"{cell.name}.y", 1, f"{linear.name}.out", 0)
+    return (cell, linear) if inside and not a.delay and a.source != q.source else None
