@@ -78,6 +78,8 @@ def test_events_and_logits_of_the_graph_are_the_models(model, on):
 
 def test_both_counters_agree_in_all_but_bytes(model):
     frames = frames_for(model)
+    tallies = [simulate(model.lower(), frames.numpy(), on=on).tally for on in ("event", "torch")]
+    assert tallies[0] == tallies[1]
     for precise in (model, model.float()):
         frames = frames.to(precise.readout.weight.dtype)
         by_dispatch = count(precise, frames, strict=True).without_bytes()

@@ -163,13 +163,13 @@ def test_lif_nodes_give_the_layers_spikes_and_both_counts(ternary, fire, v_reset
     x = torch.randint(7, (2, 50))
     with torch.no_grad():
         spikes, logits = model.lif(model.emb(x))[0], model(x)
+    tally = count(model, x)
     for on in ("event", "torch"):
         trace = simulate(model.lower(), x.numpy(), on=on)
+        assert tally.uncounted == () and tally.without_bytes() == trace.tally.without_bytes()
         assert np.array_equal(trace.events["lif.s"].to_dense(), spikes.numpy())
         assert np.abs(trace.outputs["logits"] - logits.numpy()).max() < 1e-12
     assert set(spikes.unique().tolist()) == ({-1, 0, 1} if ternary else {0, 1})
-    tally = count(model, x)
-    assert tally.uncounted == () and tally.without_bytes() == simulate(model.lower(), x.numpy()).tally.without_bytes()
     assert tally.operators["lif"].comparisons == 2 * 50 * 5 * (2 if ternary else 1)
     assert tally.operators["out"].acs == 3 * int((spikes != 0).sum()) and tally.operators["out"].macs == 0
 
@@ -203,6 +203,15 @@ def test_both_counters_agree_in_all_but_bytes(model):
         assert by_dispatch.uncounted == () and by_dispatch.total == by_graph.total
         if not isinstance(precise, GRULM):  # torch adds one of its biases outside the product
             assert by_dispatch == by_graph
+
+
+def test_the_dense_simulator_counts_what_the_event_simulator_does(model):
+    graph, x = model.lower(), tokens(90, 2)
+    first, second = (simulate(graph, x, on=on) for on in ("event", "torch"))
+    assert first.tally == second.tally and first.tally.macs > 0
+    carried = [simulate(graph, x[:, ::2], first.state, on=on).tally for on in ("event", "torch")]
+    assert carried[0] == carried[1] != first.tally
+    assert simulate(graph, x[:, :0], on="torch").tally == simulate(graph, x[:, :0]).tally
 
 
 def test_the_tally_is_a_brute_force_count_of_the_models_tensors():

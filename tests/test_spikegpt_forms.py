@@ -93,6 +93,7 @@ def test_counts(name):
     tokens = tokens_for(model, steps=30)
     torch_count, graph_count = count(model, tokens), simulate(model.lower(), tokens).tally
     assert torch_count.uncounted == ()
+    assert graph_count == simulate(model.lower(), tokens, on="torch").tally
     assert count(model, tokens, kernels="reference").without_bytes() == torch_count.without_bytes(), "told and seen"
     same = ("dense_macs", "macs", "acs", "state_updates")
     if model.config.neuron.startswith("snntorch"):  # its step computes more than the op that equals it

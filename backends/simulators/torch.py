@@ -1,10 +1,13 @@
-"""The dense simulator in torch, on the CPU or a GPU: every product in full, nothing counted."""
+"""The dense simulator in torch, on the CPU or a GPU: every product in full, counted as if events alone were read.
+
+B streams, T steps, n units.
+"""
 
 import torch
 import torch.nn.functional as F
 
 from rheobase.backends.simulators._cells import cuba_lif_step
-from rheobase.backends.simulators._executor import Kernels
+from rheobase.backends.simulators._counting import Counting
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import Linear
 from rheobase.spiking.neurons.egru import EGRUState
@@ -12,9 +15,10 @@ from rheobase.spiking.ops.egru.reference import egru_cell
 from rheobase.spiking.ops.lif.reference import lif_step
 from rheobase.spiking.ops.wkv.reference import WKVState, wkv_step
 from rheobase.spiking.surrogates import Triangle
+from rheobase.spiking.tally import EVENT_KINDS
 
 
-class TorchKernels(Kernels):
+class TorchKernels(Counting):
     """Kernels in torch; cells are the reference's own steps."""
 
     def __init__(self, device: str = "cpu"):
@@ -23,6 +27,7 @@ class TorchKernels(Kernels):
         self.device = device
 
     def begin(self, graph):
+        super().begin(graph)
         table = {name: torch.tensor(array, device=self.device) for name, array in graph.arrays.items()}
         self.arrays = {n.name: {role: table[name] for role, name in n.arrays.items()} for n in graph.nodes}
         for node in graph.nodes:
@@ -45,31 +50,49 @@ class TorchKernels(Kernels):
     def shift(self, whole, first):
         return torch.cat([first[None], whole[:-1]]) if len(whole) else whole
 
+    def count_nonzero(self, array):
+        return torch.count_nonzero(array)
+
+    def integers(self, numbers):
+        return torch.stack(numbers).tolist() if numbers else []
+
     def embedding(self, node, inputs):
         token = torch.as_tensor(inputs["token"][:, 0].copy(), dtype=torch.long, device=self.device)
         return {"out": F.embedding(token, self.arrays[node.name]["table"])}
 
     def linear(self, node, inputs):
         arrays = self.arrays[node.name]
+        if self.kind[node.name]["x"] in EVENT_KINDS:
+            self.saw(node, rows=torch.count_nonzero(inputs["x"]))
         return {"out": F.linear(inputs["x"], arrays["weight"], arrays.get("bias"))}
 
     def conv2d(self, node, inputs):
         op, weight, bias = node.op, *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
         images = inputs["x"].unflatten(1, (weight.shape[1], *op.size))
+        if self.kind[node.name]["x"] in EVENT_KINDS:
+            here = (images != 0).sum((0, 1))
+            down, across = (torch.as_tensor(count, device=self.device) for count in op.windows(weight))
+            self.saw(node, rows=here.sum(), reads=(down[:, None] * across * here).sum())
         return {"out": F.conv2d(images, weight, bias, op.stride, op.padding).flatten(1)}
 
     def maxpool2d(self, node, inputs):
         op, x = node.op, inputs["x"]
         images = x.unflatten(1, (-1, *op.size))
-        return {"out": F.max_pool2d(images, op.kernel, op.stride).flatten(1)}
+        out = F.max_pool2d(images, op.kernel, op.stride).flatten(1)
+        if op.kind in EVENT_KINDS:
+            self.saw(node, events=torch.count_nonzero(out))
+        return {"out": out}
 
     def relu(self, node, inputs):
-        return {"out": F.relu(inputs["x"])}
+        y = F.relu(inputs["x"])
+        self.saw(node, events=torch.count_nonzero(y))
+        return {"out": y}
 
     def egrucell(self, node, inputs, state):
         before = EGRUState(state["c"], state["c"], state["trace"])
         thr = self.arrays[node.name]["thr"]
-        _, after = egru_cell(inputs["a"], inputs["q"], thr, before, surrogate=Triangle(), zoneout=node.op.zoneout)
+        o, after = egru_cell(inputs["a"], inputs["q"], thr, before, surrogate=Triangle(), zoneout=node.op.zoneout)
+        self.saw(node, events=torch.count_nonzero(o))
         return after._asdict()
 
     def lstmcell(self, node, inputs, state):
@@ -83,13 +106,16 @@ class TorchKernels(Kernels):
         return {"h": n + torch.sigmoid(a_z + q_z) * (state["h"] - n)}
 
     def spike(self, node, inputs):
-        return {"out": (inputs["x"] >= 0).to(inputs["x"].dtype)}
+        s = (inputs["x"] >= 0).to(inputs["x"].dtype)
+        self.saw(node, events=torch.count_nonzero(s))
+        return {"out": s}
 
     def lifcell(self, node, inputs, state, ternary=False, graded=False):
         settings = {n: getattr(node.op, n) for n in ("tau", "theta", "v_reset", "decay_input", "fire")}
         settings |= self.arrays[node.name]
         settings |= {"detach_reset": False, "surrogate": Triangle(), "ternary": ternary}
         s, v, h = lif_step(inputs["x"], state["v"], **settings)
+        self.saw_spikes(node, inputs["x"], s)
         return {"s": torch.where(s != 0, h, 0) if graded else s, "v": v}
 
     def ternarylifcell(self, node, inputs, state):
@@ -100,7 +126,9 @@ class TorchKernels(Kernels):
 
     def cubalifcell(self, node, inputs, state):
         x = inputs["x"]
-        return cuba_lif_step(node.op, x, state["i"], state["v"], step=lambda u: (u > 0).to(x.dtype))
+        out = cuba_lif_step(node.op, x, state["i"], state["v"], step=lambda u: (u > 0).to(x.dtype))
+        self.saw_spikes(node, x, out["s"])
+        return out
 
     def wkvcell(self, node, inputs, state):
         arrays = self.arrays[node.name]
@@ -126,7 +154,9 @@ class TorchKernels(Kernels):
         return {"out": torch.sigmoid(inputs["x"])}
 
     def squaredrelu(self, node, inputs):
-        return {"out": torch.relu(inputs["x"]) ** 2}
+        y = torch.relu(inputs["x"]) ** 2
+        self.saw(node, events=torch.count_nonzero(y))
+        return {"out": y}
 
     def multiply(self, node, inputs):
         return {"out": inputs["a"] * inputs["b"]}

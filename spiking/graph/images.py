@@ -77,11 +77,15 @@ class Conv2d(Op):
 
     def taps(self, weight: np.ndarray) -> int:
         """Pairs of a pixel and a weight that meet, in one image and for one output channel."""
-        reached = weight.shape[1]
+        return weight.shape[1] * math.prod(int(count.sum()) for count in self.windows(weight))
+
+    def windows(self, weight: np.ndarray) -> list[np.ndarray]:
+        """How many places of the kernel hold each row of pixels [H], and each column [W]."""
+        found = []
         for n, k in self._axes(weight):
             at = self.stride * np.arange(places(n, k, self.stride, self.padding))[:, None] + np.arange(k) - self.padding
-            reached *= int(((at >= 0) & (at < n)).sum())
-        return reached
+            found.append(np.bincount(at[(at >= 0) & (at < n)], minlength=n))
+        return found
 
     def _axes(self, weight):
         return zip(self.size, weight.shape[2:], strict=True)
