@@ -15,7 +15,7 @@ def simulate(graph: EventGraph, tokens, state=None, *, on: str = "event", record
     graph    what `model.lower()` gives
     tokens   integers [B, T];  frames [B, T, C, H, W] where the graph's input is `Frames`
     state    `Trace.state` of the run before, zeros if None
-    on       "event" (work proportional to events, counted), "torch" (dense, `device=`), "integer" (a graph
+    on       "event" (work proportional to events), "torch" (dense, `device=`), both counted; "integer" (a graph
              quantised for SpiNNaker 2)
     record   patterns of outputs to keep whole, such as ["layers.*.{c,y}"]
     returns  Trace(outputs, events, state, tally, recorded)
