@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rheobase.backends import count
 from rheobase.models import EGRULM, EGRULMConfig
 from rheobase.spiking import EGRU, ATan, EGRUState, FastSigmoid, Sigmoid, StraightThrough, Triangle
-from rheobase.spiking.errors import UnsupportedError
+from rheobase.spiking.errors import ShapeError, UnsupportedError
 from rheobase.spiking.ops import egru
 from rheobase.spiking.ops.egru import native
 from rheobase.spiking.ops.native import library
@@ -45,14 +46,21 @@ def case(size, seed=0, inputs=INPUTS, dtype=torch.float64):
     return [t.to(dtype) for t in tensors], [w.to(dtype) for w in weights]
 
 
+def from_product(tensors):
+    """The same case, given the product of x instead of x."""
+    x, kernel, recurrent, bias, *others = tensors
+    return [F.linear(x, kernel.t(), bias), None, recurrent, None, *others]
+
+
 def run(tensors, weights, kernels, **settings):
-    """(the trajectory and the last state, gradients of all tensors, numbers drawn)."""
-    leaves = [t.detach().requires_grad_() for t in tensors]
+    """(the trajectory and the last state, gradients of all tensors that are given, numbers drawn)."""
+    leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
     torch.manual_seed(1)
     trajectory, state = egru(*leaves[:6], EGRUState(*leaves[6:]), kernels=kernels, **settings)
     outputs = (*trajectory, *state)
     loss = sum((w * part).sum() for w, part in zip(weights, outputs, strict=True) if w is not None)
-    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    given = [leaf for leaf in leaves if leaf is not None]
+    gradients = torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True)
     return outputs, gradients, torch.get_rng_state()
 
 
@@ -77,6 +85,24 @@ def test_float64_is_the_reference(size):
         settings = {"surrogate": SURROGATES[(seed + size[0]) % len(SURROGATES)], **modes[(seed + 2) % 4]}
         wanted = run(tensors, weights, "reference", **settings)
         assert_same(run(tensors, weights, "native", **settings), wanted, 1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES + EMPTY)
+def test_it_goes_on_from_the_input_s_product(size):
+    tensors, weights = case(size)
+    wanted = run(from_product(tensors), weights, "reference", surrogate=Triangle())
+    assert_same(run(from_product(tensors), weights, "native", surrogate=Triangle()), wanted, 1e-12)
+    outputs, (_, _, of_recurrent, _, *of_others), _ = run(tensors, weights, "reference", surrogate=Triangle())
+    for a, b in zip((*outputs, of_recurrent, *of_others), (*wanted[0], *wanted[1][1:]), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("inputs, kernel, bias", [(5, None, None), (9, None, 9), (5, (5, 9), None)])
+def test_a_product_is_given_whole_or_not_at_all(inputs, kernel, bias):
+    x, thr, zeros = torch.zeros(1, 2, inputs), torch.zeros(3), torch.zeros(9)
+    kernel, bias = (None if shape is None else torch.zeros(shape) for shape in (kernel, bias))
+    with pytest.raises(ShapeError, match=r"neither and x of shape \[B, T, 9\]"):
+        egru(x, kernel, torch.zeros(3, 9), bias, zeros, thr, surrogate=Triangle())
 
 
 def test_the_cases_fire_and_stay_silent():

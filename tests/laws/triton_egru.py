@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_egru_kernels import assert_same, case, run
+from test_egru_kernels import assert_same, case, from_product, run
 
 from rheobase.backends import count
 from rheobase.spiking import EGRU, ATan, EGRUState, Triangle
@@ -42,6 +42,12 @@ def check(size, seed, tolerance=1e-12, dtype=torch.float64, **settings):
 def test_it_is_its_reference(size, mode):
     for seed in range(2):
         check(size, seed, **mode)
+
+
+def test_it_goes_on_from_the_input_s_product():
+    tensors, weights = case((3, 7, 5))
+    wanted, got = (run(from_product(tensors), weights, k, surrogate=TRIANGLE) for k in ("reference", "triton"))
+    assert_same(got, wanted, 1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))

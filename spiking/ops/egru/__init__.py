@@ -18,9 +18,9 @@ from rheobase.spiking.tally import GRADED, announce, listens, mark, product, uns
 
 def egru(
     x: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | None,
     recurrent_kernel: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     recurrent_bias: Tensor,
     thr: Tensor,
     state: EGRUState | None = None,
@@ -43,6 +43,7 @@ def egru(
 
     x                 input                                                              [B, T, I]
     kernel            [I, 3H]      recurrent_kernel [H, 3H]      bias, recurrent_bias [3H]
+                      kernel and bias None: x is a itself [B, T, 3H]
     thr               threshold of each unit, in [0, 1]                                  [H]
     state             what an earlier call returned, zeros if not given                  each [B, H]
     zoneout_mask      1 where the update is kept, drawn if not given (training only)     [B, T, H]
@@ -60,6 +61,9 @@ def egru(
         raise ShapeError("egru", "x of shape [B, T, I]", f"{tuple(x.shape)}", "add the missing axis")
     batch, steps, inputs = x.shape
     units = thr.shape[0]
+    if (kernel is None) != (bias is None) or (kernel is None and inputs != 3 * units):
+        expected = f"kernel and bias, or neither and x of shape [B, T, {3 * units}]"
+        raise ShapeError("egru", expected, f"x of shape {tuple(x.shape)}", "give both, or a")
     wanted = {
         "kernel": (kernel, (inputs, 3 * units)),
         "recurrent_kernel": (recurrent_kernel, (units, 3 * units)),
@@ -76,7 +80,8 @@ def egru(
 
     mark(state.y, GRADED, sent=False)
     tensors = (x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state)
-    form = takes("egru", kernels, [*tensors[:-1], *state], _obstacles(surrogate, [*tensors[:-1], *state]))
+    given = [t for t in (*tensors[:-1], *state) if t is not None]
+    form = takes("egru", kernels, given, _obstacles(surrogate, given))
     if form == "reference":
         settings = {"zoneout": zoneout, "training": training, "zoneout_mask": zoneout_mask}
         return reference.egru(*tensors, surrogate=surrogate, **settings)
@@ -123,7 +128,8 @@ def _tell(tensors: tuple, run: EGRUTrajectory, zoneout: float) -> None:
     x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state = tensors
     n, size = run.y.numel(), run.y.element_size()
     mark(run.y, GRADED)
-    product(x, kernel, bias)
+    if kernel is not None:
+        product(x, kernel, bias)
     product(torch.cat([state.y[:, None], run.y], 1)[:, :-1], recurrent_kernel, recurrent_bias)
     work(
         products=(9 if zoneout else 7) * n,

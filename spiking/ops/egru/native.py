@@ -72,11 +72,12 @@ def _outputs(x_BTI, kernel, recurrent, *_):
 
 @opaque(_outputs)
 def egru_forward(
-    x_BTI: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor, recurrent_bias: Tensor, thr: Tensor, y_0: Tensor,
-    c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float,
+    x_BTI: Tensor, kernel: Tensor | None, recurrent: Tensor, bias: Tensor | None, recurrent_bias: Tensor, thr: Tensor,
+    y_0: Tensor, c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (batch, steps, _), units = x_BTI.shape, len(thr)
-    gates = _product(x_BTI.flatten(0, 1), kernel, bias).view(batch, steps, 3 * units)
+    gates = x_BTI.clone() if kernel is None else _product(x_BTI.flatten(0, 1), kernel, bias)
+    gates = gates.view(batch, steps, 3 * units)
     y, c, o, trace, q_g = (x_BTI.new_empty(batch, steps, units) for _ in range(5))
     q = x_BTI.new_empty(batch, 3 * units)
     run = _Run(
@@ -183,10 +184,10 @@ class _EGRU(torch.autograd.Function):
         x_NI, of_a, of_q = (part.flatten(0, 1) for part in (x, of_a, of_q))
         wanted = ctx.needs_input_grad
         return (
-            torch.mm(of_a, kernel.t()).view(x.shape) if wanted[0] else None,
+            (of_a if kernel is None else torch.mm(of_a, kernel.t())).view(x.shape) if wanted[0] else None,
             egru_weight_gradient(x_NI, of_a) if wanted[1] else None,
             egru_weight_gradient(before, of_q) if wanted[2] else None,
-            of_a.sum(0),
+            of_a.sum(0) if wanted[3] else None,
             of_q.sum(0),
             of_thr.sum(0),
             *(of_y, of_c, of_trace, None, None, None),
@@ -202,5 +203,6 @@ def egru(
     kept  zoneout in training, True where the update is kept [B, T, H], or None
     """
     tensors = (x, kernel, recurrent_kernel, bias, recurrent_bias, thr, *state)
-    run = EGRUTrajectory(*_EGRU.apply(*(t.contiguous() for t in tensors), kept, zoneout, surrogate))
+    tensors = (t if t is None else t.contiguous() for t in tensors)
+    run = EGRUTrajectory(*_EGRU.apply(*tensors, kept, zoneout, surrogate))
     return run, EGRUState(*(part[:, -1].clone() for part in (run.y, run.c, run.trace))) if x.shape[1] else state

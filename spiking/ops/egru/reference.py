@@ -60,7 +60,7 @@ def egru(
     x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state, *, zoneout_mask=None, **settings
 ) -> tuple[EGRUTrajectory, EGRUState]:
     """`ops.egru` as a loop over `egru_cell`, whose settings it takes."""
-    a_BTG = F.linear(x, kernel.t(), bias)
+    a_BTG = x if kernel is None else F.linear(x, kernel.t(), bias)
     masks = [None] * x.shape[1] if zoneout_mask is None else zoneout_mask.unbind(1)
     rows = []
     for a, mask in zip(a_BTG.unbind(1), masks, strict=True):

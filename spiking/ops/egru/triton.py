@@ -140,11 +140,14 @@ def _wide(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
 
 @torch.library.custom_op("rheobase::egru_triton", mutates_args=())
 def _egru(
-    x: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor, recurrent_bias: Tensor, thr: Tensor, y_0: Tensor,
-    c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float, gamma: float, eps: float,
+    x: Tensor, kernel: Tensor | None, recurrent: Tensor, bias: Tensor | None, recurrent_bias: Tensor, thr: Tensor,
+    y_0: Tensor, c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float, gamma: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     y, c, o, trace, gates, q_g = outputs = _outputs(x, kernel, recurrent, bias, recurrent_bias, thr)
-    torch.addmm(bias, x.flatten(0, 1), kernel, out=gates.flatten(0, 1))
+    if kernel is None:
+        gates.copy_(x)
+    else:
+        torch.addmm(bias, x.flatten(0, 1), kernel, out=gates.flatten(0, 1))
     q, events = gates.new_empty(gates.shape[0], gates.shape[2]), y_0.to(x.dtype, copy=True).contiguous()
     tensors = [gates, q, q_g, events, y, c, o, trace, c_0.contiguous(), trace_0.contiguous(), thr.contiguous(), kept]
     with torch.cuda.device_of(x):
@@ -205,10 +208,10 @@ def _differentiate(ctx, g_y, g_c, g_o, g_trace, *_):
     x_NI, of_a, of_q = x.flatten(0, 1), of_a.flatten(0, 1), of_q.flatten(0, 1)
     wanted = ctx.needs_input_grad
     return (
-        torch.mm(of_a, kernel.t()).view(x.shape) if wanted[0] else None,
+        (of_a if kernel is None else torch.mm(of_a, kernel.t())).view(x.shape) if wanted[0] else None,
         torch.mm(x_NI.t(), of_a) if wanted[1] else None,
         torch.mm(before.t(), of_q) if wanted[2] else None,
-        of_a.sum(0),
+        of_a.sum(0) if wanted[3] else None,
         of_q.sum(0),
         of_thr.sum(0).to(thr.dtype),
         *(part.to(c.dtype) for part in (of_y, of_c, of_trace)),
@@ -231,7 +234,8 @@ def egru(
     others = (thr, *state)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         wide = functools.reduce(torch.promote_types, (t.dtype for t in others))
-        products = (t.to(torch.get_autocast_dtype(x.device.type)) for t in products)
+        narrow = torch.get_autocast_dtype(x.device.type)
+        products = (t if t is None else t.to(narrow) for t in products)
         others = (t.to(wide) for t in others)
     y, c, o, trace, *_ = _egru(*products, *others, kept, zoneout, surrogate.gamma, surrogate.eps)
     run = EGRUTrajectory(y, c, o, trace)
