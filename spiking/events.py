@@ -74,7 +74,9 @@ class Events:
         x = np.asarray(x_BTD)
         if x.ndim != 3:
             raise ShapeError("Events.from_dense", "[B, T, D]", str(x.shape), "add the missing axis")
-        step, stream, unit = np.nonzero(x.transpose(1, 0, 2))
+        by_step = x.transpose(1, 0, 2)
+        sent = np.flatnonzero(by_step != 0)  # several times quicker than np.nonzero where they are few
+        step, stream, unit = np.unravel_index(sent, by_step.shape)
         return cls(stream, step, unit, x[stream, step, unit], *x.shape, dt_s)
 
     def to_dense(self) -> np.ndarray:

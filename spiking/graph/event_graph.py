@@ -70,10 +70,9 @@ class EventGraph:
 
     def node(self, name: str) -> Node:
         """The node of that name; raises GraphError if there is none."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise GraphError("graph", "a node's name", repr(name), "see graph.nodes")
+        if name not in self._nodes:
+            raise GraphError("graph", "a node's name", repr(name), "see graph.nodes")
+        return self._nodes[name]
 
     def arrays_of(self, node: Node) -> dict[str, np.ndarray]:
         """Role -> array of a node."""
@@ -81,7 +80,7 @@ class EventGraph:
 
     def inputs_of(self, name: str) -> dict[str, Edge]:
         """Input port -> edge of a node."""
-        return {e.target.rpartition(".")[2]: e for e in self.edges if e.target_node == name}
+        return dict(self._inputs[name])
 
     def shape_of(self, source: str) -> Shape:
         """The shape of an output "node.port"."""
@@ -145,10 +144,18 @@ class EventGraph:
                 )
             if edge.delay not in (0, 1):
                 raise GraphError(f"edge {edge.source} -> {edge.target}", "delay 0 or 1", str(edge.delay), "mend it")
+        ports: dict[str, list[str]] = {name: [] for name in by_name}
+        inputs_of: dict[str, dict[str, Edge]] = {name: {} for name in by_name}
+        for edge in self.edges:
+            target, _, into = edge.target.rpartition(".")
+            ports[target].append(into)
+            inputs_of[target][into] = edge
         for node in self.nodes:
-            ports = sorted(e.target.rpartition(".")[2] for e in self.edges if e.target_node == node.name)
-            if ports != sorted(node.op.inputs):
-                raise GraphError(node.name, f"one edge into each of {node.op.inputs}", f"{ports}", "mend the edges")
+            if sorted(ports[node.name]) != sorted(node.op.inputs):
+                got = f"{sorted(ports[node.name])}"
+                raise GraphError(node.name, f"one edge into each of {node.op.inputs}", got, "mend the edges")
+        object.__setattr__(self, "_nodes", by_name)
+        object.__setattr__(self, "_inputs", inputs_of)
         order = _groups(by_name, self.edges)
         shapes: dict[str, Shape] = {}
         for node in (by_name[name] for group in order for name in group):
