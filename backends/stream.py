@@ -196,9 +196,7 @@ class Stream:
             return make(EGRU, arrays["thr"], numbers=[op.zoneout, TRACE_DECAY])
         if isinstance(op, ops.LIFCell):
             flags = HARD * (op.v_reset is not None) + DECAY_INPUT * op.decay_input + STRICT * (op.fire == ">")
-            graded = isinstance(op, ops.GradedLIFCell)
-            ternary = op.ternary if graded else isinstance(op, ops.TernaryLIFCell)
-            flags += TERNARY * ternary + GRADED * graded
+            flags += TERNARY * op.ternary + GRADED * isinstance(op, ops.GradedLIFCell)
             both = filled("tau", op.tau), filled("theta", op.theta)
             return make(LIF, *both, numbers=[op.v_reset or 0.0], flags=flags)
         if isinstance(op, ops.WKVCell):

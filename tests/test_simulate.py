@@ -9,7 +9,8 @@ import torch
 
 from rheobase.backends import count, simulate
 from rheobase.backends.simulators.event import EventKernels
-from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig
+from rheobase.backends.simulators.torch import TorchKernels
+from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
 from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Tokens
@@ -116,6 +117,44 @@ def test_the_c_layer_saturates_as_sigmoid_and_tanh_do(dtype):
         run = egru_sequence(a, silent, thr, (zeros, zeros + 1, zeros), zoneout=0.0, decay=0.9)
         assert np.allclose(run.c[1, 0], wanted, rtol=0, atol=2 * tiny, equal_nan=True)
         assert (run.rows, run.events) == (0, 0)
+
+
+@torch.no_grad()
+def spike_fed(**options):
+    torch.manual_seed(1)
+    settings = {"embedding": 16, "depth": 2, "placement": "spike_fed", "theta": 0.1, **options}
+    return SpikeGPT(SpikeGPTConfig(**settings)).double().eval()
+
+
+@pytest.mark.parametrize(
+    "model, record",
+    [
+        (lambda: egru(zoneout=0.2), "*"),
+        (egru, "decoder.out"),
+        (spike_fed, "*"),
+        (spike_fed, "head.out"),
+        (lambda: spike_fed(ternary=True, learn=("tau", "theta")), "*.{s,y}"),
+        (lambda: spike_fed(graded=True), "*.{s,v,y}"),
+    ],
+)
+def test_ops_run_cells_as_torch_steps_them(monkeypatch, model, record):
+    graph, x = model().lower(), tokens(60, 3)
+    start = simulate(graph, tokens(7, 3)).state
+    parts = x, x[:, :1], x[:, :0]
+    whole = [simulate(graph, part, start, on="torch", record=[record]) for part in parts]
+    steps = []
+    monkeypatch.setattr(TorchKernels, "sequence", lambda *_: steps.append(1))
+    for part, by_op in zip(parts, whole, strict=True):
+        by_step = simulate(graph, part, start, on="torch", record=[record])
+        assert by_op.tally == by_step.tally == simulate(graph, part, start).tally
+        for got, wanted in ((by_op.recorded, by_step.recorded), (by_op.state, by_step.state)):
+            assert got.keys() == wanted.keys()
+            for name in wanted:
+                assert got[name].shape == wanted[name].shape and got[name].dtype == wanted[name].dtype
+                assert np.abs(got[name] - wanted[name]).max(initial=0) < 1e-12, name
+        for name, events in by_step.events.items():
+            assert np.array_equal(by_op.events[name].to_dense() != 0, events.to_dense() != 0)
+    assert steps and any(len(events) for events in whole[0].events.values())
 
 
 def test_a_cell_whose_product_reads_something_else_goes_step_by_step():
@@ -269,6 +308,12 @@ def test_probes_keep_what_is_asked_for():
     assert np.abs(recorded["layers.1.c"] - dense).max() < 1e-9
     with pytest.raises(ConfigError, match="did you mean"):
         simulate(graph, x, record=["layers.0.cc"])
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="expected a device of this machine, got 'cuda'"):
+        simulate(egru().lower(), tokens(5), on="torch", device="cuda")
 
 
 def test_a_graph_refuses_what_is_wrong_with_it():

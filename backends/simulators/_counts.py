@@ -126,12 +126,11 @@ def grucell(at: Seen) -> dict:
 
 def lifcell(at: Seen) -> dict:
     n = at.values("x")
-    ternary = isinstance(at.op, ops.TernaryLIFCell) or getattr(at.op, "ternary", False)
     return {
         "products": n,
         "division": n,
-        "adds": (7 if ternary else 4) * n + (2 * n if at.op.v_reset else 0),
-        "comparisons": (2 if ternary else 1) * n,
+        "adds": (7 if at.op.ternary else 4) * n + (2 * n if at.op.v_reset else 0),
+        "comparisons": (2 if at.op.ternary else 1) * n,
         "state_updates": n,
         "event_updates": _reached(at),
         "events": at.events,

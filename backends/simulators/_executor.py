@@ -33,17 +33,30 @@ class Kernels:
         """An array of the simulator's type."""
         return array
 
+    def indices(self, array):
+        """A NumPy array of integers, as the simulator looks rows up by."""
+        return array
+
     def to_numpy(self, array):
         """The simulator's array as NumPy's."""
         return array
 
-    def sequence(self, nodes, edges, values, carried):
+    def sequence(self, nodes, edges, values, carried, wanted):
         """A group of nodes over all steps in one call, or None where it must go step by step.
 
         edges    node -> its input port -> edge;  values, carried: as `execute` holds them
-        returns  outputs, "node.port" -> [T, B, n], and the state after the last step, "node.port" -> [B, n]
+        wanted   outputs that others read, "node.port"
+        returns  those of the group, "node.port" -> [T, B, n], and its state after the last step, "node.port" -> [B, n]
         """
         return None
+
+    def flat(self, whole):
+        """All steps and streams as one batch, [T, B, n] -> [T B, n], in an order of the simulator's own."""
+        return whole.reshape(whole.shape[0] * whole.shape[1], whole.shape[2])
+
+    def deep(self, batch, steps: int, streams: int):
+        """What `flat` was given."""
+        return batch.reshape(steps, streams, batch.shape[1])
 
     def tally(self, tokens: int) -> Tally | None:
         """What was counted since `begin`, or None."""
@@ -64,7 +77,9 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
     recorded = expand(record, kinds)
     events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and name != f"{source.name}.out"]
-    wanted = {*recorded, *events, *graph.outputs.values(), *(e.source for e in graph.edges)}
+    place = {name: i for i, group in enumerate(graph.order()) for name in group}
+    passed_on = [e.source for e in graph.edges if e.delay or place[e.source_node] != place[e.target_node]]
+    wanted = {*recorded, *events, *graph.outputs.values(), *passed_on}
     carried = start_state(graph, state, streams, kernels)
     values: dict = {}
 
@@ -72,9 +87,10 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
         nodes = [graph.node(name) for name in group]
         edges = {n.name: graph.inputs_of(n.name) for n in nodes}
         if nodes[0] is source:
-            values[f"{source.name}.out"] = fed if isinstance(source.op, Tokens) else kernels.from_numpy(fed)
+            given = kernels.indices(fed) if isinstance(source.op, Tokens) else kernels.from_numpy(fed)
+            values[f"{source.name}.out"] = given
         elif any(n.op.state or any(e.source_node in group for e in edges[n.name].values()) for n in nodes):
-            whole = kernels.sequence(nodes, edges, values, carried)
+            whole = kernels.sequence(nodes, edges, values, carried, wanted)
             if whole is None:
                 _run_by_step(nodes, edges, values, carried, wanted, (steps, streams), graph, kernels)
             else:
@@ -102,10 +118,15 @@ def _run_at_once(node, edges, values, carried, size, kernels) -> None:
     """A node that depends on no earlier step of its own: all steps and streams as one batch."""
     inputs = {}
     for port, e in edges.items():
-        whole = kernels.shift(values[e.source], carried[e.source]) if e.delay else values[e.source]
-        inputs[port] = whole.reshape(size[0] * size[1], whole.shape[-1])
+        inputs[port] = kernels.flat(arriving(e, values, carried, kernels))
     for port, out in _method(kernels, node)(node, inputs).items():
-        values[f"{node.name}.{port}"] = out.reshape(*size, out.shape[-1])
+        values[f"{node.name}.{port}"] = kernels.deep(out, *size)
+
+
+def arriving(edge, values, carried, kernels):
+    """What an edge delivers at every step, from a node that has run [T, B, n]."""
+    whole = values[edge.source]
+    return kernels.shift(whole, carried[edge.source]) if edge.delay else whole
 
 
 def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
-from rheobase.spiking.graph import Conv2d, Linear, WKVCell
+from rheobase.spiking.graph import Conv2d, GradedLIFCell, Linear, WKVCell
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import Gather
 from rheobase.spiking.ops.native.egru import egru_sequence
@@ -121,7 +121,7 @@ class EventKernels(Counting):
         trace = TRACE_DECAY * state["trace"] + (1 - TRACE_DECAY) * y
         return {"y": y, "c": np.where(o, p - thr, p), "trace": trace}
 
-    def sequence(self, nodes, edges, values, carried):
+    def sequence(self, nodes, edges, values, carried, wanted):
         """An EGRU layer in C: a cell with the product of its own last events, as `egrucell` and `linear` step it."""
         layer = egru_layer(nodes, edges)
         if layer is None:
@@ -155,25 +155,21 @@ class EventKernels(Counting):
         self.saw(node, events=np.count_nonzero(s))
         return {"out": s}
 
-    def lifcell(self, node, inputs, state, ternary=False, graded=False):
+    def lifcell(self, node, inputs, state):
         op, x, v, arrays = node.op, inputs["x"], state["v"], self.arrays[node.name]
         tau, theta = arrays.get("tau", op.tau), arrays.get("theta", op.theta)
         above = v - op.v_reset if op.v_reset else v
         h = v + (x - above) / tau if op.decay_input else v - above / tau + x
         beyond = np.greater if op.fire == ">" else np.greater_equal
         s = fired = beyond(h - theta, 0).astype(self.dtype)
-        if ternary:
+        if op.ternary:
             below = beyond(-h - theta, 0).astype(self.dtype)
             s, fired = s - below, s + below
         self.saw_spikes(node, x, s)
         after = h - s * theta if op.v_reset is None else h - fired * (h - op.v_reset)
-        return {"s": np.where(fired, h, 0) if graded else s, "v": after}
+        return {"s": np.where(fired, h, 0) if isinstance(op, GradedLIFCell) else s, "v": after}
 
-    def ternarylifcell(self, node, inputs, state):
-        return self.lifcell(node, inputs, state, ternary=True)
-
-    def gradedlifcell(self, node, inputs, state):
-        return self.lifcell(node, inputs, state, ternary=node.op.ternary, graded=True)
+    ternarylifcell = gradedlifcell = lifcell
 
     def cubalifcell(self, node, inputs, state):
         x = inputs["x"]

@@ -1,16 +1,18 @@
 """The dense simulator in torch, on the CPU or a GPU: every product in full, counted as if events alone were read.
 
-B streams, T steps, n units.
+B streams, T steps, n units. Arrays [T, B, n] lie in memory as [B, T, n], as the ops take them.
 """
 
 import torch
 import torch.nn.functional as F
 
-from rheobase.backends.simulators._cells import cuba_lif_step
+from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
+from rheobase.backends.simulators._executor import arriving
 from rheobase.spiking.errors import ConfigError
-from rheobase.spiking.graph import Linear
+from rheobase.spiking.graph import GradedLIFCell, LIFCell, Linear, WKVCell
 from rheobase.spiking.neurons.egru import EGRUState
+from rheobase.spiking.ops import egru, lif, wkv
 from rheobase.spiking.ops.egru.reference import egru_cell
 from rheobase.spiking.ops.lif.reference import lif_step
 from rheobase.spiking.ops.wkv.reference import WKVState, wkv_step
@@ -19,7 +21,7 @@ from rheobase.spiking.tally import EVENT_KINDS
 
 
 class TorchKernels(Counting):
-    """Kernels in torch; cells are the reference's own steps."""
+    """Kernels in torch; a cell's step is the reference's own."""
 
     def __init__(self, device: str = "cpu"):
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -41,14 +43,23 @@ class TorchKernels(Counting):
     def from_numpy(self, array):
         return torch.as_tensor(array, dtype=self.dtype, device=self.device)
 
+    def indices(self, array):
+        return torch.tensor(array, dtype=torch.long, device=self.device)
+
     def to_numpy(self, array):
         return array.cpu().numpy()
 
     def stack(self, arrays):
-        return torch.stack(arrays)
+        return torch.stack(arrays, 1).transpose(0, 1)
 
     def shift(self, whole, first):
-        return torch.cat([first[None], whole[:-1]]) if len(whole) else whole
+        return torch.cat([first[:, None], whole.transpose(0, 1)[:, :-1]], 1).transpose(0, 1) if len(whole) else whole
+
+    def flat(self, whole):
+        return super().flat(whole.transpose(0, 1))
+
+    def deep(self, batch, steps, streams):
+        return super().deep(batch, streams, steps).transpose(0, 1)
 
     def count_nonzero(self, array):
         return torch.count_nonzero(array)
@@ -57,8 +68,7 @@ class TorchKernels(Counting):
         return torch.stack(numbers).tolist() if numbers else []
 
     def embedding(self, node, inputs):
-        token = torch.as_tensor(inputs["token"][:, 0].copy(), dtype=torch.long, device=self.device)
-        return {"out": F.embedding(token, self.arrays[node.name]["table"])}
+        return {"out": F.embedding(inputs["token"][:, 0], self.arrays[node.name]["table"])}
 
     def linear(self, node, inputs):
         arrays = self.arrays[node.name]
@@ -88,6 +98,57 @@ class TorchKernels(Counting):
         self.saw(node, events=torch.count_nonzero(y))
         return {"out": y}
 
+    def sequence(self, nodes, edges, values, carried, wanted):
+        """A LIF or WKV cell alone, or an EGRU cell with the product of its own last events: by the op of that name."""
+        layer = egru_layer(nodes, edges)
+        if layer is not None:
+            return self.egru_sequence(*layer, edges[layer[0].name]["a"], values, carried, wanted)
+        node, *others = nodes
+        if others or any(e.source_node == node.name for e in edges[node.name].values()):
+            return None
+        inputs = {port: arriving(e, values, carried, self).transpose(0, 1) for port, e in edges[node.name].items()}
+        before = {name: carried[f"{node.name}.{name}"] for name in node.op.state}
+        if isinstance(node.op, LIFCell):
+            outputs, after = self.lif_sequence(node, inputs["x"], before["v"], f"{node.name}.v" in wanted)
+        elif isinstance(node.op, WKVCell) and wanted.isdisjoint(f"{node.name}.{name}" for name in before):
+            outputs, after = self.wkv_sequence(node, **inputs, state=WKVState(**before))
+        else:
+            return None
+        outputs = {f"{node.name}.{port}": out.transpose(0, 1) for port, out in outputs.items()}
+        return outputs, {f"{node.name}.{name}": part for name, part in after.items()}
+
+    def egru_sequence(self, cell, linear, a, values, carried, wanted):
+        product, thr = self.arrays[linear.name], self.arrays[cell.name]["thr"]
+        weight, bias = product["weight"].t(), product.get("bias")
+        bias = bias if bias is not None else weight.new_zeros(weight.shape[1])
+        before = EGRUState(*(carried[f"{cell.name}.{port}"] for port in EGRUState._fields))
+        a_BTG = values[a.source].transpose(0, 1)
+        run, after = egru(a_BTG, None, weight, None, bias, thr, before, surrogate=Triangle(), zoneout=cell.op.zoneout)
+        y = run.y.transpose(0, 1)
+        read = self.shift(y, before.y)
+        self.saw(linear, rows=torch.count_nonzero(read))
+        self.saw(cell, events=torch.count_nonzero(run.o))
+        outputs = {f"{cell.name}.y": y}
+        outputs |= {f"{cell.name}.{port}": getattr(run, port).transpose(0, 1) for port in ("c", "trace")}
+        if f"{linear.name}.out" in wanted:
+            outputs[f"{linear.name}.out"] = F.linear(read, product["weight"], bias)
+        return outputs, {f"{cell.name}.{port}": getattr(after, port) for port in cell.op.state}
+
+    def lif_sequence(self, node, x, v, whole):
+        """whole  True: v at every step is an output too"""
+        graded = isinstance(node.op, GradedLIFCell)
+        s, after, *h = lif(x, v, **self.lif_settings(node), with_h=graded, whole=whole)
+        self.saw_spikes(node, x, s)
+        outputs = {"s": torch.where(s != 0, h[0], 0) if graded else s}
+        if not whole:
+            return outputs, {"v": after}
+        return {**outputs, "v": after}, {"v": after[:, -1] if x.shape[1] else v}
+
+    def wkv_sequence(self, node, k, v, state):
+        arrays = self.arrays[node.name]
+        y, after = wkv(arrays["time_decay"], arrays["time_first"], k, v, state)
+        return {"y": y}, after._asdict()
+
     def egrucell(self, node, inputs, state):
         before = EGRUState(state["c"], state["c"], state["trace"])
         thr = self.arrays[node.name]["thr"]
@@ -110,19 +171,16 @@ class TorchKernels(Counting):
         self.saw(node, events=torch.count_nonzero(s))
         return {"out": s}
 
-    def lifcell(self, node, inputs, state, ternary=False, graded=False):
-        settings = {n: getattr(node.op, n) for n in ("tau", "theta", "v_reset", "decay_input", "fire")}
-        settings |= self.arrays[node.name]
-        settings |= {"detach_reset": False, "surrogate": Triangle(), "ternary": ternary}
-        s, v, h = lif_step(inputs["x"], state["v"], **settings)
+    def lifcell(self, node, inputs, state):
+        s, v, h = lif_step(inputs["x"], state["v"], **self.lif_settings(node), detach_reset=False)
         self.saw_spikes(node, inputs["x"], s)
-        return {"s": torch.where(s != 0, h, 0) if graded else s, "v": v}
+        return {"s": torch.where(s != 0, h, 0) if isinstance(node.op, GradedLIFCell) else s, "v": v}
 
-    def ternarylifcell(self, node, inputs, state):
-        return self.lifcell(node, inputs, state, ternary=True)
+    ternarylifcell = gradedlifcell = lifcell
 
-    def gradedlifcell(self, node, inputs, state):
-        return self.lifcell(node, inputs, state, ternary=node.op.ternary, graded=True)
+    def lif_settings(self, node):
+        names = ("tau", "theta", "v_reset", "decay_input", "fire", "ternary")
+        return {**{n: getattr(node.op, n) for n in names}, **self.arrays[node.name], "surrogate": Triangle()}
 
     def cubalifcell(self, node, inputs, state):
         x = inputs["x"]

@@ -64,7 +64,7 @@ class LIFCell(Op):
     """
 
     inputs, outputs, state = ("x",), {"s": BINARY, "v": DENSE}, ("v",)
-    roles = ("tau?", "theta?")
+    roles, ternary = ("tau?", "theta?"), False
     tau: float = 2.0
     theta: float = 1.0
     v_reset: float | None = 0.0
@@ -118,7 +118,7 @@ class CubaLIFCell(Op):
 class TernaryLIFCell(LIFCell):
     """LIF units that fire at -theta too, with a spike of -1: `ops.lif` with ternary=True."""
 
-    outputs = {"s": TERNARY, "v": DENSE}
+    outputs, ternary = {"s": TERNARY, "v": DENSE}, True
 
 
 @dataclass(frozen=True)
