@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
             choices=["event", "integer", "torch"],
             help="the simulator (default event)",
         ),
+        arg("--device", choices=["cpu", "cuda"], help="where --on torch runs (default cpu)"),
         arg(
             "--record",
             action="append",

@@ -239,12 +239,15 @@ def _measured(m: dict) -> str:
 def simulate(args) -> Answer:
     if bool(args.record) != bool(args.out):
         raise ConfigError("simulate", "--record and --out together", "one of them", "give both or neither")
+    if args.device and args.on != "torch":
+        raise ConfigError("simulate --device", "--on torch", f"--on {args.on}", "leave --device out")
+    where = {"device": args.device} if args.device else {}
     run = Run.open(args.run)
     graph, tokens = run.model().lower(), test_tokens(run, args.tokens)
     if args.on == "integer":
         graph, _ = quantise(graph, calibration(run))
     began = time.monotonic()
-    trace = simulate_graph(graph, tokens, on=args.on, record=args.record)
+    trace = simulate_graph(graph, tokens, on=args.on, record=args.record, **where)
     seconds = time.monotonic() - began
     if args.out:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}

@@ -111,6 +111,15 @@ def test_configurations(tmp_path, say, change, line):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_device_to_simulate_on(small_run, say, monkeypatch):
+    for on in ("event", "integer"):
+        line = say("simulate", small_run.folder, "--on", on, "--device", "cpu")
+        assert f"simulate --device: expected --on torch, got --on {on}; leave --device out" in line
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    line = say("simulate", small_run.folder, "--on", "torch", "--device", "cuda")
+    assert "simulate device: expected a device of this machine, got 'cuda'" in line
+
+
 def test_a_configuration_that_is_not_toml(tmp_path, say):
     assert "config.toml: expected TOML, got" in say(*train_on(tmp_path, b"word " * 99, "= 3"))
     assert "expected a TOML file or a built-in configuration, got 'quickstart_egr'" in say("train", "quickstart_egr")

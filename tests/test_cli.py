@@ -73,6 +73,15 @@ def test_simulators_record_one_format_and_diff_compares_it(small_run, tmp_path, 
     ask("diff", small_run.folder, small_run.folder)
 
 
+def test_a_dense_replay_on_a_device_of_this_machine(small_run, ask):
+    arguments = ("simulate", small_run.folder, "--tokens", 40, "--json")
+    event, dense = (ask(*arguments, *more) for more in ((), ("--on", "torch", "--device", "cpu")))
+    assert dense["tally"]["operators"].keys() == event["tally"]["operators"].keys()
+    for key in ("dense_macs", "products", "state_updates"):
+        assert dense["tally"]["total"][key] == event["tally"]["total"][key] > 0
+    assert dense["rates"] == pytest.approx(event["rates"], rel=0.01)
+
+
 def test_export_verify_inspect(small_run, tmp_path, ask):
     assert "at most" in ask("export", small_run.folder, "--to", "spinnaker2", "--out", tmp_path / "image")
     assert re.fullmatch(r"verified: [\d,]+ integers compared, 0 mismatches\n", ask("verify", tmp_path / "image"))
