@@ -1,4 +1,6 @@
-"""The dense simulator in torch, on the CPU or a GPU: every product in full, counted as if events alone were read.
+"""The dense simulator in torch, on the CPU or a GPU, counted as if events alone were read.
+
+Products are dense, but for those of few events on the CPU, which the model's own ops take by events too.
 
 B streams, T steps, n units. Arrays [T, B, n] lie in memory as [B, T, n], as the ops take them.
 """
@@ -15,6 +17,7 @@ from rheobase.spiking.neurons.egru import EGRUState
 from rheobase.spiking.ops import egru, lif, wkv
 from rheobase.spiking.ops.egru.reference import egru_cell
 from rheobase.spiking.ops.lif.reference import lif_step
+from rheobase.spiking.ops.native.product import product
 from rheobase.spiking.ops.wkv.reference import WKVState, wkv_step
 from rheobase.spiking.surrogates import Triangle
 from rheobase.spiking.tally import EVENT_KINDS
@@ -33,8 +36,10 @@ class TorchKernels(Counting):
         table = {name: torch.tensor(array, device=self.device) for name, array in graph.arrays.items()}
         self.arrays = {n.name: {role: table[name] for role, name in n.arrays.items()} for n in graph.nodes}
         for node in graph.nodes:
-            if isinstance(node.op, Linear) and not node.op.transposed:
-                self.arrays[node.name]["weight"] = self.arrays[node.name]["weight"].t()
+            if isinstance(node.op, Linear) and node.op.transposed:
+                weight = self.arrays[node.name]["weight"].t()
+                by_rows = self.kind[node.name]["x"] in EVENT_KINDS
+                self.arrays[node.name]["weight"] = weight.contiguous() if by_rows else weight
         self.dtype = next(iter(table.values())).dtype
 
     def zeros(self, *shape):
@@ -71,10 +76,13 @@ class TorchKernels(Counting):
         return {"out": F.embedding(inputs["token"][:, 0], self.arrays[node.name]["table"])}
 
     def linear(self, node, inputs):
-        arrays = self.arrays[node.name]
+        x, weight, bias = inputs["x"], *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
         if self.kind[node.name]["x"] in EVENT_KINDS:
-            self.saw(node, rows=torch.count_nonzero(inputs["x"]))
-        return {"out": F.linear(inputs["x"], arrays["weight"], arrays.get("bias"))}
+            rows = torch.count_nonzero(x)
+            self.saw(node, rows=rows)
+            if x.device.type == "cpu":
+                return {"out": product(x, weight, bias, int(rows))}
+        return {"out": F.linear(x, weight.t(), bias)}
 
     def conv2d(self, node, inputs):
         op, weight, bias = node.op, *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
@@ -118,8 +126,7 @@ class TorchKernels(Counting):
         return outputs, {f"{node.name}.{name}": part for name, part in after.items()}
 
     def egru_sequence(self, cell, linear, a, values, carried, wanted):
-        product, thr = self.arrays[linear.name], self.arrays[cell.name]["thr"]
-        weight, bias = product["weight"].t(), product.get("bias")
+        thr, weight, bias = self.arrays[cell.name]["thr"], *map(self.arrays[linear.name].get, ("weight", "bias"))
         bias = bias if bias is not None else weight.new_zeros(weight.shape[1])
         before = EGRUState(*(carried[f"{cell.name}.{port}"] for port in EGRUState._fields))
         a_BTG = values[a.source].transpose(0, 1)
@@ -131,7 +138,7 @@ class TorchKernels(Counting):
         outputs = {f"{cell.name}.y": y}
         outputs |= {f"{cell.name}.{port}": getattr(run, port).transpose(0, 1) for port in ("c", "trace")}
         if f"{linear.name}.out" in wanted:
-            outputs[f"{linear.name}.out"] = F.linear(read, product["weight"], bias)
+            outputs[f"{linear.name}.out"] = F.linear(read, weight.t(), bias)
         return outputs, {f"{cell.name}.{port}": getattr(after, port) for port in cell.op.state}
 
     def lif_sequence(self, node, x, v, whole):

@@ -3,10 +3,10 @@
 B batch, T steps, I inputs, H units, G = 3H gates in the order z, r, g; N = BT. The source, with the equations of the
 backward pass, is `ops/native/egru.c`.
 
-A matrix product with events reads only what they reach where few units fire, and is dense elsewhere: of a step's
-events where they are no more than those of 3 + B/5 full rows, as a dense product is slow for a small batch; over all
-steps where less than 0.3 of the elements are events. More threads speed up dense products alone, so both shares are
-divided by their number. On one thread of an AMD EPYC (Zen 4) both then take about the same time.
+A matrix product with events reads only what they reach where few units fire, and is dense elsewhere: over all steps
+as `ops/native/product.py` says; of a step's events where they are no more than those of 3 + B/5 full rows, as a dense
+product is slow for a small batch. More threads speed up dense products alone, so this number is divided by theirs. On
+one thread of an AMD EPYC (Zen 4) both then take about the same time.
 """
 
 import ctypes
@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY, EGRUState, EGRUTrajectory
-from rheobase.spiking.ops.native import function, library
+from rheobase.spiking.ops.native import function
 from rheobase.spiking.ops.native.opaque import opaque
+from rheobase.spiking.ops.native.product import few, product
 from rheobase.spiking.surrogates import Triangle
 
 
@@ -39,24 +40,10 @@ class _Run(ctypes.Structure):
         self.kept_alive = fields
 
 
-def _few_events(x_NI: Tensor) -> bool:
-    return int(torch.count_nonzero(x_NI)) * torch.get_num_threads() < 0.3 * x_NI.numel()
-
-
-def _product(x_NI: Tensor, weight_IG: Tensor, bias_G: Tensor) -> Tensor:
-    """x weight + bias."""
-    if not _few_events(x_NI):
-        return torch.addmm(bias_G, x_NI, weight_IG)
-    out_NG = x_NI.new_empty(len(x_NI), len(bias_G))
-    tensors = (x_NI.contiguous(), weight_IG.contiguous(), bias_G.contiguous(), out_NG)
-    getattr(library(), f"gather_{SUFFIXES[x_NI.dtype]}")(*(t.data_ptr() for t in tensors), *x_NI.shape, len(bias_G))
-    return out_NG
-
-
 @opaque(lambda x_NI, g_NG: x_NI.new_empty(x_NI.shape[1], g_NG.shape[1]))
 def egru_weight_gradient(x_NI: Tensor, g_NG: Tensor) -> Tensor:
     """x^T g."""
-    if not _few_events(x_NI):
+    if not few(int(torch.count_nonzero(x_NI)), x_NI):
         return x_NI.t() @ g_NG
     out_IG = x_NI.new_zeros(x_NI.shape[1], g_NG.shape[1])
     scatter = function(f"scatter_{SUFFIXES[x_NI.dtype]}", *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
@@ -76,8 +63,11 @@ def egru_forward(
     y_0: Tensor, c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (batch, steps, _), units = x_BTI.shape, len(thr)
-    gates = x_BTI.clone() if kernel is None else _product(x_BTI.flatten(0, 1), kernel, bias)
-    gates = gates.view(batch, steps, 3 * units)
+    if kernel is None:
+        gates = x_BTI.clone()
+    else:
+        gates = product(x_BTI.flatten(0, 1), kernel, bias, int(torch.count_nonzero(x_BTI)))
+        gates = gates.view(batch, steps, 3 * units)
     y, c, o, trace, q_g = (x_BTI.new_empty(batch, steps, units) for _ in range(5))
     q = x_BTI.new_empty(batch, 3 * units)
     run = _Run(
