@@ -5,6 +5,7 @@ Products are dense, but for those of few events on the CPU, which the model's ow
 B streams, T steps, n units. Arrays [T, B, n] lie in memory as [B, T, n], as the ops take them.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -67,10 +68,12 @@ class TorchKernels(Counting):
         return super().deep(batch, streams, steps).transpose(0, 1)
 
     def count_nonzero(self, array):
+        if array.device.type == "cpu":
+            return np.count_nonzero(array.numpy() != 0)  # a third of torch's time, or less
         return torch.count_nonzero(array)
 
     def integers(self, numbers):
-        return torch.stack(numbers).tolist() if numbers else []
+        return torch.stack([torch.as_tensor(number) for number in numbers]).tolist() if numbers else []
 
     def embedding(self, node, inputs):
         return {"out": F.embedding(inputs["token"][:, 0], self.arrays[node.name]["table"])}
@@ -78,10 +81,10 @@ class TorchKernels(Counting):
     def linear(self, node, inputs):
         x, weight, bias = inputs["x"], *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
         if self.kind[node.name]["x"] in EVENT_KINDS:
-            rows = torch.count_nonzero(x)
+            rows = self.count_nonzero(x)
             self.saw(node, rows=rows)
             if x.device.type == "cpu":
-                return {"out": product(x, weight, bias, int(rows))}
+                return {"out": product(x, weight, bias, rows)}
         return {"out": F.linear(x, weight.t(), bias)}
 
     def conv2d(self, node, inputs):
@@ -98,12 +101,12 @@ class TorchKernels(Counting):
         images = x.unflatten(1, (-1, *op.size))
         out = F.max_pool2d(images, op.kernel, op.stride).flatten(1)
         if op.kind in EVENT_KINDS:
-            self.saw(node, events=torch.count_nonzero(out))
+            self.saw(node, events=self.count_nonzero(out))
         return {"out": out}
 
     def relu(self, node, inputs):
         y = F.relu(inputs["x"])
-        self.saw(node, events=torch.count_nonzero(y))
+        self.saw(node, events=self.count_nonzero(y))
         return {"out": y}
 
     def sequence(self, nodes, edges, values, carried, wanted):
@@ -133,8 +136,8 @@ class TorchKernels(Counting):
         run, after = egru(a_BTG, None, weight, None, bias, thr, before, surrogate=Triangle(), zoneout=cell.op.zoneout)
         y = run.y.transpose(0, 1)
         read = self.shift(y, before.y)
-        self.saw(linear, rows=torch.count_nonzero(read))
-        self.saw(cell, events=torch.count_nonzero(run.o))
+        self.saw(linear, rows=self.count_nonzero(read))
+        self.saw(cell, events=self.count_nonzero(run.o))
         outputs = {f"{cell.name}.y": y}
         outputs |= {f"{cell.name}.{port}": getattr(run, port).transpose(0, 1) for port in ("c", "trace")}
         if f"{linear.name}.out" in wanted:
@@ -160,7 +163,7 @@ class TorchKernels(Counting):
         before = EGRUState(state["c"], state["c"], state["trace"])
         thr = self.arrays[node.name]["thr"]
         o, after = egru_cell(inputs["a"], inputs["q"], thr, before, surrogate=Triangle(), zoneout=node.op.zoneout)
-        self.saw(node, events=torch.count_nonzero(o))
+        self.saw(node, events=self.count_nonzero(o))
         return after._asdict()
 
     def lstmcell(self, node, inputs, state):
@@ -175,7 +178,7 @@ class TorchKernels(Counting):
 
     def spike(self, node, inputs):
         s = (inputs["x"] >= 0).to(inputs["x"].dtype)
-        self.saw(node, events=torch.count_nonzero(s))
+        self.saw(node, events=self.count_nonzero(s))
         return {"out": s}
 
     def lifcell(self, node, inputs, state):
@@ -220,7 +223,7 @@ class TorchKernels(Counting):
 
     def squaredrelu(self, node, inputs):
         y = torch.relu(inputs["x"]) ** 2
-        self.saw(node, events=torch.count_nonzero(y))
+        self.saw(node, events=self.count_nonzero(y))
         return {"out": y}
 
     def multiply(self, node, inputs):
