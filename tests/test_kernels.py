@@ -1,24 +1,18 @@
-"""Kernels in C against their references, and the rule that chooses between them."""
+"""Kernels in C against their references."""
 
 import itertools
-import sys
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rheobase.backends import count
 from rheobase.models import SpikeGPT, SpikeGPTConfig
-from rheobase.spiking import LIF, ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
-from rheobase.spiking.errors import ConfigError, UnsupportedError
-from rheobase.spiking.ops import WKVState, choice, lif, wkv
-from rheobase.spiking.ops.choice import _say_once, explain, taken, takes
+from rheobase.spiking import ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
+from rheobase.spiking.ops import WKVState, lif, wkv
 from rheobase.spiking.ops.lif import native as lif_in_c
 from rheobase.spiking.ops.native import library, threads
 from rheobase.spiking.ops.native.memory import empty
 from rheobase.spiking.ops.wkv import native as wkv_in_c
 from rheobase.spiking.ops.wkv.native import EVERY
-from rheobase.spiking.surrogates import Relaxed
 
 needs_c = pytest.mark.skipif(library() is None, reason="no C library: no compiler at install")
 SURROGATES = [ATan(), ATan(3.0), Sigmoid(), Triangle(), FastSigmoid(), StraightThrough()]
@@ -31,6 +25,17 @@ def assert_close(got, wanted, tolerance):
     assert got.shape == wanted.shape and got.dtype == wanted.dtype
     if wanted.numel():
         assert (got - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+class Watched:
+    """Counts the calls of a function."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        return self.function(*args, **options)
 
 
 @pytest.fixture
@@ -368,147 +373,3 @@ def test_the_operators_in_c_keep_torchs_rules():
     *_, kept = lif_in_c.lif_forward(*inputs, settings, False, False, True)
     others = kept, *inputs[2:], None, None, v, None, None, state[0], settings
     torch.library.opcheck(lif_in_c.lif_backward.operator, (*inputs[:2], *others))
-
-
-class Watched:
-    """Counts the calls of a function."""
-
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *args, **options):
-        self.calls += 1
-        return self.function(*args, **options)
-
-
-@pytest.fixture
-def lif_calls(monkeypatch):
-    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
-    watched = Watched(lif_in_c.lif)
-    monkeypatch.setattr(lif_in_c, "lif", watched)
-    return watched
-
-
-@needs_c
-def test_auto_takes_c_wherever_it_can(lif_calls, monkeypatch):
-    x = torch.randn(2, 4, 3)
-    lif(x)
-    lif(x.double(), torch.zeros(2, 3), tau=torch.full((3,), 2.0).double())
-    assert lif_calls.calls == 2 and taken("lif") == "native"
-    lif(x, kernels="reference")
-    lif(x.bfloat16())
-    lif(x, tau=torch.full((3,), 2.0).double())
-    lif(x, torch.zeros(2, 3).double())
-    lif(x, surrogate=Relaxed(ATan()))
-    lif(x, tau=torch.full((2, 3), 2.0))
-    count(LIF(3), x, kernels="reference")
-    assert lif_calls.calls == 2
-    monkeypatch.setenv("RHEOBASE_KERNELS", "reference")
-    lif(x, kernels="native")
-    assert lif_calls.calls == 2 and taken("lif") == "reference"
-    monkeypatch.setenv("RHEOBASE_KERNELS", "native")
-    lif(x, kernels="reference")
-    assert lif_calls.calls == 3
-    assert count(LIF(3), x).comparisons == x.numel() and lif_calls.calls == 4, "a counter is told what C does"
-
-
-@needs_c
-def test_native_runs_c_or_says_why_not(lif_calls):
-    x = torch.randn(2, 4, 3)
-    cases = [
-        (x.half(), {}, "expected all float32 or all float64, got torch.float16"),
-        (x.to("meta"), {}, "expected tensors on a CPU, got tensors on meta"),
-        (x, {"surrogate": Relaxed(ATan())}, "expected a surrogate whose spike is the step, got Relaxed"),
-        (x, {"theta": torch.ones(2, 3)}, r"expected tau and theta of shape \(3,\)"),
-    ]
-    for tensor, settings, message in cases:
-        with pytest.raises(UnsupportedError, match=f'lif kernels: {message}.*; use kernels="auto"'):
-            lif(tensor, kernels="native", **settings)
-    assert lif_calls.calls == 0
-
-
-def test_without_the_library(lif_calls, monkeypatch, caplog):
-    monkeypatch.setattr("rheobase.spiking.ops.choice.function", lambda *_: None)
-    _say_once.cache_clear()
-    x = torch.randn(2, 4, 3)
-    lif(x, kernels="reference")
-    assert not caplog.messages
-    lif(x)
-    lif(x)
-    (said,) = caplog.messages
-    assert said.startswith('rheobase: "auto" takes the slower reference: native needs the C library, got none')
-    assert lif_calls.calls == 0 and taken("lif") == "reference"
-    with pytest.raises(UnsupportedError, match="expected the C library, got none; install a C compiler"):
-        lif(x, kernels="native")
-
-
-def test_unknown_kernels_are_refused(monkeypatch):
-    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
-    x = torch.randn(2, 4, 3)
-    with pytest.raises(ConfigError, match="kernels: expected auto or reference or native or triton, got cuda"):
-        lif(x, kernels="cuda")
-    monkeypatch.setenv("RHEOBASE_KERNELS", "c")
-    with pytest.raises(ConfigError, match="RHEOBASE_KERNELS: expected auto or reference or native or triton, got c"):
-        lif(x)
-
-
-@pytest.fixture
-def no_triton(monkeypatch):
-    """A machine on which Triton does not import."""
-    monkeypatch.setitem(sys.modules, "triton", None)
-    choice.lacking_triton.cache_clear()
-    yield
-    choice.lacking_triton.cache_clear()
-
-
-def on_cuda(dtype=torch.float32):
-    """k, and a state of float32, on a GPU that need not be here."""
-    with FakeTensorMode():
-        return torch.empty(2, 5, 3, dtype=dtype, device="cuda"), torch.empty(2, 3, device="cuda")
-
-
-def test_auto_takes_triton_on_cuda_wherever_it_can(monkeypatch):
-    pytest.importorskip("triton")
-    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        assert takes("wkv", "auto", [*on_cuda(dtype)]) == "triton"
-    k, state = on_cuda(torch.int64)
-    assert takes("wkv", "auto", [k, state]) == "reference"
-    assert takes("wkv", "auto", [state, torch.zeros(2, 3)]) == "reference"
-    assert taken("wkv", "cuda") == explain("wkv", "cuda") == "triton"
-    with pytest.raises(UnsupportedError, match="wkv kernels: expected floating-point tensors, got torch.*int64"):
-        takes("wkv", "triton", [k, state])
-    with pytest.raises(UnsupportedError, match="expected tensors on one device, got cpu, cuda:0; move them to one"):
-        takes("wkv", "triton", [state, torch.zeros(2, 3)])
-    lacking = "tensors on a CPU, got tensors on cuda" if library() else "the C library, got none"
-    with pytest.raises(UnsupportedError, match=f"expected {lacking}"):
-        takes("wkv", "native", [state])
-
-
-def test_triton_runs_or_says_why_not(monkeypatch):
-    pytest.importorskip("triton")
-    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    inputs = torch.zeros(3), torch.zeros(3), *torch.randn(2, 2, 4, 3)
-    said = r"wkv kernels: expected tensors on a CUDA device, got tensors on cpu; .* TRITON_INTERPRET=1"
-    with pytest.raises(UnsupportedError, match=said):
-        wkv(*inputs, kernels="triton")
-    monkeypatch.setenv("RHEOBASE_KERNELS", "triton")
-    with pytest.raises(UnsupportedError, match=said):
-        taken("wkv")
-
-
-def test_without_triton(no_triton, monkeypatch):
-    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
-    assert takes("wkv", "auto", [*on_cuda()]) == taken("wkv", "cuda") == "reference"
-    assert explain("wkv", "cuda").startswith("reference: triton needs Triton, got none (import of triton halted")
-    with pytest.raises(UnsupportedError, match=r"wkv kernels: expected Triton, got none .*; pip install triton"):
-        takes("wkv", "triton", [*on_cuda()])
-
-
-def test_an_op_without_a_form_in_triton(monkeypatch):
-    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert takes("new", "auto", [*on_cuda()]) == "reference"
-    with pytest.raises(UnsupportedError, match='new kernels: expected a form in Triton, got none; use kernels="auto"'):
-        takes("new", "triton", [*on_cuda()])
