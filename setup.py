@@ -26,9 +26,18 @@ native = Extension(
     optional=True,
 )
 
+FIRMWARE = "backends/exporters/spinnaker2/firmware"
+host = Extension(
+    "rheobase.backends.exporters.spinnaker2.firmware._host",
+    sources=[f"{FIRMWARE}/{name}.c" for name in ("pe", "product", "egru", "head", "embedding", "host")],
+    depends=[f"{FIRMWARE}/{name}.h" for name in ("layout", "arithmetic", "pe")],
+    extra_compile_args=["-std=c99", "-O3"],
+    optional=True,
+)
+
 setup(
     packages=["rheobase", "rheobase.bench", *(f"rheobase.{p}" for p in found)],
     package_dir={"rheobase": "rheobase", **{f"rheobase.{f}": f for f in FOLDERS}},
-    ext_modules=[native],
+    ext_modules=[native, host],
     cmdclass={"build_ext": BuildNative},
 )

@@ -35,12 +35,14 @@ class Report:
     compared    integers compared with the recorded trace
     mismatches  how many of them differ
     problem     the first thing wrong, in one line; None if ok
+    notes       what else was checked, a line each
     """
 
     ok: bool
     compared: int
     mismatches: int
     problem: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def write_artifact(out: str | Path, files: Mapping[str, bytes], manifest: Mapping) -> Artifact:

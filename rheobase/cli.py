@@ -111,8 +111,14 @@ def parser() -> argparse.ArgumentParser:
         arg("--to", required=True, help="the exporter, such as spinnaker2"),
         out,
         arg("--allow-lossy", action="store_true", help="accept changes beyond the bounded, recorded ones"),
+        arg("--no-dram", action="store_true", help="spinnaker2: embedding and head on processing elements too"),
     )
-    command("verify", "check an exported directory and replay its trace", arg("path", metavar="DIR"))
+    command(
+        "verify",
+        "check an exported directory and replay its trace",
+        arg("path", metavar="DIR"),
+        arg("--emulate", choices=["qemu", "qemu-together"], help="run the firmware in QEMU too, or a process a PE"),
+    )
     command("inspect", "what a run, a trace or an exported directory holds", arg("path", metavar="PATH"))
     command(
         "diff",

@@ -32,6 +32,8 @@ from rheobase.backends.counting import (
     show,
     target_names,
 )
+from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
+from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
@@ -263,7 +265,9 @@ def simulate(args) -> Answer:
 
 def export(args) -> Answer:
     run = Run.open(args.run)
-    made = export_model(run.model(), args.to, args.out, calibration=calibration(run), allow_lossy=args.allow_lossy)
+    options = {"dram": False} if args.no_dram else {}
+    given = {"calibration": calibration(run), "allow_lossy": args.allow_lossy}
+    made = export_model(run.model(), args.to, args.out, **given, **options)
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     worst = [
         f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
@@ -273,8 +277,10 @@ def export(args) -> Answer:
 
 
 def verify(args) -> Answer:
-    report = verify_artifact(args.path)
-    text = f"verified: {report.compared:,} integers compared, {report.mismatches:,} mismatches"
+    report = verify_artifact(args.path, **({"emulation": args.emulate} if args.emulate else {}))
+    text = "\n".join(
+        [f"verified: {report.compared:,} integers compared, {report.mismatches:,} mismatches", *report.notes]
+    )
     if not report.ok:
         raise RheobaseError(args.path, "a whole artefact that replays its trace", report.problem, "export it anew")
     return Answer(dataclasses.asdict(report), text)
@@ -411,6 +417,8 @@ def doctor(args) -> Answer:
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "c_library": library() is not None,
+        "firmware_on_host": host_library() is not None,
+        "firmware_in_qemu": f"no: {tool} is not installed" if (tool := missing_tool()) else True,
         **{f"{op}_kernels": kernels(op, "cpu") for op in ("lif", "wkv", "egru")},
         "cuda": torch.cuda.get_device_name(0) if cuda else None,
         **{f"{op}_kernels_cuda": kernels(op, "cuda") if cuda else None for op in ("lif", "wkv", "egru")},

@@ -9,8 +9,8 @@ from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact, reseal
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import run_machine
-from rheobase.backends.exporters.spinnaker2.image import FIELDS, PE, unpack
-from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, build, slices_of
+from rheobase.backends.exporters.spinnaker2.image import EGRU, FIELDS, unpack
+from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, build
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.models.training.evaluate import bits_per_token
@@ -178,22 +178,25 @@ def test_a_layer_that_does_not_fit_says_what_would():
         build(integer)
 
 
-def test_one_unit_that_does_not_fit_is_named():
-    from rheobase.backends.exporters.spinnaker2.partition import Layer
+def test_one_unit_that_does_not_fit_is_named(monkeypatch):
+    from rheobase.backends.exporters.spinnaker2 import partition
 
-    with pytest.raises(UnsupportedError, match="layers.0: expected at most 94208 bytes.*fewer than"):
-        slices_of(Layer("layers.0", "a", "q", 0, 40_000, 4, 0), 1)
+    integer, _ = quantise(EGRULM(EGRULMConfig(embedding=48, layers=(16, 48))).lower(), TEXT[:1, :2])
+    monkeypatch.setattr(partition, "PE_BYTES", 5000)
+    message = "layers.1: expected at most 5000 bytes.*with one unit of 16 . 48 sources; prune"
+    with pytest.raises(UnsupportedError, match=message):
+        build(integer)
 
 
 def test_regions_fit_and_headers_read_back(small_run):
     part = small_run.config.splits().valid[:64].reshape(1, 64)
     integer, _ = quantise(small_run.model().lower(), part)
-    pes, dram = build(integer)
-    for _, _, image in pes:
+    placed, dram = build(integer)
+    for image in (p.image for p in placed):
         data = image.pack()
         again = unpack(data, "pe")
         assert len(data) == sum(image.sizes().values()) <= PE_BYTES
-        assert all(again.fields[f] == image.fields[f] for f in FIELDS[PE] if f != "regions")
+        assert all(again.fields[f] == image.fields[f] for f in FIELDS[EGRU] if f != "regions")
         assert all(np.array_equal(again.regions[r], a.reshape(-1)) for r, a in image.regions.items())
     assert unpack(dram.pack(), "dram").pack() == dram.pack()
     for damaged in (data[:-20], b"XXXX" + data[4:], data[:30]):
@@ -211,7 +214,7 @@ def test_a_sealed_artefact_of_a_stranger_is_not_trusted(small_image):
         assert not verify(small_image).ok and verify(small_image).problem
     (small_image / "manifest.json").write_text(json.dumps(manifest))
     image = unpack(whole, "pe/000.bin")
-    for field, value in (("units", 2**31), ("layer", 7), ("streams_in", 0)):
+    for field, value in (("units", 2**31), ("layer", 7), ("listens", 0)):
         changed = type(image)(image.kind, {**image.fields, field: value}, image.regions)
         (small_image / "pe" / "000.bin").write_bytes(changed.pack())
         reseal(small_image)

@@ -8,7 +8,9 @@ from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError
 
 
-def export(model_or_graph, to: str, out: str | Path, *, calibration=None, allow_lossy: bool = False) -> Artifact:
+def export(
+    model_or_graph, to: str, out: str | Path, *, calibration=None, allow_lossy: bool = False, **options
+) -> Artifact:
     """Write a model for a machine or another tool, or refuse; nothing is approximated in silence.
 
     model_or_graph  a model with `lower()`, or an EventGraph
@@ -16,17 +18,20 @@ def export(model_or_graph, to: str, out: str | Path, *, calibration=None, allow_
     out             a directory that does not exist yet; it appears only when it is whole
     calibration     tokens [B, T] of real text, where the exporter chooses scales from data
     allow_lossy     accept changes beyond those that are bounded and recorded
+    options         the exporter's own, such as dram=False of spinnaker2
     returns         the Artifact; every deviation and its bound is in its manifest
     raises          UnsupportedError, LossyExportError, ConfigError: what stands in the way, and what would help
     """
     graph = model_or_graph.lower() if hasattr(model_or_graph, "lower") else model_or_graph
     exporter = registry.get("rheobase.backends.exporters", to)
-    return exporter.export(graph, out, calibration=calibration, allow_lossy=allow_lossy, version=version("rheobase"))
+    given = {"calibration": calibration, "allow_lossy": allow_lossy, "version": version("rheobase")}
+    return exporter.export(graph, out, **given, **options)
 
 
-def verify(path: str | Path) -> Report:
+def verify(path: str | Path, **options) -> Report:
     """Check an exported directory against its hashes and its recorded trace, reading nothing but the directory.
 
+    options  the exporter's own, such as emulation="qemu" of spinnaker2
     returns  Report(ok, compared, mismatches, problem); a damaged file gives ok=False and is named in `problem`
     raises   FormatError: `path` is no directory
     """
@@ -35,7 +40,7 @@ def verify(path: str | Path) -> Report:
     try:
         artifact = open_artifact(path)
         name = artifact.manifest.get("exporter", "")
-        return registry.get("rheobase.backends.exporters", name).verify(artifact)
+        return registry.get("rheobase.backends.exporters", name).verify(artifact, **options)
     except (FormatError, ConfigError) as error:
         return Report(False, 0, 0, str(error))
     except (KeyError, IndexError, TypeError, ValueError) as error:

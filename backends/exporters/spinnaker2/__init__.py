@@ -10,9 +10,10 @@ import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
-from rheobase.backends.exporters.spinnaker2.image import unpack
+from rheobase.backends.exporters.spinnaker2 import emulate, host
+from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
-from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
+from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build, layers_of
 from rheobase.backends.exporters.spinnaker2.quantise import quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import StoredTrace, compare, load_trace, trace_bytes
@@ -24,10 +25,17 @@ TRACE_STEPS = 256
 
 
 def export(
-    graph: EventGraph, out: str | Path, *, calibration=None, allow_lossy: bool = False, version: str = ""
+    graph: EventGraph,
+    out: str | Path,
+    *,
+    calibration=None,
+    allow_lossy: bool = False,
+    version: str = "",
+    dram: bool = True,
 ) -> Artifact:
     """Write the artefact directory `out`: manifest, its hash, partition.json, pe/NNN.bin, dram.bin, trace.h5.
 
+    dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
     calibration  tokens [B, T] of real text; the first 256 of its first stream make the reference trace
     raises       as `quantise` and `partition.build`; ConfigError: no calibration
     """
@@ -36,7 +44,7 @@ def export(
         raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
     calibration = np.atleast_2d(np.asarray(calibration)).astype(np.int64)
     integer, deviations = quantise(graph, calibration, allow_lossy=allow_lossy)
-    pes, dram = build(integer)
+    placed, dram = build(integer, dram=dram)
     tokens = calibration[:1, :TRACE_STEPS]
     computed = [n for n in integer.nodes if not isinstance(n.op, Tokens)]
     names = [f"{n.name}.{port}" for n in computed for port in n.op.outputs]
@@ -44,16 +52,19 @@ def export(
     signals = {name: _narrow(array) for name, array in run.recorded.items()}
     trace = StoredTrace(tokens, signals, {}, {}, integer.hash(), "integer")
 
-    files = {"dram.bin": dram.pack(), "trace.h5": trace_bytes(trace)}
-    placed = []
-    for number, (layer, piece, image) in enumerate(pes):
-        name = f"pe/{number:03d}.bin"
-        files[name] = image.pack()
-        lo, units = image.fields["unit_lo"], image.fields["units"]
-        entry = {"pe": number, "file": name, "layer": layer.name, "slice": piece, "units": [lo, lo + units]}
-        placed.append(entry | {"bytes": len(files[name]), "regions": image.sizes()})
-    files["partition.json"] = json.dumps({"pe_bytes": PE_BYTES, "pes": placed}, indent=1).encode() + b"\n"
-    layers = list(dict.fromkeys(layer for layer, _, _ in pes))
+    files = {"trace.h5": trace_bytes(trace)} | ({"dram.bin": dram.pack()} if dram else {})
+    table = []
+    for number, pe in enumerate(placed):
+        name, fields = f"pe/{number:03d}.bin", pe.image.fields
+        files[name] = pe.image.pack()
+        units = [fields["unit_lo"], fields["unit_lo"] + fields["units"]]
+        entry = {"pe": number, "file": name, "layer": pe.name, "slice": pe.number, "units": units}
+        table.append(entry | {"bytes": len(files[name]), "regions": pe.image.sizes()})
+    files["partition.json"] = json.dumps({"pe_bytes": PE_BYTES, "pes": table}, indent=1).encode() + b"\n"
+    layers = layers_of(integer)
+    embedding = next(n for n in integer.nodes if "table" in n.arrays)
+    head = next(iter(integer.outputs.values())).rpartition(".")[0]
+    on_pes = {p.name for p in placed}
     manifest = {
         "format": FORMAT,
         "exporter": "spinnaker2",
@@ -61,34 +72,36 @@ def export(
         "graph": graph.hash(),
         "integer_graph": integer.hash(),
         "layers": [{"cell": x.name, "a": x.kernel, "q": x.recurrent, "units": x.units} for x in layers],
-        "embedding": next(n.name for n in integer.nodes if "table" in n.arrays),
-        "head": next(iter(integer.outputs.values())).rpartition(".")[0],
+        "embedding": embedding.name,
+        "head": head,
         "order": names,
         "arithmetic": {
             "rounding": "add half, shift right arithmetically",
             "event_frac": ints.EVENT_FRAC,
             "pre_activation_frac": ints.PRE_FRAC,
             "logit_frac": ints.LOGIT_FRAC,
-            "embedding_frac": dram.fields["x_frac"],
+            "embedding_frac": embedding.op.out_frac,
         },
         "limits": {
             "pe_bytes": PE_BYTES,
-            "pe_bytes_source": "96 kB of data memory a PE less its stack; arXiv 2607.24396",
+            "pe_bytes_source": "96 KiB of data memory a PE less stack and firmware data; arXiv 2607.24396",
             "pes": PES,
             "pes_source": "usable PEs in py-spinnaker2 0.8.0",
         },
-        "coverage": {n.name: "host" if isinstance(n.op, Tokens) else _place(n.name, layers) for n in integer.nodes},
+        "coverage": {
+            n.name: "host" if isinstance(n.op, Tokens) else _place(n.name, layers, on_pes) for n in integer.nodes
+        },
         "deviations": [vars(d) for d in deviations],
         "not_claimed": "It has not run on silicon: verification shows that its integers agree with the recorded trace.",
     }
     return write_artifact(out, files, manifest)
 
 
-def load_machine(artifact: Artifact) -> Machine:
-    """The packed PEs and the dram of an artefact, ready to run; reads only the directory."""
-    files = sorted(name for name in artifact.manifest["files"] if name.startswith("pe/"))
-    pes = [(name, unpack(artifact.read(name), name)) for name in files]
-    return Machine(unpack(artifact.read("dram.bin"), "dram.bin"), pes)
+def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image]]]:
+    """The dram image, if there is one, and the PEs of an artefact by file; reads only the directory."""
+    names = sorted(artifact.manifest["files"])
+    dram = unpack(artifact.read("dram.bin"), "dram.bin") if "dram.bin" in names else None
+    return dram, [(name, unpack(artifact.read(name), name)) for name in names if name.startswith("pe/")]
 
 
 def run_machine(artifact: Artifact, tokens, progress=iter) -> dict[str, np.ndarray]:
@@ -96,29 +109,60 @@ def run_machine(artifact: Artifact, tokens, progress=iter) -> dict[str, np.ndarr
 
     progress  wraps the iteration over the tokens, such as tqdm
     """
-    m = artifact.manifest
-    names = {"embedding": f"{m['embedding']}.out"}
-    for i, layer in enumerate(m["layers"]):
+    return _replay(Machine(*load_images(artifact)), artifact.manifest, tokens, progress)[0]
+
+
+def _replay(machine: Machine, manifest, tokens, progress=iter) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What `run_machine` gives, and every PE's hash at every token [T, PEs]."""
+    names = {"embedding": f"{manifest['embedding']}.out"}
+    for i, layer in enumerate(manifest["layers"]):
         names |= {f"{i}.a": f"{layer['a']}.out", f"{i}.q": f"{layer['q']}.out"}
         names |= {f"{i}.{port}": f"{layer['cell']}.{port}" for port in ("y", "c")}
-    machine = load_machine(artifact)
-    rows: dict[str, list] = {name: [] for name in [*names.values(), f"{m['head']}.out"]}
+    head = f"{manifest['head']}.out"
+    rows: dict[str, list] = {name: [] for name in [*names.values(), head]}
+    hashes = []
     for token in progress(np.asarray(tokens).reshape(-1)):
         logits, seen = machine.step(int(token))
         for probe, name in names.items():
             rows[name].append(seen[probe])
-        rows[f"{m['head']}.out"].append(logits)
-    return {name: np.stack(column)[None] if column else np.zeros((1, 0, 0)) for name, column in rows.items()}
+        rows[head].append(logits)
+        hashes.append(machine.hashes())
+    signals = {name: np.stack(column)[None] if column else np.zeros((1, 0, 0)) for name, column in rows.items()}
+    return signals, np.array(hashes, np.uint32)
 
 
-def verify(artifact: Artifact) -> Report:
-    """Replay the recorded tokens on the packed PEs and compare every integer of every step."""
+EMULATIONS = {"qemu": emulate.alone, "qemu-together": emulate.together}
+
+
+def verify(artifact: Artifact, emulation: str | None = None) -> Report:
+    """Replay the recorded tokens on the packed PEs and compare every integer of every step.
+
+    The firmware's C on the host, where it was compiled, must give the same hashes and logits, and so must the firmware
+    in QEMU if asked for: "qemu", an element after the other, or "qemu-together", a process an element.
+    """
+    if emulation not in (None, *EMULATIONS):
+        raise ConfigError("verify --emulate", " or ".join(EMULATIONS), repr(emulation), "choose one of them")
     trace = load_trace(artifact.path / "trace.h5")
     if trace.graph != artifact.manifest["integer_graph"]:
         raise FormatError(artifact.path / "trace.h5", "the trace of this graph", "another", "export it anew")
-    got = run_machine(artifact, trace.tokens)
+    dram, pes = load_images(artifact)
+    got, hashes = _replay(Machine(dram, pes), artifact.manifest, trace.tokens)
     compared, different, first = compare(trace.signals, got, artifact.manifest["order"])
-    return Report(different == 0, compared, different, str(first) if first else None)
+    problem, notes = str(first) if first else None, []
+    if host.library():
+        logits, ours = host.Host(dram, pes).run(trace.tokens)
+        wrong = int((ours != hashes).sum() + (logits != got[f"{artifact.manifest['head']}.out"][0]).sum())
+        notes.append(f"firmware on the host: {ours.size:,} ticks of {ours.shape[1]} elements, {wrong} differ")
+        problem = problem or (notes[-1] if wrong else None)
+    if emulation:
+        found = EMULATIONS[emulation](Machine(dram, pes), trace.tokens)
+        most = max(int(counts.max()) for counts in found.instructions.values())
+        notes.append(
+            f"firmware in QEMU, Cortex-M4F: {found.ticks:,} ticks of {len(found.instructions)} elements, "
+            f"{found.different} differ; at most {most:,} instructions a tick (emulated)"
+        )
+        problem = problem or found.first
+    return Report(problem is None, compared, different, problem, tuple(notes))
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:
@@ -126,8 +170,8 @@ def _narrow(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int16 if small else np.int32)
 
 
-def _place(node: str, layers) -> str:
+def _place(node: str, layers, on_pes: set[str]) -> str:
     for layer in layers:
         if node in (layer.name, layer.kernel, layer.recurrent):
             return f"PEs of {layer.name}"
-    return "dram"
+    return f"PEs of {node}" if node in on_pes else "dram"

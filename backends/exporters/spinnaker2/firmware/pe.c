@@ -1,0 +1,210 @@
+/* Reads an image, and hands events and ticks to the kernels. */
+#include "pe.h"
+
+static uint32_t half(const uint8_t *at)
+{
+    return (uint32_t)at[0] | (uint32_t)at[1] << 8;
+}
+
+static uint32_t word(const uint8_t *at)
+{
+    return half(at) | half(at + 2) << 16;
+}
+
+/* Where a region lies, if it holds `count` numbers of `item` bytes each; else NULL. */
+static void *region(uint8_t *image, uint32_t id, uint64_t count, uint32_t item)
+{
+    const uint8_t *entry = image + S2LM_PREFIX + id * S2LM_ENTRY;
+    return word(entry + 8) == count * item ? image + word(entry + 4) : (void *)0;
+}
+
+static uint32_t region_bytes(const uint8_t *image, uint32_t id)
+{
+    return word(image + S2LM_PREFIX + id * S2LM_ENTRY + 8);
+}
+
+/* A product from its three regions; `id` is that of the first. */
+static int product_open(product_t *product, uint8_t *image, uint32_t id, uint32_t rows, uint32_t width)
+{
+    product->rows = rows;
+    product->width = width;
+    product->start = (void *)0;
+    product->gap = (void *)0;
+    if (region(image, id, 0, 1) && region(image, id + 1, 0, 1)) {
+        product->weight = region(image, id + 2, (uint64_t)rows * width, 1);
+        return product->weight ? PE_OK : PE_BAD_SIZE;
+    }
+    const uint32_t kept = region_bytes(image, id + 1);
+    const uint16_t *start = region(image, id, (uint64_t)rows + 1, 2);
+    const uint8_t *gap = region(image, id + 1, kept, 1);
+    product->weight = region(image, id + 2, kept, 1);
+    if (!start || !product->weight || start[0] != 0 || start[rows] != kept)
+        return PE_BAD_SIZE;
+    for (uint32_t r = 0; r < rows; r++) {
+        uint32_t target = 0;
+        if (start[r] > start[r + 1])
+            return PE_BAD_ROWS;
+        for (uint32_t i = start[r]; i < start[r + 1]; i++)
+            if ((target += gap[i]) >= width)
+                return PE_BAD_ROWS;
+    }
+    product->start = start;
+    product->gap = gap;
+    return PE_OK;
+}
+
+static int shifts_open(pe_t *pe, uint32_t which, uint8_t *image, uint32_t bias, uint32_t shift, uint32_t width)
+{
+    pe->bias[which] = region(image, bias, width, 4);
+    pe->shift[which] = region(image, shift, width, 1);
+    if (!pe->bias[which] || !pe->shift[which])
+        return PE_BAD_SIZE;
+    for (uint32_t j = 0; j < width; j++)
+        if (pe->shift[which][j] > 31)
+            return PE_BAD_SHIFT;
+    return PE_OK;
+}
+
+/* Keys: whatever they name must be rows of the products that there are. */
+static int keys_open(pe_t *pe, uint8_t *image, uint32_t id, uint32_t listens, uint32_t products)
+{
+    pe->keys = region(image, id, (uint64_t)listens * 4, 4);
+    pe->listens = listens;
+    if (!pe->keys)
+        return PE_BAD_SIZE;
+    for (uint32_t i = 0; i < listens; i++) {
+        const uint32_t *entry = pe->keys + 4 * i;
+        if ((entry[0] & ~S2LM_KEY_MASK) || entry[3] >= products)
+            return PE_BAD_FIELD;
+        const uint32_t rows = pe->product[entry[3]].rows;
+        if (entry[1] > rows || entry[2] > rows - entry[1])
+            return PE_BAD_FIELD;
+    }
+    return PE_OK;
+}
+
+static int egru_open(pe_t *pe, uint8_t *image)
+{
+    const uint32_t *field = pe->field, width = 3 * pe->units, port_regions = EGRU_AT_ROWS_Q - EGRU_AT_ROWS_A;
+    const uint32_t rows[2] = {field[EGRU_INPUTS], field[EGRU_LAYER_UNITS]};
+    int32_t *sum = region(image, EGRU_AT_ACCUMULATORS, (uint64_t)2 * width, 4);
+    pe->cell = region(image, EGRU_AT_CELL, pe->units, 2);
+    pe->thr = region(image, EGRU_AT_THR, pe->units, 2);
+    pe->sigmoid = region(image, EGRU_AT_SIGMOID, S2LM_TABLE_SIZE, 2);
+    pe->tanh = region(image, EGRU_AT_TANH, S2LM_TABLE_SIZE, 2);
+    if (!sum || !pe->cell || !pe->thr || !pe->sigmoid || !pe->tanh)
+        return PE_BAD_SIZE;
+    if (field[EGRU_ZONEOUT] > S2LM_ONE)
+        return PE_BAD_FIELD;
+    for (uint32_t port = 0; port < 2; port++) {
+        int error = shifts_open(pe, port, image, EGRU_AT_BIAS_A + port, EGRU_AT_SHIFT_A + port, width);
+        if (!error)
+            error = product_open(&pe->product[port], image, EGRU_AT_ROWS_A + port * port_regions, rows[port], width);
+        if (error)
+            return error;
+        pe->product[port].sum = sum + port * width;
+    }
+    return keys_open(pe, image, EGRU_AT_KEYS, field[EGRU_LISTENS], 2);
+}
+
+static int head_open(pe_t *pe, uint8_t *image)
+{
+    pe->own_key |= S2LM_LOGITS;
+    pe->product[0].sum = region(image, HEAD_AT_ACCUMULATORS, pe->units, 4);
+    int error = shifts_open(pe, 0, image, HEAD_AT_BIAS, HEAD_AT_SHIFT, pe->units);
+    if (!error)
+        error = product_open(&pe->product[0], image, HEAD_AT_ROWS, pe->field[HEAD_INPUTS], pe->units);
+    if (error || !pe->product[0].sum)
+        return error ? error : PE_BAD_SIZE;
+    return keys_open(pe, image, HEAD_AT_KEYS, pe->field[HEAD_LISTENS], 1);
+}
+
+static int embedding_open(pe_t *pe, uint8_t *image)
+{
+    pe->exponent = region(image, EMBEDDING_AT_EXPONENT, pe->units, 1);
+    if (!pe->exponent || pe->field[EMBEDDING_X_FRAC] > 15)
+        return pe->exponent ? PE_BAD_FIELD : PE_BAD_SIZE;
+    for (uint32_t j = 0; j < pe->units; j++) {
+        const int32_t up = (int32_t)pe->field[EMBEDDING_X_FRAC] - pe->exponent[j];
+        if (up < -31 || up > 31)
+            return PE_BAD_SHIFT;
+    }
+    return product_open(&pe->product[0], image, EMBEDDING_AT_ROWS, pe->units, pe->field[EMBEDDING_WIDTH]);
+}
+
+int pe_open(pe_t *pe, uint8_t *image, uint32_t room)
+{
+    static const uint32_t regions[] = {EGRU_END, 0, HEAD_END, EMBEDDING_END};
+    static const uint32_t count_field[] = {EGRU_REGIONS, 0, HEAD_REGIONS, EMBEDDING_REGIONS};
+    if (room < S2LM_PREFIX || word(image) != S2LM_MAGIC)
+        return PE_NO_IMAGE;
+    for (uint32_t i = 0; i < sizeof *pe; i++)
+        ((uint8_t *)pe)[i] = 0;
+    pe->kind = half(image + 6);
+    pe->field = (const uint32_t *)(const void *)(image + 8);
+    if (half(image + 4) != S2LM_VERSION || pe->kind >= sizeof regions / sizeof *regions || !regions[pe->kind])
+        return PE_OTHER_VERSION;
+    const uint32_t count = regions[pe->kind];
+    if (pe->field[count_field[pe->kind]] != count || room < S2LM_PREFIX + count * S2LM_ENTRY)
+        return PE_BAD_REGION;
+    for (uint32_t id = 0; id < count; id++) {
+        const uint8_t *entry = image + S2LM_PREFIX + id * S2LM_ENTRY;
+        const uint32_t offset = word(entry + 4), size = word(entry + 8);
+        if (word(entry) != id || offset % S2LM_ALIGN || offset > room || size > room - offset)
+            return PE_BAD_REGION;
+    }
+    pe->units = pe->field[EGRU_UNITS]; /* the first fields are the same of every kind */
+    if (pe->field[EGRU_SLICE] > 255 || pe->field[EGRU_LAYER] > 251 || pe->units > 65536)
+        return PE_BAD_FIELD;
+    pe->own_key = pe->field[EGRU_SLICE] << 16;
+    if (pe->kind == S2LM_EGRU)
+        pe->own_key |= (pe->field[EGRU_LAYER] + 1) << 24;
+    const int error = pe->kind == S2LM_EGRU   ? egru_open(pe, image)
+                      : pe->kind == S2LM_HEAD ? head_open(pe, image)
+                                              : embedding_open(pe, image);
+    if (!error)
+        pe_reset(pe);
+    return error;
+}
+
+void pe_reset(pe_t *pe)
+{
+    for (uint32_t port = 0; port < 2 && pe->bias[port]; port++)
+        product_begin(&pe->product[port], pe->bias[port]);
+    for (uint32_t j = 0; pe->cell && j < pe->units; j++)
+        pe->cell[j] = 0;
+    pe->token = -1;
+    pe->strays = pe->heard = 0;
+}
+
+void pe_receive(pe_t *pe, uint32_t key, int32_t payload)
+{
+    const uint32_t base = key & S2LM_KEY_MASK, unit = key & ~S2LM_KEY_MASK;
+    if (pe->kind == S2LM_EMBEDDING) {
+        const uint32_t row = (uint32_t)payload - pe->field[EMBEDDING_UNIT_LO];
+        pe->token = base == S2LM_TOKEN && row < pe->units ? (int32_t)row : -1;
+        pe->strays += base != S2LM_TOKEN;
+        return;
+    }
+    /* Events come slice after slice: begin where the last one was found. */
+    for (uint32_t tried = 0; tried < pe->listens; tried++) {
+        const uint32_t *entry = pe->keys + 4 * pe->heard;
+        if (entry[0] == base && unit < entry[2]) {
+            product_add(&pe->product[entry[3]], entry[1] + unit, payload);
+            return;
+        }
+        if (++pe->heard == pe->listens)
+            pe->heard = 0;
+    }
+    pe->strays++;
+}
+
+void pe_tick(pe_t *pe, send_t *send, void *to)
+{
+    if (pe->kind == S2LM_EGRU)
+        egru_tick(pe, send, to);
+    else if (pe->kind == S2LM_HEAD)
+        head_tick(pe, send, to);
+    else
+        embedding_tick(pe, send, to);
+}

@@ -1,0 +1,123 @@
+"""Runs an image by the firmware's own C, compiled for the host: the machine of `machine`, bit for bit, and fast."""
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Iterable
+
+import numpy as np
+
+from rheobase.backends.exporters.spinnaker2.image import EMBEDDING, Image
+from rheobase.backends.exporters.spinnaker2.machine import DramEmbedding, stages
+from rheobase.spiking.errors import FormatError, ShapeError, UnsupportedError
+
+PROBLEMS = (
+    "none",
+    "no image",
+    "another version",
+    "a region outside of the image",
+    "a region of another size",
+    "a field out of range",
+    "rows or targets out of order",
+    "a shift out of range",
+)
+"""what `pe_open` returns"""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled firmware, or None where no compiler was at hand at install."""
+    spec = importlib.util.find_spec("rheobase.backends.exporters.spinnaker2.firmware._host")
+    if spec is None or spec.origin is None:
+        return None
+    lib = ctypes.CDLL(spec.origin)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    lib.host_pe_bytes.restype = number
+    lib.host_open.argtypes, lib.host_open.restype = [pointer, pointer, ctypes.c_uint32], ctypes.c_int32
+    lib.host_reset.argtypes, lib.host_reset.restype = [pointer, number], None
+    lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, number, pointer, number, pointer]
+    lib.host_run.argtypes += [pointer, number]
+    lib.host_run.restype = number
+    return lib
+
+
+def check(data: bytes, where: str) -> None:
+    """Let the firmware read one PE's image; raises FormatError with what it says is wrong."""
+    lib = _library()
+    element = np.zeros(lib.host_pe_bytes(), np.uint8)
+    _open(lib, element, _aligned(data), where)
+
+
+class Host:
+    """All PEs of an image, with embedding and head from its dram if they lie there; one stream of tokens.
+
+    raises  UnsupportedError: no C library;  FormatError: images that the firmware refuses or that do not fit together
+    """
+
+    def __init__(self, dram: Image | None, pes: Iterable[tuple[str, Image]]):
+        self._lib = _library()
+        groups = stages(dram, pes)
+        images = [(where, image) for group in groups for where, image in group]
+        size = self._lib.host_pe_bytes()
+        self._elements = np.zeros((len(images), size), np.uint8)
+        self._images = [_aligned(image.pack()) for _, image in images]
+        for element, data, (where, _) in zip(self._elements, self._images, images, strict=True):
+            _open(self._lib, element, data, where)
+        self._last = np.cumsum([len(group) for group in groups])
+        self._vectors = None if dram is None else np.ascontiguousarray(DramEmbedding(dram).vectors, np.int32)
+        self.vocabulary = sum(image.fields["units"] for _, image in groups[-1])
+        known = self.vocabulary if dram is None else len(self._vectors)
+        if dram is None and sum(i.fields["units"] for _, i in groups[0]) != known:
+            raise FormatError("pe", f"{known} tokens in the embedding", "another number", "export it anew")
+        sent = [sum(i.fields["width" if i.kind == EMBEDDING else "units"] for _, i in group) for group in groups]
+        self._most = max(*sent, 1, 0 if self._vectors is None else self._vectors.shape[1])
+        self._room = np.empty(2 * self._most, np.uint64)
+        self.events = 0
+
+    def reset(self) -> None:
+        """Begin a new stream of tokens."""
+        self._lib.host_reset(self._elements.ctypes.data, len(self._elements))
+
+    def run(self, tokens, *, logits: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Some tokens [T], the state carried on: (logits [T, V], or [0, V]; each PE's hash after each, [T, PEs])."""
+        row = np.ascontiguousarray(np.reshape(tokens, -1), np.int64)
+        if row.size and not 0 <= row.min() <= row.max() < self.vocabulary:
+            wrong = row[(row < 0) | (row >= self.vocabulary)][0]
+            raise ShapeError("host", f"token ids from 0 to {self.vocabulary - 1}", str(wrong), "check the tokenizer")
+        out = np.empty((row.size if logits else 0, self.vocabulary), np.int32)
+        hashes = np.empty((row.size, len(self._elements)), np.uint32)
+        vectors = self._vectors
+        self.events += self._lib.host_run(
+            self._elements.ctypes.data,
+            self._last.ctypes.data,
+            len(self._last),
+            None if vectors is None else vectors.ctypes.data,
+            0 if vectors is None else vectors.shape[1],
+            row.ctypes.data,
+            row.size,
+            out.ctypes.data if logits else None,
+            self.vocabulary,
+            hashes.ctypes.data,
+            self._room.ctypes.data,
+            self._most,
+        )
+        return out, hashes
+
+
+def _library() -> ctypes.CDLL:
+    lib = library()
+    if lib is None:
+        raise UnsupportedError("host", "the firmware compiled for the host", "none", "install a C compiler, reinstall")
+    return lib
+
+
+def _aligned(data: bytes) -> np.ndarray:
+    words = np.zeros(-(-len(data) // 16) * 2, np.uint64)
+    words.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+    return words.view(np.uint8)[: len(data)]
+
+
+def _open(lib: ctypes.CDLL, element: np.ndarray, data: np.ndarray, where: str) -> None:
+    problem = lib.host_open(element.ctypes.data, data.ctypes.data, len(data))
+    if problem:
+        raise FormatError(where, "an image that the firmware takes", PROBLEMS[problem], "export it anew")

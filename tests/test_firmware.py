@@ -1,0 +1,191 @@
+"""The firmware: the same integers in NumPy, in C on the host, and on an emulated Cortex-M4F."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rheobase.backends import export, verify
+from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
+from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, load_images, products
+from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, HEAD, Image, key, layout_header
+from rheobase.backends.exporters.spinnaker2.machine import Machine, fold
+from rheobase.backends.exporters.spinnaker2.partition import head_image
+from rheobase.spiking.errors import FormatError, ShapeError
+
+needs_c = pytest.mark.skipif(host.library() is None, reason="no C compiler at install")
+needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
+
+
+def random_machine(seed: int, *, extreme: bool = False, density: float = 1.0, zoneout: int = 0):
+    """PEs of an embedding, two layers of two slices and a head, their numbers at random or at their ends."""
+    rng = np.random.default_rng(seed)
+    vocabulary, width, units = 7, 5, (6, 4)
+
+    def weights(rows, columns):
+        w = rng.choice([-128, 127], (rows, columns)) if extreme else rng.integers(-128, 128, (rows, columns))
+        return np.where(rng.random((rows, columns)) < density, w, 0)
+
+    def named(port, weight, columns):
+        shift = rng.choice([1, 30], columns) if extreme else rng.integers(4, 12, columns)
+        bias = rng.choice([-(2**29), 0, 2**29], columns) if extreme else rng.integers(-(2**20), 2**20, columns)
+        made = {f"{name}_{port}": array for name, array in products.pack(weight).items()}
+        return made | {f"shift_{port}": shift, f"bias_{port}": bias}
+
+    table = {"exponent": rng.integers(0, 9, vocabulary)} | products.pack(weights(vocabulary, width))
+    fields = {"layer": 0, "slice": 0, "unit_lo": 0, "units": vocabulary, "width": width, "x_frac": 8}
+    pes = [("embedding", Image.of(EMBEDDING, fields, table))]
+    inputs, before = width, [(0, width)]
+    for layer, n in enumerate(units):
+        slices = [(0, n // 2 - 1), (n // 2 - 1, n)]
+        keys = [[key(layer, s), lo, hi - lo, 0] for s, (lo, hi) in enumerate(before)]
+        keys += [[key(layer + 1, s), lo, hi - lo, 1] for s, (lo, hi) in enumerate(slices)]
+        for s, (lo, hi) in enumerate(slices):
+            own, columns = hi - lo, 3 * (hi - lo)
+            regions = {"cell": np.zeros(own), "accumulators": np.zeros(2 * columns), "keys": np.array(keys)}
+            regions["thr"] = rng.choice([0, 1, ints.ONE], own) if extreme else rng.integers(0, ints.ONE // 4, own)
+            regions |= named("a", weights(inputs, columns), columns) | named("q", weights(n, columns), columns)
+            regions |= {"sigmoid": ints.sigmoid_table(), "tanh": ints.tanh_table()}
+            fields = {"layer": layer, "slice": s, "unit_lo": lo, "units": own, "inputs": inputs}
+            fields |= {"layer_units": n, "listens": len(keys), "zoneout": zoneout}
+            pes.append((f"layer {layer}.{s}", Image.of(EGRU, fields, regions)))
+        inputs, before = n, slices
+    keys = [[key(2, s), lo, hi - lo, 0] for s, (lo, hi) in enumerate(before)]
+    place = {"layer": 2, "slice": 0, "unit_lo": 0}
+    head = head_image(place, weights(4, vocabulary), rng.integers(-99, 99, vocabulary), np.full(vocabulary, 3), keys)
+    return Machine(None, [*pes, ("head", head)]), [*pes, ("head", head)]
+
+
+def by_numpy(machine, tokens):
+    rows = [(machine.step(int(t))[0], machine.hashes()) for t in tokens]
+    return np.array([r[0] for r in rows]), np.array([r[1] for r in rows], np.uint32)
+
+
+def test_the_layout_that_the_firmware_reads_is_the_image_s():
+    assert (firmware.FOLDER / "layout.h").read_text() == layout_header()
+
+
+def test_a_hash_by_hand():
+    assert fold(np.array([5, -1])) == (5 * 16777619 - 1) % 2**32
+    assert fold(np.zeros(0)) == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(1, 900), st.sampled_from([0.0, 0.002, 0.05, 0.4, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_what_is_packed_is_unpacked(seed, rows, width, density):
+    rng = np.random.default_rng(seed)
+    weight = np.where(rng.random((rows, width)) < density, rng.integers(-128, 128, (rows, width)), 0)
+    packed = products.pack(weight)
+    assert np.array_equal(products.unpack("here", packed, rows, width), weight)
+    size = sum(a.nbytes for a in packed.values())
+    assert products.least_bytes(weight) <= size <= max(weight.size, 1)
+
+
+def test_gaps_of_more_than_a_byte_by_hand():
+    weight = np.zeros((2, 1000), np.int64)
+    weight[0, 0], weight[0, 255], weight[0, 999], weight[1, 600] = 1, 2, 3, -4
+    packed = products.pack(weight)
+    assert packed["gaps"].tolist() == [0, 255, 255, 255, 234, 255, 255, 90]
+    assert packed["weight"].tolist() == [1, 2, 0, 0, 3, 0, 0, -4]
+    assert packed["rows"].tolist() == [0, 5, 8]
+    for name, wrong in (("gaps", [0, 255, 255, 255, 235, 255, 255, 90]), ("rows", [0, 9, 8]), ("rows", [1, 5, 8])):
+        with pytest.raises(FormatError, match="here"):
+            products.unpack("here", packed | {name: np.array(wrong)}, 2, 1000)
+
+
+@needs_c
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([0.0, 0.2, 1.0]), st.sampled_from([0, 1, 9000]))
+@settings(max_examples=40, deadline=None)
+def test_numpy_and_c_agree_on_every_hash(seed, extreme, density, zoneout):
+    machine, pes = random_machine(seed, extreme=extreme, density=density, zoneout=zoneout)
+    tokens = np.random.default_rng(seed).integers(0, 7, 12)
+    c = host.Host(None, pes)
+    logits, hashes = by_numpy(machine, tokens)
+    first, second = c.run(tokens[:5]), c.run(tokens[5:])
+    assert np.array_equal(np.concatenate([first[0], second[0]]), logits)
+    assert np.array_equal(np.concatenate([first[1], second[1]]), hashes)
+    c.reset()
+    assert np.array_equal(c.run(tokens)[1], hashes)
+    with pytest.raises(ShapeError, match="token ids from 0 to 6"):
+        c.run([7])
+
+
+@needs_c
+@pytest.mark.parametrize("dram", [True, False])
+def test_a_trained_model_in_c(small_run, tmp_path, dram):
+    text = small_run.config.splits().valid[: 2 * 64].reshape(2, 64)
+    made = export(small_run.model(), "spinnaker2", tmp_path / "image", calibration=text, dram=dram)
+    assert ("dram.bin" in made.manifest["files"]) == dram
+    report = verify(tmp_path / "image")
+    assert report.ok and "0 differ" in report.notes[0], report
+    images = load_images(made)
+    logits, hashes = by_numpy(Machine(*images), text[0])
+    got = host.Host(*images).run(text[0])
+    assert np.array_equal(got[0], logits) and np.array_equal(got[1], hashes)
+
+
+@needs_c
+def test_the_firmware_refuses_what_it_cannot_run():
+    _, pes = random_machine(0, density=0.2)
+    data = pes[1][1].pack()
+    host.check(data, "layer")
+    fields = {name: 8 + 4 * i for i, name in enumerate(pes[1][1].fields)}
+
+    def patched(at, value):
+        return data[:at] + int(value).to_bytes(4, "little") + data[at + 4 :]
+
+    for damaged, problem in (
+        (data[:40], "no image"),
+        (patched(0, 0), "no image"),
+        (patched(4, 2), "another version"),
+        (patched(fields["units"], 2**31), "a field out of range"),
+        (patched(fields["units"], 3), "a region of another size"),
+        (patched(fields["zoneout"], 2**20), "a field out of range"),
+        (patched(56 + 4, len(data)), "a region outside of the image"),
+        (patched(56 + 8, 2**32 - 1), "a region outside of the image"),
+    ):
+        with pytest.raises(FormatError, match=f"layer: expected an image that the firmware takes, got {problem}"):
+            host.check(damaged, "layer")
+
+
+@needs_qemu
+@pytest.mark.parametrize("how", [emulate.alone, emulate.together])
+def test_every_element_on_an_emulated_cortex_m4f(how):
+    for seed, extreme, density in ((1, False, 1.0), (2, True, 0.3), (3, False, 0.0)):
+        machine, pes = random_machine(seed, extreme=extreme, density=density)
+        found = how(machine, np.random.default_rng(seed).integers(0, 7, 20))
+        assert (found.ticks, found.different) == (20 * len(pes), 0), found
+        assert all((counts > 0).all() for counts in found.instructions.values())
+
+
+@needs_qemu
+def test_a_flipped_weight_shows_in_the_emulation():
+    machine, pes = random_machine(1)
+    image = machine.stages[1][0][1]
+    image.regions["weight_a"][:] ^= 64
+    found = emulate.alone(machine, np.arange(7))
+    assert found.different and "layer 0.0" in found.first
+
+
+@needs_qemu
+def test_the_program_lies_within_the_memory_of_an_element(tmp_path):
+    elf = firmware.compile_elf(tmp_path / "pe.elf")
+    out = subprocess.run(["arm-none-eabi-nm", str(elf)], capture_output=True, text=True, check=True).stdout
+    at = {name: int(address, 16) for address, _, name in (line.split() for line in out.splitlines())}
+    assert at["data_load"] <= 0x8000 == at["image_begin"]
+    assert at["image_end"] - at["image_begin"] == 93_184
+    assert at["bss_end"] <= at["data_guard"] < at["stack_guard"] == 0x1F000 and at["stack_end"] == 0x20000
+    with pytest.raises(FormatError, match="pe: expected an image it takes, got its report 1"):
+        firmware.emulate(elf, b"nothing of the kind" * 9, firmware.TICK)
+
+
+def test_tools_that_are_missing_are_named(monkeypatch, tmp_path):
+    from rheobase.spiking.errors import UnsupportedError
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert firmware.missing() == "arm-none-eabi-gcc"
+    with pytest.raises(UnsupportedError, match="firmware: expected the compiler arm-none-eabi-gcc, got none; apt-get"):
+        firmware.compile_elf(tmp_path / "x")
