@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rheobase.backends import export, verify
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, load_images, products
-from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, HEAD, Image, key, layout_header
+from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, Image, key, layout_header
 from rheobase.backends.exporters.spinnaker2.machine import Machine, fold
 from rheobase.backends.exporters.spinnaker2.partition import head_image
 from rheobase.spiking.errors import FormatError, ShapeError
