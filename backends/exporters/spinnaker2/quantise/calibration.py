@@ -56,8 +56,10 @@ def choose_formats(graph: EventGraph, largest: dict[str, float], embedding_frac:
     The dense int16 signals get the finest power of two that leaves one bit above the largest magnitude seen, and
     above the thresholds and membranes of the neurons that they feed.
 
-    raises  UnsupportedError: a signal of 4,096 or more
+    raises  UnsupportedError: a signal of 4,096 or more, or an embedding of 8,192 or more
     """
+    if embedding_frac < MIN_FRAC:
+        raise UnsupportedError("embedding", "values below 8,192", f"Q{embedding_frac}", "train it longer")
     pre_activations, chosen = _pre_activations(graph), signals_to_choose(graph)
     reach = dict(largest)
     for node in (n for n in graph.nodes if isinstance(n.op, LIFCell)):

@@ -180,8 +180,8 @@ class IntegerSquaredRelu(IntegerOp):
 
 
 @dataclass(frozen=True)
-class IntegerMultiply(IntegerOp):
-    """`arithmetic_rwkv.multiply`."""
+class IntegerAdd(IntegerOp):
+    """`arithmetic_rwkv.add`."""
 
     inputs, outputs = ("a", "b"), {"out": DENSE}
     shapes = Multiply.shapes
@@ -189,14 +189,14 @@ class IntegerMultiply(IntegerOp):
     b_frac: int = 0
     out_frac: int = 0
 
+
+@dataclass(frozen=True)
+class IntegerMultiply(IntegerAdd):
+    """`arithmetic_rwkv.multiply`."""
+
     @property
     def shift(self) -> int:
         return self.a_frac + self.b_frac - self.out_frac
-
-
-@dataclass(frozen=True)
-class IntegerAdd(IntegerMultiply):
-    """`arithmetic_rwkv.add`."""
 
 
 @dataclass(frozen=True)

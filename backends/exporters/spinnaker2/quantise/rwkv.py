@@ -50,9 +50,11 @@ def layer_norm(out: Writer, node: Node) -> Node:
 
 
 def sigmoid(out: Writer, node: Node) -> Node:
-    """The sigmoid's table."""
-    out.note(node, "out", "exact", "table", table_error(ints.sigmoid_table(), "sigmoid"))
-    return Node(node.name, ops.IntegerSigmoid(out.source(node, "x").frac))
+    """The sigmoid's table, whose argument is rounded to Q11 where it comes finer."""
+    frac = out.source(node, "x").frac
+    rounding = 2.0 ** -(ints.PRE_FRAC + 3) if frac > ints.PRE_FRAC else 0.0
+    out.note(node, "out", "exact", "table", table_error(ints.sigmoid_table(), "sigmoid") + rounding)
+    return Node(node.name, ops.IntegerSigmoid(frac))
 
 
 def squared_relu(out: Writer, node: Node) -> Node:
@@ -126,9 +128,9 @@ def _out_frac(out: Writer, node: Node) -> int:
 
 
 def _factor_frac(node: Node, factor: np.ndarray, offset: np.ndarray, in_frac: int) -> int:
-    """The finest format up to Q14 in which factors fit int16 and offsets, in that of the product, stay below 2^30."""
+    """The finest format up to Q14 in which factors fit int16 and offsets, in that of the product, stay below 2^29."""
     with np.errstate(divide="ignore"):
-        fits = np.floor(np.log2(32767 / factor.max())), np.floor(30 - np.log2(np.abs(offset).max())) - in_frac
+        fits = np.floor(np.log2(32767 / factor.max())), np.floor(29 - np.log2(np.abs(offset).max())) - in_frac
     frac = min(*fits, rwkv.FACTOR_FRAC)
     if frac < 0:
         got = f"{factor.max():.3g} and {np.abs(offset).max():.3g}"
