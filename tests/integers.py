@@ -66,7 +66,7 @@ def wkv(k, v, p, q, o, decay, first, k_frac, table):
         a, e = power(table, i32(n - past)), power(table, i32(n - now))
         return i32(right(a * p, 30) + right(e * v, 16)), i32(right(a * q, 30) + right(e, 1)), n
 
-    k = i32(right(i32(k * 23637), k_frac - 6))
+    k = i32(right(i64(k * 1_549_082_005), k_frac + 10))
     above, below, _ = weighed(o, i32(first + k))
     d = right(below, 15)
     y = hold(i32(above + d // 2) // d)

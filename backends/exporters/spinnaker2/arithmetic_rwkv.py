@@ -19,8 +19,8 @@ from rheobase.backends.exporters.spinnaker2.arithmetic import rescale, saturate1
 FACTOR_FRAC = 14
 POWER_FRAC, POWER_STEPS = 30, 8
 EXPONENT_FRAC, WEIGHT_FRAC = 20, 29
-LOG2_E = 23637
-"""log2(e) in Q14"""
+LOG2_E = 1_549_082_005
+"""log2(e) in Q30"""
 START = -(1 << 30)
 """WKV's o before the first step: so low that what it weighs is 0"""
 
@@ -165,7 +165,7 @@ def wkv_tick(k, v, p, q, o, decay, first, k_frac, table):
     After a step 1 <= q < 2; p is held within -q..q in the integers, where it lies but for rounding, as |v| <= 2^15:
     so every sum stays below 2^31 however long the sequence. o - 33 never passes the largest k.
     """
-    k = shift_right(k * LOG2_E, k_frac + FACTOR_FRAC - EXPONENT_FRAC)
+    k = shift_right(k * LOG2_E, k_frac + 30 - EXPONENT_FRAC)
     now, past = first + k, o - decay
     n = np.maximum(o, now)
     above, below = _weighed(p, q, v, power(table, n - o), power(table, n - now))

@@ -44,7 +44,9 @@ def layer_norm(out: Writer, node: Node) -> Node:
     frac = _factor_frac(node, np.abs(weight), bias, rwkv.FACTOR_FRAC)
     arrays = {"weight": out.store(node, "weight", weight, frac)}
     arrays["bias"] = out.store(node, "bias", bias, rwkv.FACTOR_FRAC + frac, 32)
-    eps = max(int(np.floor(node.op.eps * units**2 * 4.0**took + 0.5)), 1)
+    unit = 1 / (units**2 * 4.0**took)
+    eps = max(int(np.floor(node.op.eps / unit + 0.5)), 1)
+    out.note(node, "eps", str(node.op.eps), f"{eps} x {unit:.3g}", abs(eps * unit - node.op.eps))
     out.note(node, "1 / deviation", "exact", "from a root of 16 bits", 2.0**-15)
     return Node(node.name, ops.IntegerLayerNorm(eps, frac, _out_frac(out, node)), arrays)
 
