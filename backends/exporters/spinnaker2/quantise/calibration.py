@@ -1,5 +1,7 @@
 """What text says of a float graph: how large its signals become, and the formats that follow."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
@@ -25,6 +27,7 @@ from rheobase.spiking.graph import (
 )
 
 HEADROOM_BITS = 1
+STEPS = 32
 MIN_FRAC, MAX_FRAC = 2, 16
 
 
@@ -33,9 +36,24 @@ def measure(graph: EventGraph, tokens: np.ndarray) -> tuple[dict[str, np.ndarray
     read = {graph.inputs_of(n.name)["x"].source for n in graph.nodes if isinstance(n.op, Linear)}
     chosen = set(signals_to_choose(graph))
     membranes = {f"{n.name}.v" for n in graph.nodes if isinstance(n.op, LIFCell)}
-    seen = simulate(graph, tokens, record=sorted(read | chosen | membranes)).recorded
-    power = {name: np.mean(np.square(seen[name], dtype=np.float64), (0, 1)) for name in sorted(read)}
-    return power, {name: float(np.abs(seen[name]).max()) for name in chosen | membranes}
+    power = dict.fromkeys(sorted(read), 0.0)
+    largest = dict.fromkeys(sorted(chosen | membranes), 0.0)
+    for seen in recorded(graph, tokens, sorted({*power, *largest})):
+        for name in power:
+            power[name] = power[name] + np.square(seen[name], dtype=np.float64).sum((0, 1)) / tokens.size
+        for name in largest:
+            largest[name] = max(largest[name], float(np.abs(seen[name]).max()))
+    return power, largest
+
+
+def recorded(graph: EventGraph, tokens: np.ndarray, names: list[str], **options) -> Iterator[dict[str, np.ndarray]]:
+    """What `simulate` records of tokens [B, T], [B, t, n] a name, a few steps at a time: of a large model, all signals
+    of all steps would not fit memory."""
+    state = None
+    for at in range(0, tokens.shape[1], STEPS):
+        trace = simulate(graph, tokens[:, at : at + STEPS], state, record=names, **options)
+        state = trace.state
+        yield trace.recorded
 
 
 def signals_to_choose(graph: EventGraph) -> list[str]:

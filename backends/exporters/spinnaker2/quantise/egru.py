@@ -40,17 +40,16 @@ def candidates(graph: EventGraph) -> dict[str, str]:
     return {name: graph.inputs_of(name)["q"].source for name in cells}
 
 
-def check_candidates(out: Writer, integer: EventGraph, seen, allow_lossy: bool) -> None:
-    """Refuse, or record, recurrent candidates that saturate on the calibration data.
+def candidates_of(graph: EventGraph, source: str, seen: np.ndarray) -> float:
+    """The largest candidate among a recurrent pre-activation's integers [B, T, 3n]."""
+    return np.abs(seen[..., 2 * graph.shape_of(source)[0] // 3 :]).max() / (1 << ints.PRE_FRAC)
 
-    seen  "node.port" -> integers [B, T, n]
-    """
-    for name, source in candidates(integer).items():
-        q_g = seen[source][..., 2 * integer.shape_of(source)[0] // 3 :]
-        largest = np.abs(q_g).max() / (1 << ints.PRE_FRAC)
-        if largest < 16:
-            continue
-        if not allow_lossy:
-            remedy = "shrink recurrent weights, or allow a lossy export"
-            raise LossyExportError(name, "recurrent candidates below 16", f"{largest:.2f}", remedy)
-        out.note(integer.node(name), "q_g", f"up to {largest:.2f}", "saturated at 16", largest - 16)
+
+def check_candidates(out: Writer, cell: Node, largest: float, allow_lossy: bool) -> None:
+    """Refuse, or record, recurrent candidates that saturate on the calibration data."""
+    if largest < 16:
+        return
+    if not allow_lossy:
+        remedy = "shrink recurrent weights, or allow a lossy export"
+        raise LossyExportError(cell.name, "recurrent candidates below 16", f"{largest:.2f}", remedy)
+    out.note(cell, "q_g", f"up to {largest:.2f}", "saturated at 16", largest - 16)

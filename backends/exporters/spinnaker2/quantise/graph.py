@@ -5,9 +5,13 @@ from dataclasses import replace
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2.quantise import egru, products, rwkv
-from rheobase.backends.exporters.spinnaker2.quantise.calibration import choose_formats, measure, signals_to_choose
+from rheobase.backends.exporters.spinnaker2.quantise.calibration import (
+    choose_formats,
+    measure,
+    recorded,
+    signals_to_choose,
+)
 from rheobase.backends.exporters.spinnaker2.quantise.writer import Deviation, Writer
-from rheobase.backends.simulators import simulate
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.graph import (
     Add,
@@ -90,19 +94,27 @@ def quantise(
     out.formats = choose_formats(graph, largest, products.quantise_table(out))
     nodes = tuple(INTEGER[type(node.op)](out, node) for node in graph.nodes)
     integer = EventGraph(nodes, tuple(replace(e) for e in graph.edges), out.arrays, graph.outputs)
-    held = signals_to_choose(graph) + [f"{n.name}.v" for n in graph.nodes if isinstance(n.op, LIFCell)]
-    watched = [*held, *egru.candidates(integer).values()]
-    seen = simulate(integer, calibration, on="integer", record=watched).recorded
-    egru.check_candidates(out, integer, seen, allow_lossy)
-    for name in held:
-        node, _, port = name.rpartition(".")
-        record_limits(out, integer.node(node), port, seen[name])
+    _check_ranges(out, integer, calibration, allow_lossy)
     return integer, out.deviations
 
 
-def record_limits(out: Writer, node: Node, port: str, values: np.ndarray) -> None:
-    """Record how many values of an int16 signal lie at its limits, where `narrow` may have held them."""
-    frac = out.formats[f"{node.name}.{port}"].frac
-    count = int(((values == 32767) | (values == -32768)).sum())
-    written = f"int16 Q{frac}, {count} of {values.size} values on the calibration data at its limits"
-    out.note(node, port, "unbounded", written, 2.0 ** -(frac + 1))
+def _check_ranges(out: Writer, integer: EventGraph, calibration: np.ndarray, allow_lossy: bool) -> None:
+    """Run the integers, and record how many values of each int16 signal lie at its limits, where `narrow` may have
+    held them; refuse, or record, an EGRU's candidates out of range."""
+    candidates = egru.candidates(integer)
+    membranes = [f"{n.name}.v" for n in out.graph.nodes if isinstance(n.op, LIFCell)]
+    held = dict.fromkeys([*signals_to_choose(out.graph), *membranes], 0)
+    largest, size = dict.fromkeys(candidates, 0.0), dict.fromkeys(held, 0)
+    for seen in recorded(integer, calibration, [*held, *candidates.values()], on="integer"):
+        for cell, source in candidates.items():
+            largest[cell] = max(largest[cell], egru.candidates_of(integer, source, seen[source]))
+        for name in held:
+            held[name] += int(((seen[name] == 32767) | (seen[name] == -32768)).sum())
+            size[name] += seen[name].size
+    for cell in candidates:
+        egru.check_candidates(out, integer.node(cell), largest[cell], allow_lossy)
+    for name, count in held.items():
+        node, _, port = name.rpartition(".")
+        frac = out.formats[name].frac
+        written = f"int16 Q{frac}, {count} of {size[name]} values on the calibration data at its limits"
+        out.note(integer.node(node), port, "unbounded", written, 2.0 ** -(frac + 1))

@@ -18,6 +18,8 @@ LARGEST_EXPONENT = 2.0**8
 def mix(out: Writer, node: Node) -> Node:
     """A mix of two tokens: its shares in the finest format in which the sum of both products fits int32."""
     share, took = out.values(node, "share"), out.source(node, "x").frac
+    if out.source(node, "before").frac != took:
+        raise UnsupportedError(f"{node.name}.before", "the signal of x", "another", "mix a signal with its own past")
     parts = {"share": share, "rest": out.values(node, "rest", 1 - share)}
     parts["bias"] = out.values(node, "bias", np.zeros_like(share))
     frac = _factor_frac(node, np.abs(parts["share"]) + np.abs(parts["rest"]), parts["bias"], took)
