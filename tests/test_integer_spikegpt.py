@@ -36,7 +36,7 @@ def model_of(**settings) -> SpikeGPT:
     torch.manual_seed(0)
     config = SpikeGPTConfig(**{"embedding": 24, "depth": 2, "placement": "spike_fed", **settings})
     model = SpikeGPT(config).eval()
-    model.wake(torch.as_tensor(TEXT))
+    model.wake(torch.as_tensor(TEXT) % config.vocabulary)
     model.advance(1.0)
     return model
 
@@ -307,6 +307,18 @@ def test_numbers_out_of_range_are_named(changes, message):
     arrays = {name: np.abs(graph.arrays[name]) * np.float32(factor) for name, factor in changes.items()}
     with pytest.raises(UnsupportedError, match=message):
         quantise(EventGraph(graph.nodes, graph.edges, {**graph.arrays, **arrays}, graph.outputs), TEXT)
+
+
+def test_wide_graded_products_are_made_to_fit():
+    """2,048 graded events of int16 and weights near 127 would pass 2^31: exponents go down until none can."""
+    model = model_of(depth=1, embedding=512, graded=True, vocabulary=32)
+    with torch.no_grad():
+        model.blocks[0].ffn.value.weight.uniform_(0.9, 1.0)
+    tokens = TEXT[:1, :8] % 32
+    integer, _ = quantise(model.lower(), tokens)
+    weight = np.abs(integer.arrays["blocks.0.ffn.value.weight"].astype(np.int64))
+    assert (3 << 28) < weight.sum(1).max() * 32768 < 3 << 29
+    assert weight.max() == 16 and integer.arrays["blocks.0.att.output.weight"].max() > 63
 
 
 TRAINED = {

@@ -4,7 +4,12 @@ import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise.ops import EVENT, IntegerEmbedding, IntegerLinear, embed
-from rheobase.backends.exporters.spinnaker2.quantise.weights import best_exponents, prove_bound, round_weights
+from rheobase.backends.exporters.spinnaker2.quantise.weights import (
+    best_exponents,
+    fit_exponents,
+    prove_bound,
+    round_weights,
+)
 from rheobase.backends.exporters.spinnaker2.quantise.writer import Writer
 from rheobase.spiking.errors import GraphError, UnsupportedError
 from rheobase.spiking.graph import EGRUCell, Embedding, EventGraph, Linear, Node, Spike
@@ -52,29 +57,36 @@ def embedding(out: Writer, node: Node) -> Node:
 
 
 def linear(out: Writer, node: Node) -> Node:
-    """A linear layer; raises UnsupportedError where its accumulators could overflow for any input."""
+    """A linear layer; raises UnsupportedError where its accumulators could overflow for any input.
+
+    Where dense values or graded spikes are so many that they could, its exponents are lowered first. In an EGRU model
+    they are not, and every shift is to the right: its image reckons with both.
+    """
     source = out.graph.inputs_of(node.name)["x"].source
     took, gives = out.formats[source], out.formats[f"{node.name}.out"]
-    name = node.arrays["weight"]
+    name, largest = node.arrays["weight"], _largest(out, source)
+    recurrent = any(isinstance(n.op, EGRUCell) for n in out.graph.nodes)
+    bias = out.values(node, "bias", np.zeros(out.graph.shape_of(f"{node.name}.out")[0]))
     if name not in out.arrays:
         weight = np.asarray(out.graph.arrays[name], np.float64)
         columns = weight.T if node.op.transposed else weight
         exponent = best_exponents(columns, out.power[source], clip=True)
         exponent = np.minimum(exponent, MAX_SHIFT - took.frac + gives.frac)
+        if not recurrent:
+            exponent = fit_exponents(columns, exponent, bias, took.frac, largest)
         _write_weight(out, node, "weight", columns, exponent, by_target=node.op.transposed)
     names = {"weight": name, "exponent": f"{name}.exponent", "bias": f"{node.name}.bias.integer"}
     op = IntegerLinear(node.op.transposed, took.frac, gives.frac, gives.bits)
     weight, exponent = out.arrays[name], out.arrays[names["exponent"]]
     weight = weight.T if op.transposed else weight
-    bias = out.values(node, "bias", np.zeros(len(exponent)))
     frac, shift = exponent.astype(np.int64) + op.in_frac, op.shift(exponent)
     whole = np.floor(bias * 2.0**frac + 0.5)
-    least = 1 if any(isinstance(n.op, EGRUCell) for n in out.graph.nodes) else MIN_SHIFT
+    least = 1 if recurrent else MIN_SHIFT
     if shift.min() < least or shift.max() > MAX_SHIFT:
         unit = int(shift.argmin() if shift.min() < least else shift.argmax())
         wanted = f"a shift from {least} to {MAX_SHIFT}"
         raise UnsupportedError(f"{node.name} unit {unit}", wanted, str(shift[unit]), "rescale its weights")
-    prove_bound(node.name, weight, whole, shift, _largest(out, source), op.bits)
+    prove_bound(node.name, weight, whole, shift, largest, op.bits)
     out.arrays[names["bias"]] = whole.astype(np.int32)
     out.note(node, "bias", str(bias.dtype), "int32", 2.0 ** -(frac.min() + 1))
     return Node(node.name, op, names)

@@ -32,6 +32,17 @@ def round_weights(weight_DO: np.ndarray, exponent_O: np.ndarray) -> np.ndarray:
     return np.clip(np.floor(weight_DO * 2.0**exponent_O + 0.5), -127, 127)
 
 
+def fit_exponents(weight_DO, exponent_O, bias_O, in_frac: int, largest_x: int) -> np.ndarray:
+    """Exponents lowered where an accumulator could reach 3/4 of int32, which leaves the rest to its rounding."""
+    exponent_O = exponent_O.copy()
+    while True:
+        bound = np.abs(round_weights(weight_DO, exponent_O)).sum(0) * largest_x
+        over = bound + np.abs(bias_O) * 2.0 ** (exponent_O + in_frac) >= 3 << 29
+        if not over.any():
+            return exponent_O
+        exponent_O[over] -= 1
+
+
 def prove_bound(name: str, weight_DO, bias_O, shift_O, largest_x: int, bits: int) -> None:
     """Refuse a product whose accumulator could leave int32 for any input within its format, or its shift.
 
