@@ -1,4 +1,4 @@
-"""The integer arithmetic of the SpiNNaker 2 target: this file is its specification.
+"""The integer arithmetic of the SpiNNaker 2 target: this file and `arithmetic_rwkv` are its specification.
 
 Formats (two's complement; "Qf" is an integer that stands for itself x 2^-f):
 
@@ -31,6 +31,12 @@ def shift_right(x, s):
 def saturate16(x):
     """x, held within the range of int16."""
     return np.clip(x, -32768, 32767)
+
+
+def rescale(x, s):
+    """x 2^-s: `shift_right` where s >= 0, an exact shift to the left where s < 0."""
+    s = np.asarray(s, np.int64)
+    return shift_right(x, np.maximum(s, 0)) << np.maximum(-s, 0)
 
 
 def make_table(function) -> np.ndarray:

@@ -1,0 +1,28 @@
+"""How far an integer graph is from its float graph, signal by signal."""
+
+import numpy as np
+
+from rheobase.backends.exporters.spinnaker2.quantise.ops import formats
+from rheobase.backends.simulators import simulate
+from rheobase.spiking.graph import EventGraph, Spike
+
+
+def errors(graph: EventGraph, integer: EventGraph, tokens: np.ndarray) -> dict[str, float]:
+    """The relative error of every signal whose value is read, or is an output, in the order of computation: root mean
+    square of (integer - float) over that of float, over all tokens and units; of zeros, whether the integers are not.
+
+    tokens  [B, T]
+    """
+    read = {e.source for e in graph.edges if not isinstance(graph.node(e.target_node).op, Spike)}
+    read |= set(graph.outputs.values())
+    order = [name for group in graph.order() for name in group]
+    names = [f"{n}.{port}" for n in order for port in graph.node(n).op.outputs if f"{n}.{port}" in read]
+    names = [name for name in names if graph.node(name.rpartition(".")[0]).op.inputs]
+    floats = simulate(graph, tokens, record=names).recorded
+    integers, fracs = simulate(integer, tokens, on="integer", record=names).recorded, formats(integer)
+    return {name: _relative(floats[name], integers[name] * 2.0 ** -fracs[name].frac) for name in names}
+
+
+def _relative(wanted: np.ndarray, got: np.ndarray) -> float:
+    error = np.square(got - wanted, dtype=np.float64).mean()
+    return float(np.sqrt(error / size)) if (size := np.square(wanted, dtype=np.float64).mean()) else float(error > 0)
