@@ -9,10 +9,8 @@ from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.simulators import simulate
 from rheobase.spiking.errors import ConfigError, GraphError, LossyExportError, UnsupportedError
 from rheobase.spiking.graph import Edge, EGRUCell, Embedding, EventGraph, Linear, Node, Op, Tokens, require
+from rheobase.spiking.quantisation import best_exponents, round_weights
 from rheobase.spiking.tally import DENSE, GRADED
-
-CLIPPINGS = 3
-MAX_EXPONENT = 20
 
 
 @dataclass(frozen=True)
@@ -68,30 +66,6 @@ class Deviation:
     wanted: str
     written: str
     bound: float
-
-
-def best_exponents(weight_DO: np.ndarray, power_D: np.ndarray, clip: bool) -> np.ndarray:
-    """One exponent a target, such that w 2^e fits int8.
-
-    With `clip`, exponents up to 2 larger are tried, that clip the largest weights but round the others more
-    finely, and the one with the smallest mean squared error of the product is taken.
-
-    power_D  mean square of each source over the calibration data
-    """
-    largest = np.abs(weight_DO).max(0)
-    with np.errstate(divide="ignore"):
-        base = np.floor(np.log2(127 / largest))
-    base = np.minimum(np.where(np.isfinite(base), base, MAX_EXPONENT), MAX_EXPONENT).astype(np.int64)
-    if not clip:
-        return base
-    tried = base + np.arange(CLIPPINGS)[:, None]
-    errors = [(power_D[:, None] * (weight_DO - round_weights(weight_DO, e) * 2.0**-e) ** 2).sum(0) for e in tried]
-    return tried[np.argmin(errors, 0), np.arange(len(base))]
-
-
-def round_weights(weight_DO: np.ndarray, exponent_O: np.ndarray) -> np.ndarray:
-    """Weights as integers of int8."""
-    return np.clip(np.floor(weight_DO * 2.0**exponent_O + 0.5), -127, 127)
 
 
 def prove_bound(name: str, weight_DO, bias_O, shift_O, largest_x: int) -> None:
