@@ -19,10 +19,12 @@ def best_exponents(weight_DO, power_D, clip: bool):
 
     power_D  mean square of each source over the calibration data
 
-    Weights that are int8 with some exponents already are rounded to themselves, whatever the power.
+    A target without weights takes the 6 of one whose largest is 1: a bias in its format, which needs room, is all that
+    is left of it. Weights that are int8 with some exponents already are rounded to themselves, whatever the power.
     """
     xp = torch if isinstance(weight_DO, torch.Tensor) else np
-    largest = xp.clip(xp.amax(xp.abs(weight_DO), 0), LARGEST * 2.0**-MAX_EXPONENT, None)
+    largest = xp.amax(xp.abs(weight_DO), 0)
+    largest = xp.clip(xp.where(largest == 0, 1.0, largest), LARGEST * 2.0**-MAX_EXPONENT, None)
     best = xp.frexp(LARGEST / largest)[1] - 1
     if not clip:
         return best

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from rheobase.backends import simulate
+from rheobase.backends.exporters.spinnaker2.arithmetic import PRE_FRAC
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.models import EGRULM, LSTMLM, Classifier, EGRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.models.training import loop
@@ -165,6 +167,19 @@ def test_a_trained_model_holds_the_weights_that_an_exporter_writes(run):
         assert np.array_equal(integer.arrays[name] * 2.0**-exponent, graph.arrays[name])
     last = load_checkpoint(newest_checkpoint(run.checkpoints))["model"]
     assert not torch.equal(last["layers.0.kernel"], model.layers[0].kernel)
+
+
+def test_a_gate_that_lost_all_its_weights_keeps_its_bias():
+    model = small_model()
+    with torch.no_grad():
+        model.layers[0].kernel[:, 3] = 0
+        model.layers[0].bias[3] = 0.7
+    text = np.arange(60).reshape(2, 30)
+    record = ["layers.0.kernel.out"]
+    integer, _ = quantise(model.lower(), text)
+    got = simulate(integer, text, on="integer", record=record).recorded[record[0]] / 2.0**PRE_FRAC
+    assert np.abs(got - simulate(model.lower(), text, record=record).recorded[record[0]]).max() < 2e-3
+    assert got[..., 3] == pytest.approx(0.7, abs=2**-12)
 
 
 def test_pruning_alone_is_exact_and_moves_nothing_else(tmp_path):

@@ -12,11 +12,11 @@ ONES = np.ones(2)
 
 
 def test_exponents_and_rounding_by_hand():
-    """127 fits at 2^0 and 127.5 does not; 1 fits at 2^6; zeros take the largest exponent."""
-    weight = np.array([[127.0, 127.5, 1.0, 0.0], [0.4, 1.0, -0.5 / 64, 0.0]])
+    """127 fits at 2^0 and 127.5 does not; 1 fits at 2^6, and so do zeros; the least take the largest exponent."""
+    weight = np.array([[127.0, 127.5, 1.0, 0.0, 1e-9], [0.4, 1.0, -0.5 / 64, 0.0, 0.0]])
     exponent = best_exponents(weight, ONES, clip=False)
-    assert exponent.tolist() == [0, -1, 6, MAX_EXPONENT]
-    assert round_weights(weight, exponent).tolist() == [[127, 64, 64, 0], [0, 1, 0, 0]]
+    assert exponent.tolist() == [0, -1, 6, 6, MAX_EXPONENT]
+    assert round_weights(weight, exponent).tolist() == [[127, 64, 64, 0, 0], [0, 1, 0, 0, 0]]
     assert round_weights(np.array([[300.0, -300.0]]), np.array([0, 0])).tolist() == [[127, -127]]
 
 
