@@ -32,6 +32,8 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     Config: ClassVar[type]
     name: ClassVar[str]
     citations: ClassVar[tuple[str, ...]] = ()
+    heads: ClassVar[tuple[str, ...]] = ()
+    """names of the weights that make outputs"""
 
     @classmethod
     def least_numbers(cls, config) -> int:
@@ -41,6 +43,10 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     def lower(self):
         """The model as an EventGraph; raises UnsupportedError where it has no lowering."""
         raise UnsupportedError(self.name, "a model that lowers to a graph", "none", "use count, which needs no graph")
+
+    def products(self) -> dict[str, bool]:
+        """Names of the weights of matrix products, and of each whether it is stored [out, in]."""
+        return {f"{name}.weight": True for name, module in self.named_modules() if isinstance(module, nn.Linear)}
 
     @property
     def n_parameters(self) -> int:

@@ -109,6 +109,7 @@ class RecurrentLM(LanguageModel):
     raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
 
+    heads = ("embedding.weight",)
     training_settings = frozenset(
         ("embedding_range", "dropconnect", "dropout_embedding", "dropout_forward", "dropout_output")
     )
@@ -146,6 +147,11 @@ class RecurrentLM(LanguageModel):
     def lowering(self) -> Lowering:
         """How each layer lowers."""
         raise NotImplementedError(f"{type(self).__name__} does not lower")
+
+    def products(self):
+        how = self.lowering()
+        names = [f"layers.{i}.{weight}" for i in range(len(self.layers)) for weight, _ in how.kernels]
+        return {"embedding.weight": True} | dict.fromkeys(names, how.transposed) | super().products()
 
     def hidden(self, tokens, state=None):
         self.check(tokens, state)

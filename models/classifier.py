@@ -102,6 +102,13 @@ class Classifier(Pretrained):
             self.trunk.advance(done)
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        return ("output.weight", *(f"trunk.{name}" for name in self.trunk.heads))
+
+    def products(self):
+        return {f"trunk.{name}": stored for name, stored in self.trunk.products().items()} | {"output.weight": True}
+
+    @property
     def complete(self) -> bool:
         return self.trunk.complete
 

@@ -117,6 +117,7 @@ class SpikeGPT(LanguageModel):
 
     Config = SpikeGPTConfig
     name = "spikegpt"
+    heads = ("head.weight",)
     training_settings = frozenset(
         ("norm_from", "norm_until", "embedding_range", "dropout", "l2wrap", "init", "init_rate", "alpha")
     )

@@ -89,8 +89,8 @@ def train(args) -> Answer:
     else:
         tokenizer = run.tokenizer()
         valid = f"{m['valid'][tokenizer.measure]:.4f} bits a {tokenizer.unit} on the validation part"
-    text = f"{run.folder}: {valid}, best at step {m['best_step']}"
-    return Answer({"run": str(run.folder), **m}, f"{text}, {m['train_seconds']:.0f} s")
+    text = f"{run.folder}: {valid}, best at step {m['best_step']}, {m['train_seconds']:.0f} s"
+    return Answer({"run": str(run.folder), **m}, "\n".join([text, *_sparsity(run)]))
 
 
 def eval(args) -> Answer:
@@ -101,8 +101,19 @@ def eval(args) -> Answer:
         raise ConfigError("eval --beside", "a run that classifies sentences", str(args.run), "leave it out")
     result = test(run)
     run.add_metrics(test=result)
-    lines = [_quality(result, run.tokenizer().unit), *_layers(result, run.model())]
+    lines = [_quality(result, run.tokenizer().unit), *_layers(result, run.model()), *_sparsity(run)]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
+
+
+def _sparsity(run: Run) -> list[str]:
+    """A line on the weights that training left at 0, if there are any."""
+    found = run.metrics().get("sparsity")
+    if not found or not found["zeros"]:
+        return []
+    share, layers = 100 * found["zeros"] / found["weights"], found["layers"]
+    least, most = min(layers, key=layers.get), max(layers, key=layers.get)
+    ends = f"{100 * layers[least]:.1f} % of {least} to {100 * layers[most]:.1f} % of {most}"
+    return [f"{share:.1f} % of {found['weights']:,} weights are 0: {ends}"]
 
 
 def _layers(result, model) -> list[str]:
@@ -133,7 +144,7 @@ def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
     floor = bag_of_words(parts.train, parts.held_out, parts.dev, sentences.labels)
     run.add_metrics(bag_of_words=floor)
     lines.append(f"{100 * floor:.1f} %: a bag of words")
-    return Answer({"bag_of_words": floor, "runs": table}, "\n".join(lines + layers))
+    return Answer({"bag_of_words": floor, "runs": table}, "\n".join(lines + layers + _sparsity(run)))
 
 
 def _quality(result, unit: str) -> str:

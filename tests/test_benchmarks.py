@@ -59,3 +59,13 @@ def test_a_run_is_kept_and_one_of_other_settings_refused(tokenizer, tmp_path, mo
         train(folder, others[0][0])
     train(folder, table)
     assert asked.pop() == ["train", "--resume", "--out", str(folder)]
+
+
+def test_integers_are_judged_beside_floats(small_run, monkeypatch):
+    import quantised
+
+    monkeypatch.setattr(quantised, "STREAMS", 2)
+    monkeypatch.setattr(quantised, "LENGTH", 100)
+    floats, integers = quantised.judge(small_run)
+    assert integers != floats and integers == pytest.approx(floats, rel=0.01)
+    assert [quantised.shown(*given) for given in (([1.0, 2.0], "+.1f"), ([2.0], ".2f"))] == ["+1.5 ± 0.5", "2.00"]

@@ -24,6 +24,8 @@ from rheobase.spiking.config import read_toml, to_toml
 TABLE = {
     "model": {"name": "egru_lm", "embedding": 96, "layers": [96], "dropconnect": 0.2, "dropout_output": 0.1},
     "train": {"steps": 120, "batch": 8, "context": 16, "evaluate_every": 40, "checkpoint_every": 4, "warmup": 5},
+    "prune": {"sparsity": 0.5, "start": 0.05, "end": 0.6, "every": 3},
+    "quantise": {"weights": 8, "start": 0.3},
 }
 
 

@@ -15,6 +15,7 @@ import torch
 
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from rheobase.models.training.classify import LabelledCorpus
+from rheobase.models.training.compression import Compression
 from rheobase.models.training.corpus import Corpus
 from rheobase.models.training.language_task import LanguageTask
 from rheobase.models.training.objective import teacher_digest
@@ -43,6 +44,11 @@ def make_optimiser(model, config: TrainConfig) -> torch.optim.AdamW:
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def make_compression(model, config: RunConfig) -> Compression:
+    """The pruning and the rounding that a configuration asks for."""
+    return Compression(config.prune, config.quantise, model, config.train.steps)
 
 
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
@@ -100,6 +106,7 @@ def rehearse(config: RunConfig, corpus: Corpus | LabelledCorpus) -> None:
     task, model = prepare(config, corpus)
     try:
         make_optimiser(model, config.train)
+        make_compression(model, config)
         task.rehearse(model)
     except RheobaseError:
         raise
@@ -110,7 +117,7 @@ def rehearse(config: RunConfig, corpus: Corpus | LabelledCorpus) -> None:
 def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: bool | None) -> Run:
     """From the newest checkpoint, if there is one, to the end."""
     config, t = run.config, run.config.train
-    optimiser = make_optimiser(model, t)
+    optimiser, compression = make_optimiser(model, t), make_compression(model, config)
     teacher = teacher_digest(config.teacher)
     step, best, elapsed, log_bytes = 0, None, 0.0, 0
     newest = newest_checkpoint(run.checkpoints)
@@ -127,6 +134,7 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: 
                 torch.cuda.set_rng_state_all(saved["cuda_rng"])
             step, best, elapsed, log_bytes = (saved[k] for k in ("step", "best", "elapsed_s", "log_bytes"))
             task.carry(saved["task"], model)
+            compression.carry(saved["compression"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
 
@@ -144,12 +152,15 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: 
         while step < t.steps:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, t)
-            loss = task.loss(model, step)
-            optimiser.zero_grad()
-            loss.whole.backward()
+            compression.begin(step)
+            with compression.applied(step):
+                loss = task.loss(model, step)
+                optimiser.zero_grad()
+                loss.whole.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
             optimiser.step()
             model.project_()
+            compression.project_()
             step += 1
             model.advance(step / t.steps)
             seen += loss.tokens
@@ -176,14 +187,23 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: 
                 bar.set_postfix_str(f"{shown:.3f} {task.label}{rate} {speed / 1000:.1f}k {task.unit}s/s")
                 seen_at, seen = now, 0
             if step % t.evaluate_every == 0 or step == t.steps:
-                look = task.look(model)
+                with compression.applied(step - 1):
+                    look, sparsity = task.look(model), compression.sparsity()
+                    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
                 valid, rank = task.figure(look), task.rank(look)
-                write(step=step, valid=valid, rates=look.rates, dead=look.dead, saturated=look.saturated)
+                write(
+                    step=step,
+                    valid=valid,
+                    rates=look.rates,
+                    dead=look.dead,
+                    saturated=look.saturated,
+                    sparsity=sparsity.layers,
+                )
                 if not all(map(math.isfinite, rank)):
                     where, got = f"{run.folder} step {step}", str(rank)
                     raise RheobaseError(where, "a finite validation loss", got, "lower train.learning_rate")
-                if model.complete and (best is None or rank < best["rank"]):
-                    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                complete = model.complete and compression.complete(step)
+                if complete and (best is None or rank < best["rank"]):
                     best = {"step": step, "rank": rank, "model": weights}
                 seen_at = time.monotonic()
             if step % t.checkpoint_every == 0 or step == t.steps:
@@ -196,6 +216,7 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: 
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "task": task.carried(),
+                    "compression": compression.carried(),
                     "torch_rng": torch.get_rng_state(),
                     "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                     "best": best,
@@ -216,6 +237,7 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: 
         valid=final,
         best_step=best["step"],
         parameters=model.n_parameters,
+        sparsity=compression.sparsity(),
         train_seconds=seconds,
     )
     return run

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rheobase.models import Classifier, ClassifierConfig, LanguageModel, load_model
 from rheobase.models.training.classify import LabelledCorpus, encode_parts
+from rheobase.models.training.compression import PruneConfig, QuantiseConfig
 from rheobase.models.training.corpus import Corpus, Splits, load_corpus
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
@@ -86,6 +87,8 @@ SECTIONS = {
     "train": TrainConfig,
     "budget": BudgetConfig,
     "teacher": TeacherConfig,
+    "prune": PruneConfig,
+    "quantise": QuantiseConfig,
 }
 
 
@@ -100,6 +103,8 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     budget: BudgetConfig = BudgetConfig()
     teacher: TeacherConfig = TeacherConfig()
+    prune: PruneConfig = PruneConfig()
+    quantise: QuantiseConfig = QuantiseConfig()
 
     @classmethod
     def from_table(cls, table: dict, where: str = "config") -> "RunConfig":

@@ -4,15 +4,11 @@ import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise.ops import EVENT, IntegerEmbedding, IntegerLinear, embed
-from rheobase.backends.exporters.spinnaker2.quantise.weights import (
-    best_exponents,
-    fit_exponents,
-    prove_bound,
-    round_weights,
-)
+from rheobase.backends.exporters.spinnaker2.quantise.weights import fit_exponents, prove_bound
 from rheobase.backends.exporters.spinnaker2.quantise.writer import Writer
 from rheobase.spiking.errors import GraphError, UnsupportedError
 from rheobase.spiking.graph import EGRUCell, Embedding, EventGraph, Linear, Node, Spike
+from rheobase.spiking.quantisation import best_exponents, round_weights
 
 MIN_SHIFT, MAX_SHIFT = -15, 30
 

@@ -1,35 +1,9 @@
-"""Weights as int8 with one power-of-two exponent a target, and the proof that their products fit int32."""
+"""The proof that products of int8 weights fit int32, and exponents lowered until they do."""
 
 import numpy as np
 
 from rheobase.spiking.errors import UnsupportedError
-
-CLIPPINGS = 3
-MAX_EXPONENT = 20
-
-
-def best_exponents(weight_DO: np.ndarray, power_D: np.ndarray, clip: bool) -> np.ndarray:
-    """One exponent a target, such that w 2^e fits int8.
-
-    With `clip`, exponents up to 2 larger are tried, that clip the largest weights but round the others more
-    finely, and the one with the smallest mean squared error of the product is taken.
-
-    power_D  mean square of each source over the calibration data
-    """
-    largest = np.abs(weight_DO).max(0)
-    with np.errstate(divide="ignore"):
-        base = np.floor(np.log2(127 / largest))
-    base = np.minimum(np.where(np.isfinite(base), base, MAX_EXPONENT), MAX_EXPONENT).astype(np.int64)
-    if not clip:
-        return base
-    tried = base + np.arange(CLIPPINGS)[:, None]
-    errors = [(power_D[:, None] * (weight_DO - round_weights(weight_DO, e) * 2.0**-e) ** 2).sum(0) for e in tried]
-    return tried[np.argmin(errors, 0), np.arange(len(base))]
-
-
-def round_weights(weight_DO: np.ndarray, exponent_O: np.ndarray) -> np.ndarray:
-    """Weights as integers of int8."""
-    return np.clip(np.floor(weight_DO * 2.0**exponent_O + 0.5), -127, 127)
+from rheobase.spiking.quantisation import round_weights
 
 
 def fit_exponents(weight_DO, exponent_O, bias_O, in_frac: int, largest_x: int) -> np.ndarray:
