@@ -56,7 +56,7 @@ def random_machine(seed: int, *, extreme: bool = False, density: float = 1.0, zo
     keys = [[key(2, s), lo, hi - lo, 0] for s, (lo, hi) in enumerate(before)]
     place = {"layer": 2, "slice": 0, "unit_lo": 0}
     head = head_image(place, weights(4, vocabulary), rng.integers(-99, 99, vocabulary), np.full(vocabulary, 3), keys)
-    return Machine(None, [*pes, ("head", head)]), [*pes, ("head", head)]
+    return Machine(None, [*pes, ("head", head)], record=True), [*pes, ("head", head)]
 
 
 def by_numpy(machine, tokens):

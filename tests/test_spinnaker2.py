@@ -152,7 +152,9 @@ def test_what_has_no_integer_form_is_refused_and_leaves_nothing(tmp_path):
     huge = np.full_like(graph.arrays["layers.0.bias"], 1e6)
     heavy = np.full_like(graph.arrays["layers.0.recurrent_kernel"], 100.0)
     for calibration in (TEXT, None):
-        with pytest.raises(UnsupportedError, match="layers.0: expected Embedding, Linear or EGRUCell, got LSTMCell"):
+        with pytest.raises(
+            UnsupportedError, match="layers.0: expected an EGRU language model or a SpikeGPT, got LSTMCell"
+        ):
             export(LSTMLM(LSTMLMConfig(embedding=16, layers=(16,))), "spinnaker2", out, calibration=calibration)
     with pytest.raises(UnsupportedError, match="an accumulator below 2\\^31"):
         export(edited(graph, **{"layers.0.bias": huge}), "spinnaker2", out, calibration=TEXT)
@@ -191,8 +193,9 @@ def test_one_unit_that_does_not_fit_is_named(monkeypatch):
 def test_regions_fit_and_headers_read_back(small_run):
     part = small_run.config.splits().valid[:64].reshape(1, 64)
     integer, _ = quantise(small_run.model().lower(), part)
-    placed, dram = build(integer)
-    for image in (p.image for p in placed):
+    made = build(integer)
+    dram = made.dram
+    for image in (p.image for p in made.placed):
         data = image.pack()
         again = unpack(data, "pe")
         assert len(data) == sum(image.sizes().values()) <= PE_BYTES
@@ -208,7 +211,7 @@ def test_a_sealed_artefact_of_a_stranger_is_not_trusted(small_image):
     """The hashes fit, the content does not: a report, no crash, and nothing large allocated."""
     manifest = json.loads((small_image / "manifest.json").read_text())
     whole = (small_image / "pe" / "000.bin").read_bytes()
-    for change in ({"layers": None}, {"order": ["x"]}, {"arithmetic": {}, "head": 3}, {"exporter": "none"}):
+    for change in ({"layers": None}, {"order": ["x"]}, {"probes": {}, "logits": 3}, {"exporter": "none"}):
         (small_image / "manifest.json").write_text(json.dumps({**manifest, **change}))
         reseal(small_image)
         assert not verify(small_image).ok and verify(small_image).problem

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
-from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import emulate, host
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
-from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build, layers_of
-from rheobase.backends.exporters.spinnaker2.quantise import quantise, refuse_other_ops
+from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
+from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import StoredTrace, compare, load_trace, trace_bytes
 from rheobase.spiking.errors import ConfigError, FormatError
@@ -32,10 +31,12 @@ def export(
     allow_lossy: bool = False,
     version: str = "",
     dram: bool = True,
+    chips: int = 1,
 ) -> Artifact:
     """Write the artefact directory `out`: manifest, its hash, partition.json, pe/NNN.bin, dram.bin, trace.h5.
 
     dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
+    chips        how many chips there are
     calibration  tokens [B, T] of real text; the first 256 of its first stream make the reference trace
     raises       as `quantise` and `partition.build`; ConfigError: no calibration
     """
@@ -44,43 +45,36 @@ def export(
         raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
     calibration = np.atleast_2d(np.asarray(calibration)).astype(np.int64)
     integer, deviations = quantise(graph, calibration, allow_lossy=allow_lossy)
-    placed, dram = build(integer, dram=dram)
-    tokens = calibration[:1, :TRACE_STEPS]
-    computed = [n for n in integer.nodes if not isinstance(n.op, Tokens)]
-    names = [f"{n.name}.{port}" for n in computed for port in n.op.outputs]
+    partition = build(integer, dram=dram, chips=chips)
+    tokens, logits = calibration[:1, :TRACE_STEPS], next(iter(integer.outputs.values()))
+    names = [*dict.fromkeys(partition.probes.values()), logits]
     run = simulate(integer, tokens, on="integer", record=names)
     signals = {name: _narrow(array) for name, array in run.recorded.items()}
     trace = StoredTrace(tokens, signals, {}, {}, integer.hash(), "integer")
 
-    files = {"trace.h5": trace_bytes(trace)} | ({"dram.bin": dram.pack()} if dram else {})
+    files = {"trace.h5": trace_bytes(trace)}
+    if partition.dram:
+        files["dram.bin"] = partition.dram.pack()
     table = []
-    for number, pe in enumerate(placed):
+    for number, pe in enumerate(partition.placed):
         name, fields = f"pe/{number:03d}.bin", pe.image.fields
         files[name] = pe.image.pack()
         units = [fields["unit_lo"], fields["unit_lo"] + fields["units"]]
         entry = {"pe": number, "file": name, "layer": pe.name, "slice": pe.number, "units": units}
         table.append(entry | {"bytes": len(files[name]), "regions": pe.image.sizes()})
     files["partition.json"] = json.dumps({"pe_bytes": PE_BYTES, "pes": table}, indent=1).encode() + b"\n"
-    layers = layers_of(integer)
-    embedding = next(n for n in integer.nodes if "table" in n.arrays)
-    head = next(iter(integer.outputs.values())).rpartition(".")[0]
-    on_pes = {p.name for p in placed}
     manifest = {
         "format": FORMAT,
         "exporter": "spinnaker2",
         "version": version,
         "graph": graph.hash(),
         "integer_graph": integer.hash(),
-        "layers": [{"cell": x.name, "a": x.kernel, "q": x.recurrent, "units": x.units} for x in layers],
-        "embedding": embedding.name,
-        "head": head,
+        "probes": partition.probes,
+        "logits": logits,
         "order": names,
         "arithmetic": {
             "rounding": "add half, shift right arithmetically",
-            "event_frac": ints.EVENT_FRAC,
-            "pre_activation_frac": ints.PRE_FRAC,
-            "logit_frac": ints.LOGIT_FRAC,
-            "embedding_frac": embedding.op.out_frac,
+            "formats": {name: list(form) for name, form in formats(integer).items() if name in names},
         },
         "limits": {
             "pe_bytes": PE_BYTES,
@@ -88,9 +82,7 @@ def export(
             "pes": PES,
             "pes_source": "usable PEs in py-spinnaker2 0.8.0",
         },
-        "coverage": {
-            n.name: "host" if isinstance(n.op, Tokens) else _place(n.name, layers, on_pes) for n in integer.nodes
-        },
+        "coverage": {n.name: _place(n, partition.where) for n in integer.nodes},
         "deviations": [vars(d) for d in deviations],
         "not_claimed": "It has not run on silicon: verification shows that its integers agree with the recorded trace.",
     }
@@ -114,16 +106,12 @@ def run_machine(artifact: Artifact, tokens, progress=iter) -> dict[str, np.ndarr
 
 def _replay(machine: Machine, manifest, tokens, progress=iter) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What `run_machine` gives, and every PE's hash at every token [T, PEs]."""
-    names = {"embedding": f"{manifest['embedding']}.out"}
-    for i, layer in enumerate(manifest["layers"]):
-        names |= {f"{i}.a": f"{layer['a']}.out", f"{i}.q": f"{layer['q']}.out"}
-        names |= {f"{i}.{port}": f"{layer['cell']}.{port}" for port in ("y", "c")}
-    head = f"{manifest['head']}.out"
-    rows: dict[str, list] = {name: [] for name in [*names.values(), head]}
+    probes, head = manifest["probes"], manifest["logits"]
+    rows: dict[str, list] = {name: [] for name in [*probes.values(), head]}
     hashes = []
     for token in progress(np.asarray(tokens).reshape(-1)):
         logits, seen = machine.step(int(token))
-        for probe, name in names.items():
+        for probe, name in probes.items():
             rows[name].append(seen[probe])
         rows[head].append(logits)
         hashes.append(machine.hashes())
@@ -151,11 +139,11 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
     problem, notes = str(first) if first else None, []
     if host.library():
         logits, ours = host.Host(dram, pes).run(trace.tokens)
-        wrong = int((ours != hashes).sum() + (logits != got[f"{artifact.manifest['head']}.out"][0]).sum())
+        wrong = int((ours != hashes).sum() + (logits != got[artifact.manifest["logits"]][0]).sum())
         notes.append(f"firmware on the host: {ours.size:,} ticks of {ours.shape[1]} elements, {wrong} differ")
         problem = problem or (notes[-1] if wrong else None)
     if emulation:
-        found = EMULATIONS[emulation](Machine(dram, pes), trace.tokens)
+        found = EMULATIONS[emulation](Machine(dram, pes, record=True), trace.tokens)
         most = max(int(counts.max()) for counts in found.instructions.values())
         notes.append(
             f"firmware in QEMU, Cortex-M4F: {found.ticks:,} ticks of {len(found.instructions)} elements, "
@@ -170,8 +158,7 @@ def _narrow(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int16 if small else np.int32)
 
 
-def _place(node: str, layers, on_pes: set[str]) -> str:
-    for layer in layers:
-        if node in (layer.name, layer.kernel, layer.recurrent):
-            return f"PEs of {layer.name}"
-    return f"PEs of {node}" if node in on_pes else "dram"
+def _place(node, where: dict[str, str]) -> str:
+    if isinstance(node.op, Tokens):
+        return "host"
+    return f"PEs of {where[node.name]}" if node.name in where else "dram"

@@ -108,8 +108,8 @@ def inverse_root(a):
     return divide(np.int64(1) << 31, square_root(m)), h
 
 
-def layer_norm(x, weight, bias, eps, s):
-    """LayerNorm over n < 2^14 units.
+def layer_norm(x, weight, bias, eps, s, own=slice(None)):
+    """LayerNorm over n < 2^14 units, of which `own` are given.
 
         c = n x - sum x      a = n sum x^2 - (sum x)^2 + eps      n (x - mean), n^2 (variance + eps)
         u = c / sqrt(a)      from `inverse_root`, rounded to Q14
@@ -120,7 +120,7 @@ def layer_norm(x, weight, bias, eps, s):
     n = x.shape[-1]
     total = x.sum(-1, keepdims=True)
     root, h = inverse_root(n * (x * x).sum(-1, keepdims=True) - total * total + eps)
-    u = shift_right((n * x - total) * root, 31 + h - FACTOR_FRAC)
+    u = shift_right((n * x[..., own] - total) * root, 31 + h - FACTOR_FRAC)
     return narrow(u * weight + bias, s)
 
 
@@ -169,7 +169,7 @@ def wkv_tick(k, v, p, q, o, decay, first, k_frac, table):
     now, past = first + k, o - decay
     n = np.maximum(o, now)
     above, below = _weighed(p, q, v, power(table, n - o), power(table, n - now))
-    y = saturate16(divide(above, shift_right(below, WEIGHT_FRAC - FACTOR_FRAC)))
+    y = saturate16(divide(above, np.maximum(shift_right(below, WEIGHT_FRAC - FACTOR_FRAC), 1)))
     n = np.maximum(past, k)
     p, q = _weighed(p, q, v, power(table, n - past), power(table, n - k))
     full = (q >= 1 << (WEIGHT_FRAC + 1)).astype(np.int64)

@@ -16,8 +16,8 @@ import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import firmware
 from rheobase.backends.exporters.spinnaker2.firmware import RECORD, TICK, records_of
-from rheobase.backends.exporters.spinnaker2.image import LOG, key
-from rheobase.backends.exporters.spinnaker2.machine import LayerElement, Machine
+from rheobase.backends.exporters.spinnaker2.image import KEY_MASK, LOG, key
+from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.spiking.errors import FormatError
 
 
@@ -46,32 +46,28 @@ class Comparison:
 
 
 def alone(machine: Machine, tokens, progress=iter) -> Comparison:
-    """Each element by itself; `progress` wraps the iteration over the elements."""
-    heard: list[list[np.ndarray]] = [[] for _ in machine.elements]
+    """Each element by itself; `progress` wraps the iteration over the elements. The machine must record."""
     hashes, sent = [], []
     for token in np.reshape(tokens, -1):
         machine.step(int(token))
         hashes.append(machine.hashes())
         sent.append([records_of([out]) for out in machine.sent()])
-        for record, (before, own) in zip(heard, machine.heard, strict=True):
-            record += [records_of([before]), TICK, records_of([own])]
     found = Comparison()
-    jobs = [
-        (stage, where, image)
-        for stage, group in enumerate(machine.stages)
-        for where, image in group
-        if where != "dram.bin"
-    ]
+    pairs = zip(machine.elements, machine.stages, strict=True)
+    jobs = [(pe, image) for pes, group in pairs for pe, (_, image) in zip(pes, group, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         elf = firmware.compile_elf(Path(folder) / "pe.elf")
-        for number, (stage, where, image) in enumerate(progress(jobs)):
-            run = firmware.emulate(elf, image.pack(), np.concatenate(heard[stage]), where=where)
-            found.instructions[where] = run.instructions
+        for number, (pe, image) in enumerate(progress(jobs)):
+            if pe.where == "dram.bin":
+                continue
+            heard = np.concatenate([TICK if events is None else records_of([events]) for events in pe.heard])
+            run = firmware.emulate(elf, image.pack(), heard, where=pe.where)
+            found.instructions[pe.where] = run.instructions
             if len(run.hashes) != len(hashes):
-                raise FormatError(where, f"{len(hashes)} ticks", f"{len(run.hashes)}", "see the emulator's output")
+                raise FormatError(pe.where, f"{len(hashes)} ticks", f"{len(run.hashes)}", "see the emulator's output")
             for token, events in enumerate(np.split(run.events, run.ends[:-1])):
                 same = run.hashes[token] == hashes[token][number] and np.array_equal(events, sent[token][number])
-                found.add(where, token, same)
+                found.add(pe.where, token, same)
     return found
 
 
@@ -137,22 +133,32 @@ def together(machine: Machine, tokens, progress=iter) -> Comparison:
     jobs = [[(where, image.pack()) for where, image in group if where != "dram.bin"] for group in machine.stages]
     counts: dict[str, list[int]] = {where: [] for group in jobs for where, _ in group}
     with _processes(jobs) as stages:
+        listeners: dict[int, list[_Process]] = {}
+        for pe, process in zip(
+            (pe for pes in machine.elements for pe in pes), (p for group in stages for p in group), strict=False
+        ):
+            for base in dict.fromkeys(pe.bases()):
+                listeners.setdefault(base, []).append(process)
+
+        def deliver(events):
+            bases = events["key"] & np.uint32(KEY_MASK)
+            for base in np.unique(bases).tolist():
+                for process in listeners.get(base, ()):
+                    process.hear(events[bases == base])
+
         for token, ident in enumerate(progress(np.reshape(tokens, -1).tolist())):
             machine.step(ident)
             hashes, sent = iter(machine.hashes()), iter(machine.sent())
-            events = records_of([machine.heard[0][0]])
-            for elements, group in zip(machine.elements, stages, strict=True):
+            deliver(records_of([machine.first_events(ident)]))
+            for group in stages:
                 out = []
                 for process in group:
-                    process.hear(events)
                     own, hash_, instructions = process.tick()
                     counts[process.where].append(instructions)
                     same = hash_ == next(hashes) and np.array_equal(own, records_of([next(sent)]))
                     found.add(process.where, token, same)
                     out.append(own)
-                events = np.concatenate([np.zeros(0, RECORD), *out])
-                if isinstance(elements[0], LayerElement):
-                    for process in group:
-                        process.hear(events)
+                for own in out:
+                    deliver(own)
     found.instructions = {where: np.array(values) for where, values in counts.items()}
     return found

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rheobase.backends.exporters.spinnaker2.image import EMBEDDING, Image
-from rheobase.backends.exporters.spinnaker2.machine import DramEmbedding, stages
+from rheobase.backends.exporters.spinnaker2.image import EMBEDDING, PROGRAM, TOKEN, Image, key
+from rheobase.backends.exporters.spinnaker2.machine import dram_vectors, stages
 from rheobase.spiking.errors import FormatError, ShapeError, UnsupportedError
 
 PROBLEMS = (
@@ -20,6 +20,7 @@ PROBLEMS = (
     "a field out of range",
     "rows or targets out of order",
     "a shift out of range",
+    "a program of what is not there",
 )
 """what `pe_open` returns"""
 
@@ -35,8 +36,8 @@ def library() -> ctypes.CDLL | None:
     lib.host_pe_bytes.restype = number
     lib.host_open.argtypes, lib.host_open.restype = [pointer, pointer, ctypes.c_uint32], ctypes.c_int32
     lib.host_reset.argtypes, lib.host_reset.restype = [pointer, number], None
-    lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, number, pointer, number, pointer]
-    lib.host_run.argtypes += [pointer, number]
+    lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, pointer, pointer, number]
+    lib.host_run.argtypes += [pointer, number, pointer, pointer]
     lib.host_run.restype = number
     return lib
 
@@ -64,14 +65,21 @@ class Host:
         for element, data, (where, _) in zip(self._elements, self._images, images, strict=True):
             _open(self._lib, element, data, where)
         self._last = np.cumsum([len(group) for group in groups])
-        self._vectors = None if dram is None else np.ascontiguousarray(DramEmbedding(dram).vectors, np.int32)
+        self._vectors = None if dram is None else np.ascontiguousarray(dram_vectors(dram), np.int32)
         self.vocabulary = sum(image.fields["units"] for _, image in groups[-1])
-        known = self.vocabulary if dram is None else len(self._vectors)
-        if dram is None and sum(i.fields["units"] for _, i in groups[0]) != known:
-            raise FormatError("pe", f"{known} tokens in the embedding", "another number", "export it anew")
-        sent = [sum(i.fields["width" if i.kind == EMBEDDING else "units"] for _, i in group) for group in groups]
-        self._most = max(*sent, 1, 0 if self._vectors is None else self._vectors.shape[1])
-        self._room = np.empty(2 * self._most, np.uint64)
+        known = sum(i.fields["units"] for _, i in groups[0]) if dram is None else len(self._vectors)
+        if known != self.vocabulary:
+            raise FormatError("pe", f"{self.vocabulary} tokens in the embedding", str(known), "export it anew")
+        listens: list[list[int]] = [[] for _ in range(1 << 16)]
+        for number, (_, image) in enumerate(images):
+            keys = image.regions["keys"].reshape(-1, 4)[:, 0] if image.kind != EMBEDDING else [key(TOKEN, 0)]
+            for base in dict.fromkeys(int(k) >> 16 for k in keys):
+                listens[base].append(number)
+        self._first = np.cumsum([0, *map(len, listens)], dtype=np.int32)
+        self._listener = np.array([number for some in listens for number in some], np.int32)
+        most = max(sum(map(_most_events, group)) for group in groups)
+        width = 0 if self._vectors is None else self._vectors.shape[1]
+        self._room = np.empty(max(most, width, 1), np.uint64)
         self.events = 0
 
     def reset(self) -> None:
@@ -93,15 +101,24 @@ class Host:
             len(self._last),
             None if vectors is None else vectors.ctypes.data,
             0 if vectors is None else vectors.shape[1],
+            self._first.ctypes.data,
+            self._listener.ctypes.data,
             row.ctypes.data,
             row.size,
             out.ctypes.data if logits else None,
             self.vocabulary,
             hashes.ctypes.data,
             self._room.ctypes.data,
-            self._most,
         )
         return out, hashes
+
+
+def _most_events(pe: tuple[str, Image]) -> int:
+    """Events that a PE can send at a tick."""
+    _, image = pe
+    if image.kind == PROGRAM:
+        return image.fields["instructions"] * image.fields["units"]
+    return image.fields["width" if image.kind == EMBEDDING else "units"]
 
 
 def _library() -> ctypes.CDLL:

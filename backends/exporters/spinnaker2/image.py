@@ -20,20 +20,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
+from rheobase.backends.exporters.spinnaker2 import program
 from rheobase.spiking.errors import FormatError
 
 MAGIC, VERSION = b"S2LM", 1
-EGRU, DRAM, HEAD, EMBEDDING = range(4)
-KINDS = ("egru", "dram", "head", "embedding")
+EGRU, DRAM, HEAD, EMBEDDING, PROGRAM = range(5)
+KINDS = ("egru", "dram", "head", "embedding", "program")
 PREFIX = struct.Struct("<4sHH12I")
 ENTRY = struct.Struct("<III")
 N_FIELDS, ALIGN = 12, 16
 _PLACE = ("layer", "slice", "unit_lo", "units")
 FIELDS = {
     EGRU: (*_PLACE, "inputs", "layer_units", "listens", "zoneout", "regions"),
-    DRAM: ("vocabulary", "embedding", "x_frac", "head_inputs", "logit_frac", "stream_in", "slices", "regions"),
+    DRAM: ("vocabulary", "embedding", "head_inputs", "stage", "slices", "regions"),
     HEAD: (*_PLACE, "inputs", "listens", "regions"),
     EMBEDDING: (*_PLACE, "width", "x_frac", "regions"),
+    PROGRAM: (*_PLACE, "products", "vectors", "registers", "factors", "instructions", "listens", "regions"),
 }
 
 
@@ -48,8 +50,8 @@ REGIONS = {
         "thr": "<i2",
         "bias_a": "<i4",
         "bias_q": "<i4",
-        "shift_a": "u1",
-        "shift_q": "u1",
+        "shift_a": "i1",
+        "shift_q": "i1",
         "accumulators": "<i4",
         **_product("a"),
         **_product("q"),
@@ -57,12 +59,28 @@ REGIONS = {
         "tanh": "<i2",
         "keys": "<u4",
     },
-    DRAM: {"table": "i1", "exponent": "i1", "bias": "<i4", "head_shift": "u1", "slices": "<u4"},
-    HEAD: {"bias": "<i4", "shift": "u1", "accumulators": "<i4", **_product(), "keys": "<u4"},
+    DRAM: {"vectors": "<i2", "weight": "i1", "bias": "<i4", "shift": "i1", "slices": "<u4"},
+    HEAD: {"bias": "<i4", "shift": "i1", "accumulators": "<i4", **_product(), "keys": "<u4"},
     EMBEDDING: {"exponent": "i1", **_product()},
+    PROGRAM: {
+        "products": "<u4",
+        "vectors": "<u4",
+        "gathered": "<i2",
+        "bias": "<i4",
+        "shift": "i1",
+        "accumulators": "<i4",
+        **_product(),
+        "factors": "<i4",
+        "registers": "<i4",
+        "initial": "<i4",
+        "program": "<i4",
+        "sigmoid": "<i2",
+        "power": "<i4",
+        "keys": "<u4",
+    },
 }
 KEY_MASK = 0xFFFF0000
-LOG, TOKEN, LOGITS = 0xFD, 0xFE, 0xFF
+LOG, TOKEN, LOGITS = program.LOG, 0xFE, 0xFF
 """streams of the host: what a PE reports; a token to the embedding, its id as the payload; logits from the head"""
 
 
@@ -147,7 +165,12 @@ def layout_header() -> str:
         f"#define S2LM_TABLE_SIZE {ints.TABLE_SIZE}u",
         f"#define S2LM_EVENT_FRAC {ints.EVENT_FRAC}",
         f"#define S2LM_ONE {ints.ONE}",
+        f"#define S2LM_POWER_SIZE {program.POWER_SIZE}u",
+        f"#define S2LM_MOST_PRODUCTS {program.MOST_PRODUCTS}",
+        f"#define S2LM_MOST_VECTORS {program.MOST_VECTORS}",
         "",
+        _enum([f"OP_{name.upper()}" for name in program.OPS] + ["S2LM_OPS"]),
+        _enum([name.upper() for name in program.COLUMNS] + ["INSTRUCTION"]),
     ]
     lines.append(_enum([f"S2LM_{name.upper()}" for name in KINDS]))
     for kind, name in enumerate(KINDS):

@@ -1,7 +1,6 @@
 """Runs an image: packed processing elements that exchange events, read from the image's bytes and nothing else.
 
-Stages run one after the other: the embedding, each layer, the head. The processing elements of a stage hear the events
-of the stage before it and, in a layer, their own of the token before.
+Stages run one after the other: the embedding, each layer or section, the head.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
-from rheobase.backends.exporters.spinnaker2 import products
+from rheobase.backends.exporters.spinnaker2 import products, program
 from rheobase.backends.exporters.spinnaker2.image import (
     DRAM,
     EGRU,
@@ -17,6 +16,7 @@ from rheobase.backends.exporters.spinnaker2.image import (
     HEAD,
     KEY_MASK,
     LOGITS,
+    PROGRAM,
     TOKEN,
     Image,
     key,
@@ -45,49 +45,64 @@ class Element:
     """
 
     ports: tuple[tuple[str, str], ...] = ()
+    lowest_shift = -15
 
     def __init__(self, image: Image, where: str, width: int):
         f, r = image.fields, image.regions
-        self.where, self.layer, self.slice, self.lo, self.units = (
-            where,
-            f["layer"],
-            f["slice"],
-            f["unit_lo"],
-            f["units"],
-        )
-        self.keys = _shaped(where, r["keys"], (f["listens"], 4)).astype(np.int64)
-        self.weight, self.bias, self.shift = [], [], []
+        weight, bias, shift = [], [], []
         for port, rows in self.ports:
             end = port and f"_{port}"
             own = {name: r[f"{name}{end}"] for name in ("rows", "gaps", "weight")}
-            self.weight.append(products.unpack(where, own, f[rows], width).astype(np.float64))
-            self.bias.append(_shaped(where, r[f"bias{end}"], (width,)).astype(np.int64))
-            self.shift.append(_shaped(where, r[f"shift{end}"], (width,)).astype(np.int64))
-        if max(s.max(initial=0) for s in self.shift) > 31:
-            raise FormatError(where, "shifts below 32", "a larger one", "export it anew")
-        for _, first, count, product in self.keys:
-            if product >= len(self.weight) or first + count > len(self.weight[product]):
+            weight.append(products.unpack(where, own, f[rows], width))
+            bias.append(_shaped(where, r[f"bias{end}"], (width,)).astype(np.int64))
+            shift.append(_shaped(where, r[f"shift{end}"], (width,)).astype(np.int64))
+        self._set(image, where, weight, bias, shift)
+
+    def _set(self, image: Image, where: str, weight, bias, shift) -> None:
+        f = image.fields
+        self.where, self.layer, self.slice = where, f["layer"], f["slice"]
+        self.lo, self.units = f["unit_lo"], f["units"]
+        self.keys = _shaped(where, image.regions["keys"], (f["listens"], 4)).astype(np.int64)
+        self.weight, self.bias, self.shift = [w.astype(np.float64) for w in weight], bias, shift
+        for s in shift:
+            if s.max(initial=0) > 31 or s.min(initial=0) < self.lowest_shift:
+                raise FormatError(where, f"shifts from {self.lowest_shift} to 31", "others", "export it anew")
+        rows = self._ports()
+        for _, first, count, port in self.keys:
+            if port >= len(rows) or first + count > rows[port]:
                 raise FormatError(where, "keys of rows that there are", "others", "export it anew")
         self.reset()
+
+    def _ports(self) -> list[int]:
+        """How many sources each port has."""
+        return [len(w) for w in self.weight]
+
+    def bases(self) -> list[int]:
+        """The first keys of the slices that it listens to."""
+        return self.keys[:, 0].tolist()
 
     def reset(self) -> None:
         """Begin a new stream of tokens."""
         self.sum = [bias.copy() for bias in self.bias]
+        self.heard: list[Events | None] = []
 
     def receive(self, events: Events) -> None:
         """Add value x weight row to the sums of what listens to each event's key."""
         keys, values = events
-        for base, first, count, product in self.keys:
+        for base, first, count, port in self.keys:
             unit = keys - base
             mine = ((keys & KEY_MASK) == base) & (unit < count)
             if mine.any():
-                # float64 holds these integers exactly: each sum is proven to stay below 2^31.
-                added = values[mine].astype(np.float64) @ self.weight[product][first + unit[mine]]
-                self.sum[product] = self.sum[product] + added.astype(np.int64)
+                self._gather(port, first + unit[mine], values[mine])
+
+    def _gather(self, port: int, rows: np.ndarray, values: np.ndarray) -> None:
+        # float64 holds these integers exactly: each sum is proven to stay below 2^31.
+        added = values.astype(np.float64) @ self.weight[port][rows]
+        self.sum[port] = self.sum[port] + added.astype(np.int64)
 
     def pre_activations(self) -> list[np.ndarray]:
         """The sums, shifted; new ones begin."""
-        done = [ints.shift_right(total, shift) for total, shift in zip(self.sum, self.shift, strict=True)]
+        done = [ints.rescale(total, shift) for total, shift in zip(self.sum, self.shift, strict=True)]
         self.sum = [bias.copy() for bias in self.bias]
         return done
 
@@ -96,6 +111,7 @@ class LayerElement(Element):
     """Some units of an EGRU layer."""
 
     ports = (("a", "inputs"), ("q", "layer_units"))
+    lowest_shift = 0
 
     def __init__(self, image: Image, where: str):
         f, r = image.fields, image.regions
@@ -158,6 +174,11 @@ class EmbeddingElement:
     def reset(self) -> None:
         """Begin a new stream of tokens."""
         self.token = -1
+        self.heard: list[Events | None] = []
+
+    def bases(self) -> list[int]:
+        """The key of tokens."""
+        return [key(TOKEN, 0)]
 
     def receive(self, events: Events) -> None:
         """Take the id of a token."""
@@ -178,75 +199,163 @@ class EmbeddingElement:
 ELEMENTS = {EGRU: LayerElement, HEAD: HeadElement, EMBEDDING: EmbeddingElement}
 
 
-class DramEmbedding:
-    """The embedding where it lies in DRAM: the host looks vectors up."""
+class ProgramElement(Element):
+    """Some units of a section of a SpikeGPT: see `program`."""
 
-    def __init__(self, dram: Image):
-        f, r = dram.fields, dram.regions
-        table = _shaped("dram.bin", r["table"], (f["vocabulary"], f["embedding"]))
-        exponent = _shaped("dram.bin", r["exponent"], (f["vocabulary"],))
-        self.vectors = embed(table, exponent, f["x_frac"], np.arange(f["vocabulary"]))
+    def __init__(self, image: Image, where: str):
+        f, r = image.fields, image.regions
+        n, products_, vectors = f["units"], f["products"], f["vectors"]
+        self.lengths = _shaped(where, r["vectors"], (vectors, 2)).astype(np.int64)
+        table = _shaped(where, r["products"], (products_, 5)).astype(np.int64)
+        bias, shift = (_shaped(where, r[name], (products_, n)).astype(np.int64) for name in ("bias", "shift"))
+        weights = [self._product(where, r, row, n) for row in table]
+        self.program = [
+            program.Instruction(*row) for row in _shaped(where, r["program"], (f["instructions"], 11)).tolist()
+        ]
+        self.initial = _shaped(where, r["initial"], (f["registers"],)).astype(np.int64)
+        self.factors = _shaped(where, r["factors"], (f["factors"], n)).astype(np.int64)
+        _shaped(where, r["registers"], (f["registers"], n))
+        self.sigmoid, self.power = r["sigmoid"], r["power"]
+        for name, size in (("sigmoid", ints.TABLE_SIZE), ("power", program.POWER_SIZE)):
+            if len(r[name]):
+                _shaped(where, r[name], (size,))
+        if (self.lengths.sum(1) > len(r["gathered"])).any():
+            raise FormatError(where, "vectors inside their region", "others", "export it anew")
+        last, tables = f["unit_lo"] + n, (len(self.sigmoid) > 0, len(self.power) > 0)
+        sizes = program.Sizes(f["registers"], f["factors"], products_, self.lengths[:, 0].tolist(), last, *tables)
+        problem = program.check(self.program, sizes)
+        if problem or not f["registers"] or products_ > program.MOST_PRODUCTS or vectors > program.MOST_VECTORS:
+            raise FormatError(where, "a program of what there is", problem or "too many ports", "export it anew")
+        self._set(image, where, weights, list(bias), list(shift))
 
-    def __call__(self, token: int) -> np.ndarray:
-        return self.vectors[token]
+    @staticmethod
+    def _product(where: str, regions, row: np.ndarray, width: int) -> np.ndarray:
+        rows, at_rows, at_gaps, at_weight, kept = row.tolist()
+        if kept == products.DENSE:
+            own = {"rows": [], "gaps": [], "weight": regions["weight"][at_weight : at_weight + rows * width]}
+        else:
+            own = {"rows": regions["rows"][at_rows : at_rows + rows + 1], "gaps": regions["gaps"][at_gaps:][:kept]}
+            own |= {"weight": regions["weight"][at_weight : at_weight + kept]}
+        return products.unpack(where, own, rows, width)
+
+    def _ports(self) -> list[int]:
+        return [len(w) for w in self.weight] + self.lengths[:, 0].tolist()
+
+    def reset(self):
+        super().reset()
+        self.registers = np.repeat(self.initial[:, None], self.units, 1)
+        self.vectors = [np.zeros(length, np.int64) for length in self.lengths[:, 0]]
+
+    def _gather(self, port: int, rows: np.ndarray, values: np.ndarray) -> None:
+        if port < len(self.weight):
+            super()._gather(port, rows, values)
+        else:
+            self.vectors[port - len(self.weight)][rows] = values.astype(np.int16)
+
+    def tick(self) -> tuple[Events, dict[str, np.ndarray]]:
+        """Run the program: the events it sends, and its registers by number."""
+        sent = []
+        ports = [*zip(self.sum, self.shift, strict=True), *self.vectors]
+        for i in self.program:
+            if program.OPS[i.op] == "send":
+                fired = np.flatnonzero(self.registers[i.a])
+                sent.append((key(i.s0, self.slice) + fired, self.registers[i.a][fired]))
+            else:
+                args = self.registers, self.factors, ports, self.lo, self.sigmoid, self.power
+                program.execute(i, *args)
+        self.hash = fold(self.registers)
+        self.sum = [bias.copy() for bias in self.bias]
+        self.vectors = [np.zeros_like(v) for v in self.vectors]
+        seen = {str(number): row.copy() for number, row in enumerate(self.registers)}
+        return tuple(np.concatenate([np.zeros(0, np.int64), *column]) for column in zip(*sent, strict=True)), seen
+
+
+ELEMENTS = {EGRU: LayerElement, HEAD: HeadElement, EMBEDDING: EmbeddingElement, PROGRAM: ProgramElement}
+
+
+def dram_vectors(dram: Image) -> np.ndarray:
+    """What the embedding in DRAM gives for each token, [V, E]."""
+    f = dram.fields
+    return _shaped("dram.bin", dram.regions["vectors"], (f["vocabulary"], f["embedding"])).astype(np.int64)
 
 
 def dram_head(dram: Image) -> Image:
     """The head in DRAM as the image of one large head."""
     f, r = dram.fields, dram.regions
-    table = _shaped("dram.bin", r["table"], (f["vocabulary"], f["embedding"]))
+    weight = _shaped("dram.bin", r["weight"], (f["vocabulary"], f["head_inputs"]))
     slices = _shaped("dram.bin", r["slices"], (f["slices"], 3)).astype(np.int64)
     keys = np.concatenate([slices, np.zeros_like(slices[:, :1])], 1)
-    bias, shift = (_shaped("dram.bin", r[name], (f["vocabulary"],)) for name in ("bias", "head_shift"))
-    return head_image({"layer": f["stream_in"], "slice": 0, "unit_lo": 0}, table.T, bias, shift, keys)
+    bias, shift = (_shaped("dram.bin", r[name], (f["vocabulary"],)) for name in ("bias", "shift"))
+    return head_image({"layer": f["stage"], "slice": 0, "unit_lo": 0}, weight.T, bias, shift, keys)
 
 
 class Machine:
     """All PEs of an image, with embedding and head from its dram if they lie there; one stream of tokens.
 
-    heard   of the last token, a stage: what its PEs heard before their tick, and of their own after it
+    A stage's PEs tick, and what they send reaches every PE that listens before the next stage ticks.
+
+    record  keep in each element's `heard` what reached it, and when it ticked, for an emulator
     raises  FormatError: images that do not belong together
     """
 
-    def __init__(self, dram: Image | None, pes: Iterable[tuple[str, Image]]):
+    def __init__(self, dram: Image | None, pes: Iterable[tuple[str, Image]], *, record: bool = False):
         if dram is not None and dram.kind != DRAM:
             raise FormatError("dram.bin", "embedding and head", "a PE", "export it anew")
-        self.embedding = DramEmbedding(dram) if dram else None
+        self.vectors = None if dram is None else dram_vectors(dram)
         self.stages = stages(dram, pes)
         self.elements = [[ELEMENTS[image.kind](image, where) for where, image in stage] for stage in self.stages]
         self.vocabulary = sum(pe.units for pe in self.elements[-1])
+        self.record = record
+        self.listeners: dict[int, list[Element | EmbeddingElement]] = {}
+        for pe in (pe for stage in self.elements for pe in stage):
+            for base in dict.fromkeys(pe.bases()):
+                self.listeners.setdefault(base, []).append(pe)
 
-    def step(self, token: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """One token: (logits; what probes see, by "layer.port" and "embedding")."""
+    def first_events(self, token: int) -> Events:
+        """What the host sends for a token: its vector from DRAM, or its id."""
         if not 0 <= token < self.vocabulary:
             raise ShapeError("machine", f"token ids from 0 to {self.vocabulary - 1}", str(token), "check the tokenizer")
-        if self.embedding:
-            x = self.embedding(token)
-            active = np.flatnonzero(x)
-            events, seen = (key(0, 0) + active, x[active]), {"embedding": x}
-        else:
-            events, seen = (np.array([key(TOKEN, 0)]), np.array([token])), {}
-        self.heard = []
+        if self.vectors is None:
+            return np.array([key(TOKEN, 0)]), np.array([token])
+        active = np.flatnonzero(self.vectors[token])
+        return key(0, 0) + active, self.vectors[token][active]
+
+    def deliver(self, events: Events) -> None:
+        """Hand events to the PEs that listen to their keys."""
+        keys, values = events
+        bases = keys & KEY_MASK
+        for base in np.unique(bases):
+            mine = bases == base
+            own = keys[mine], values[mine]
+            for pe in self.listeners.get(int(base), ()):
+                pe.receive(own)
+                if self.record:
+                    pe.heard.append(own)
+
+    def step(self, token: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """One token: (logits; what probes see, by "stage.port" and "embedding")."""
+        self.deliver(self.first_events(token))
+        seen = {} if self.vectors is None else {"embedding": self.vectors[token]}
         for pes in self.elements:
-            heard, sent, parts = events, [], []
+            parts = []
             for pe in pes:
-                pe.receive(events)
-                out, probes = pe.tick()
-                pe.sent = out
-                sent.append(out)
+                pe.sent, probes = pe.tick()
                 parts.append(probes)
-            events = tuple(np.concatenate(column) for column in zip(*sent, strict=True))
-            if isinstance(pes[0], LayerElement):
-                for pe in pes:
-                    pe.receive(events)
+                if self.record:
+                    pe.heard.append(None)
+            for pe in pes:
+                self.deliver(pe.sent)
+            stage = pes[0].layer
+            if isinstance(pes[0], EmbeddingElement):
+                seen["embedding"] = sum(p["out"] for p in parts)
+            elif isinstance(pes[0], LayerElement):
                 for port in ("y", "c"):
-                    seen[f"{pes[0].layer}.{port}"] = np.concatenate([p[port] for p in parts])
+                    seen[f"{stage}.{port}"] = np.concatenate([p[port] for p in parts])
                 for port in ("a", "q"):
                     gates = [p[port].reshape(3, -1) for p in parts]
-                    seen[f"{pes[0].layer}.{port}"] = np.concatenate(gates, 1).reshape(-1)
-            elif isinstance(pes[0], EmbeddingElement):
-                seen["embedding"] = sum(p["out"] for p in parts)
-            self.heard.append((heard, events if isinstance(pes[0], LayerElement) else (events[0][:0], events[1][:0])))
+                    seen[f"{stage}.{port}"] = np.concatenate(gates, 1).reshape(-1)
+            elif isinstance(pes[0], ProgramElement):
+                seen |= {f"{stage}.{port}": np.concatenate([p[port] for p in parts]) for port in parts[0]}
         return np.concatenate([p["out"] for p in parts]), seen
 
     def hashes(self) -> list[int]:
@@ -259,7 +368,10 @@ class Machine:
 
 
 def stages(dram: Image | None, pes: Iterable[tuple[str, Image]]) -> list[list[tuple[str, Image]]]:
-    """PEs in groups that run one after the other: embedding, layers, head; raises FormatError for another order."""
+    """PEs in groups that run one after the other: embedding, layers or sections, head.
+
+    raises  FormatError: another order
+    """
     found: list[list[tuple[str, Image]]] = []
     for where, image in pes:
         if image.kind not in ELEMENTS:
@@ -273,9 +385,11 @@ def stages(dram: Image | None, pes: Iterable[tuple[str, Image]]) -> list[list[tu
     if dram is not None:
         found.append([("dram.bin", dram_head(dram))])
     kinds = [stage[0][1].kind for stage in found]
-    layers = [stage[0][1].fields["layer"] for stage in found if stage[0][1].kind == EGRU]
-    wanted = [EMBEDDING] * (dram is None) + [EGRU] * len(layers) + [HEAD]
-    if kinds != wanted or not layers or layers != list(range(len(layers))):
+    middle = [(kind, stage[0][1].fields["layer"]) for kind, stage in zip(kinds, found, strict=True)]
+    middle = [pair for pair in middle if pair[0] in (EGRU, PROGRAM)]
+    wanted = [(middle[0][0], number) for number in range(len(middle))] if middle else None
+    ends = [EMBEDDING] * (dram is None), [HEAD]
+    if middle != wanted or kinds != [*ends[0], *(kind for kind, _ in middle), *ends[1]]:
         raise FormatError("pe", "the PEs of one layer after the other", "another order", "export it anew")
     return found
 

@@ -9,13 +9,16 @@ from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import products
 from rheobase.backends.exporters.spinnaker2.image import DRAM, EGRU, EMBEDDING, HEAD, Image, key
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear
+from rheobase.backends.exporters.spinnaker2.sections import Slices, images_of, plan_of, weights_of
+from rheobase.spiking import registry
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import EventGraph, Node, Tokens
 
 PE_BYTES = 93_184
 """the image of one PE: 96 KiB of data memory less 4 KiB of stack and heap and 1 KiB of the firmware's own data"""
 PES = 148
-Slices = list[tuple[int, int]]
+MOST_SLICES = 256
+"""slices of a stage that a key can tell apart"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,22 @@ class Placed:
     name: str
     number: int
     image: Image
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """A graph on processing elements.
+
+    placed  every PE in the order of the stages and their slices
+    dram    embedding and head, where they lie in DRAM
+    probes  what `machine.Machine` shows, "stage.port" or "embedding", and which signal of the graph it is
+    where   node -> the layer or section whose PEs compute it, or dram
+    """
+
+    placed: list[Placed]
+    dram: Image | None
+    probes: dict[str, str]
+    where: dict[str, str]
 
 
 def layers_of(graph: EventGraph) -> list[Layer]:
@@ -77,17 +96,18 @@ def cut(units: int, n_pes: int) -> Slices:
     return list(zip(bounds, bounds[1:], strict=False))
 
 
-def fewest(name: str, units: int, make, weights: Sequence[np.ndarray]) -> list[Image]:
+def fewest(name: str, units: int, make, weights: Sequence[np.ndarray], most: int) -> list[Image]:
     """The images of the fewest PEs that hold some units.
 
     make     slices -> their images
     weights  of the node, [sources, ..]: no fewer PEs are tried than hold them
+    most     PEs there are
     raises   UnsupportedError: one unit alone does not fit, or there are not so many PEs
     """
     n_pes = max(1, sum(products.least_bytes(w) for w in weights) // PE_BYTES)
     sources = " + ".join(str(len(w)) for w in weights)
-    if n_pes > PES:
-        _refuse(name, n_pes, units, sum(np.size(w) for w in weights))
+    if n_pes > most:
+        _refuse(name, most, n_pes, units, sum(np.size(w) for w in weights))
     while True:
         images = make(cut(units, n_pes))
         sizes = [sum(image.sizes().values()) for image in images]
@@ -101,34 +121,71 @@ def fewest(name: str, units: int, make, weights: Sequence[np.ndarray]) -> list[I
                 f"prune its weights, or narrow it, to {100 * PE_BYTES // max(sizes)} % of that",
             )
         n_pes = min(n_pes + 1, units)
-        if n_pes > PES:
-            _refuse(name, n_pes, units, sum(np.size(w) for w in weights))
+        if n_pes > min(most, MOST_SLICES):
+            _refuse(name, min(most, MOST_SLICES), n_pes, units, sum(np.size(w) for w in weights))
 
 
-def build(graph: EventGraph, *, dram: bool = True) -> tuple[list[Placed], Image | None]:
-    """Every PE in the order of the stages and their slices, and the dram image.
+def build(graph: EventGraph, *, dram: bool = True, chips: int = 1) -> Partition:
+    """The images of a graph.
 
     dram     embedding and head lie in DRAM; False: they are on PEs too, and there is no dram image
+    chips    how many chips there are
     raises   UnsupportedError: a layer, or the whole, does not fit; the message says by how much
     """
+    if any(isinstance(n.op, IntegerEGRUCell) for n in graph.nodes):
+        made = _build_egru(graph, dram, chips * PES)
+    elif dram:
+        made = _build_sections(graph, chips * PES)
+    else:
+        raise UnsupportedError("spinnaker2 export", "a SpikeGPT with its head in DRAM", "none", "leave dram=False out")
+    _refuse_too_many(made.placed, chips * PES)
+    return made
+
+
+def _build_sections(graph: EventGraph, most: int) -> Partition:
+    plan = plan_of(graph)
+    sent = {plan.embedded: [(0, graph.shape_of(plan.embedded)[0])]}
+    placed: list[Placed] = []
+    for stage, section in enumerate(plan.sections):
+
+        def images(slices, stage=stage, sent=sent):
+            return images_of(graph, plan, stage, sent, slices)
+
+        made = fewest(section.name, section.units, images, weights_of(graph, section), most)
+        placed += [Placed(section.name, number, image) for number, image in enumerate(made)]
+        sent |= dict.fromkeys(section.sends, _slices(made))
+    keys = _keys(plan.streams[plan.head_source], sent[plan.head_source], 0)
+    where = {n.name: section.name for section in plan.sections for n in section.nodes}
+    probes = {"embedding": plan.embedded}
+    for stage, section in enumerate(plan.sections):
+        made = {f"{n.name}.{port}" for n in section.nodes for port in n.op.outputs}
+        probes |= {f"{stage}.{i}": name for i, name in enumerate(section.registers) if name in made}
+    return Partition(placed, _dram_image(graph, plan.embedded, plan.head, len(plan.sections), keys), probes, where)
+
+
+def _slices(images: list[Image]) -> Slices:
+    return [(i.fields["unit_lo"], i.fields["unit_lo"] + i.fields["units"]) for i in images]
+
+
+def _build_egru(graph: EventGraph, dram: bool, most: int) -> Partition:
     layers = layers_of(graph)
     embedding, head = _embedding_and_head(graph, layers)
     placed: list[Placed] = []
 
     def place(name: str, images: list[Image]) -> Slices:
         placed.extend(Placed(name, number, image) for number, image in enumerate(images))
-        return [(i.fields["unit_lo"], i.fields["unit_lo"] + i.fields["units"]) for i in images]
+        return _slices(images)
 
     table = graph.arrays_of(embedding)["table"]
     vocabulary, width = table.shape
-    # rows of the embedding a slice sends, one after the other; an embedding slice sends a whole vector
-    sends: dict[int, list[tuple[int, int]]] = {0: [(0, width)]}
+    # a slice of a layer sends its units; a slice of the embedding a whole vector
+    sends: dict[int, Slices] = {0: [(0, width)]}
     if not dram:
 
         def embedding_images(slices):
             return _embedding_images(graph, embedding, slices)
 
-        cuts = place(embedding.name, fewest(embedding.name, vocabulary, embedding_images, [table]))
+        cuts = place(embedding.name, fewest(embedding.name, vocabulary, embedding_images, [table], most))
         sends[0] = [(0, width)] * len(cuts)
     for index, layer in enumerate(layers):
 
@@ -136,33 +193,39 @@ def build(graph: EventGraph, *, dram: bool = True) -> tuple[list[Placed], Image 
             return _layer_images(graph, index, layer, sends[layer.stream_in], slices)
 
         weights = [graph.arrays_of(graph.node(name))["weight"] for name in (layer.kernel, layer.recurrent)]
-        images = fewest(layer.name, layer.units, layer_images, weights)
+        images = fewest(layer.name, layer.units, layer_images, weights, most)
         sends[index + 1] = place(layer.name, images)
-    last = sends[len(layers)]
-    if not dram:
+    where = {node: layer.name for layer in layers for node in (layer.name, layer.kernel, layer.recurrent)}
+    probes = {"embedding": f"{embedding.name}.out"}
+    for i, layer in enumerate(layers):
+        probes |= {f"{i}.a": f"{layer.kernel}.out", f"{i}.q": f"{layer.recurrent}.out"}
+        probes |= {f"{i}.{port}": f"{layer.name}.{port}" for port in ("y", "c")}
+    keys = _keys(len(layers), sends[len(layers)], 0)
+    if dram:
+        return Partition(placed, _dram_image(graph, f"{embedding.name}.out", head, len(layers), keys), probes, where)
 
-        def head_images(slices):
-            return _head_images(graph, head, len(layers), last, slices)
+    def head_images(slices):
+        return _head_images(graph, head, len(layers), keys, slices)
 
-        place(head.name, fewest(head.name, vocabulary, head_images, [table.T]))
-    _refuse_too_many(placed)
-    return placed, _dram_image(graph, embedding, head, len(layers), last) if dram else None
+    place(head.name, fewest(head.name, vocabulary, head_images, [table.T], most))
+    where |= {node.name: node.name for node in (embedding, head)}
+    return Partition(placed, None, probes, where)
 
 
-def _refuse_too_many(placed: list[Placed]) -> None:
-    if len(placed) > PES:
+def _refuse_too_many(placed: list[Placed], most: int) -> None:
+    if len(placed) > most:
         names = [p.name for p in placed]
         worst = max(dict.fromkeys(names), key=names.count)
         own = [p.image for p in placed if p.name == worst]
         n_bytes = sum(a.nbytes for i in own for region, a in i.regions.items() if region.startswith("weight"))
-        _refuse(worst, len(placed), sum(i.fields["units"] for i in own), n_bytes)
+        _refuse(worst, most, len(placed), sum(i.fields["units"] for i in own), n_bytes)
 
 
-def _refuse(name: str, needed: int, units: int, n_bytes: int) -> None:
-    share = PES / needed
+def _refuse(name: str, most: int, needed: int, units: int, n_bytes: int) -> None:
+    share = most / needed
     raise UnsupportedError(
         name,
-        f"at most {PES} processing elements in all",
+        f"at most {most} processing elements in all",
         f"{needed} or more, with {n_bytes} bytes of its weights",
         f"prune to {50 * share:.0f} % of its weights, or make it narrower: about {int(units * share**0.5)} units would "
         "fit",
@@ -205,12 +268,12 @@ def head_image(fields: dict, weight: np.ndarray, bias: np.ndarray, shift: np.nda
     return Image.of(HEAD, fields, regions)
 
 
-def _head_images(graph: EventGraph, head: Node, stream: int, sends: Slices, slices: Slices) -> list[Image]:
-    arrays, keys = graph.arrays_of(head), _keys(stream, sends, 0)
+def _head_images(graph: EventGraph, head: Node, stage: int, keys, slices: Slices) -> list[Image]:
+    arrays = graph.arrays_of(head)
     shift = head.op.shift(arrays["exponent"])
     images = []
     for number, (lo, hi) in enumerate(slices):
-        fields = {"layer": stream, "slice": number, "unit_lo": lo}
+        fields = {"layer": stage, "slice": number, "unit_lo": lo}
         weight = arrays["weight"][lo:hi].T
         images.append(head_image(fields, weight, arrays["bias"][lo:hi], shift[lo:hi], keys))
     return images
@@ -239,22 +302,27 @@ def _embedding_and_head(graph: EventGraph, layers: list[Layer]) -> tuple[Node, N
     return embedding, head
 
 
-def _dram_image(graph: EventGraph, embedding: Node, head: Node, stream: int, last: Slices) -> Image:
-    tables, arrays = graph.arrays_of(embedding), graph.arrays_of(head)
-    fields = {
-        "vocabulary": len(tables["table"]),
-        "embedding": tables["table"].shape[1],
-        "x_frac": embedding.op.out_frac,
-        "head_inputs": tables["table"].shape[1],
-        "logit_frac": head.op.out_frac,
-        "stream_in": stream,
-        "slices": len(last),
-    }
-    regions = {
-        "table": tables["table"],
-        "exponent": tables["exponent"],
-        "bias": arrays["bias"],
-        "head_shift": head.op.shift(arrays["exponent"]),
-        "slices": np.array([[key(stream, s), lo, hi - lo] for s, (lo, hi) in enumerate(last)]),
-    }
+def _by_token(graph: EventGraph, source: str):
+    """The values [V, n] of a signal that depends on the token alone."""
+    kernels = registry.get("rheobase.backends.simulators", "integer").KERNELS()
+    kernels.begin(graph)
+
+    def value(source):
+        node, port = graph.node(source.rpartition(".")[0]), source.rpartition(".")[2]
+        if isinstance(node.op, Tokens):
+            return np.arange(node.op.vocabulary)[:, None]
+        inputs = {into: value(edge.source) for into, edge in graph.inputs_of(node.name).items()}
+        return getattr(kernels, type(node.op).__name__.lower())(node, inputs)[port]
+
+    return value(source)
+
+
+def _dram_image(graph: EventGraph, embedded: str, head: Node, stage: int, keys) -> Image:
+    arrays = graph.arrays_of(head)
+    vectors, weight = _by_token(graph, embedded), arrays["weight"]
+    fields = {"vocabulary": len(vectors), "embedding": vectors.shape[1], "stage": stage, "slices": len(keys)}
+    fields["head_inputs"] = weight.shape[1]
+    shift = head.op.shift(arrays["exponent"])
+    slices = np.array(keys)[:, :3]
+    regions = {"vectors": vectors, "weight": weight, "bias": arrays["bias"], "shift": shift, "slices": slices}
     return Image.of(DRAM, fields, regions)

@@ -11,6 +11,8 @@ from rheobase.spiking.errors import FormatError
 
 FARTHEST = 255
 MOST_KEPT = 65_535
+DENSE = 0xFFFFFFFF
+"""how a section says that a product is dense, where it would say how many weights are kept"""
 
 
 def pack(weight_RW: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from rheobase.backends.exporters.spinnaker2.image import LOG, key
 from rheobase.spiking.errors import FormatError, UnsupportedError
 
 FOLDER = Path(__file__).parent
-KERNELS = ("pe", "product", "egru", "head", "embedding")
+KERNELS = ("pe", "product", "egru", "head", "embedding", "program")
 COMPILER, EMULATOR = "arm-none-eabi-gcc", "qemu-system-arm"
 PACKAGES = "apt-get install gcc-arm-none-eabi qemu-system-arm"
 FLAGS = [

@@ -23,6 +23,12 @@ static inline int32_t shift_right(int32_t x, uint32_t s)
     return add32(x, (int32_t)((1u << s) >> 1)) >> s;
 }
 
+/* x 2^-s, exactly to the left; -15 <= s < 32 */
+static inline int32_t rescale(int32_t x, int32_t s)
+{
+    return s < 0 ? (int32_t)((uint32_t)x << -s) : shift_right(x, (uint32_t)s);
+}
+
 static inline int32_t saturate16(int32_t x)
 {
     return x > 32767 ? 32767 : x < -32768 ? -32768 : x;

@@ -35,22 +35,36 @@ void host_reset(pe_t *pe, int64_t n)
         pe_reset(pe + i);
 }
 
+static void deliver(pe_t *pe, const event_t *from, const event_t *end, const int32_t *first, const int32_t *listener)
+{
+    while (from < end) {
+        const uint32_t base = from->key >> 16;
+        const event_t *next = from;
+        while (next < end && next->key >> 16 == base)
+            next++;
+        for (int32_t i = first[base]; i < first[base + 1]; i++)
+            for (const event_t *e = from; e < next; e++)
+                pe_receive(pe + listener[i], e->key, e->payload);
+        from = next;
+    }
+}
+
 /* Runs some tokens.
  *
- * last     of each stage, the number of its last PE plus one          vectors  [V][width] of DRAM, or NULL
- * logits   [T][V], or NULL                                            hashes   [T][n_pes], or NULL
- * room     two queues of `most` events each
- * Returns how many events were sent, embedding and head not counted.
+ * last      of each stage, the number of its last PE plus one         vectors  [V][width] of DRAM, or NULL
+ * first     where the listeners of each upper half of a key begin     listener the numbers of PEs
+ * logits    [T][V], or NULL                                           hashes   [T][n_pes]
+ * room      for the events of any stage
+ * Returns how many events were sent, those of the embedding and the head not counted.
  */
 int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
-                 const int64_t *tokens, int64_t n_tokens, int32_t *logits, int64_t vocabulary, uint32_t *hashes,
-                 event_t *room, int64_t most)
+                 const int32_t *first, const int32_t *listener, const int64_t *tokens, int64_t n_tokens,
+                 int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room)
 {
     const int64_t n_pes = last[n_stages - 1];
     int64_t n_events = 0;
     for (int64_t t = 0; t < n_tokens; t++) {
         queue_t queue = {room};
-        event_t *events = room;
         if (vectors) {
             const int32_t *x = vectors + tokens[t] * width;
             for (int64_t j = 0; j < width; j++)
@@ -59,27 +73,19 @@ int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t 
         } else {
             push(&queue, S2LM_TOKEN, (int32_t)tokens[t]);
         }
-        for (int64_t stage = 0, first = 0; stage < n_stages; first = last[stage++]) {
-            const event_t *end = queue.at;
-            event_t *sent = events == room ? room + most : room;
-            queue.at = sent;
-            for (int64_t i = first; i < last[stage]; i++) {
-                for (const event_t *e = events; e < end; e++)
-                    pe_receive(pe + i, e->key, e->payload);
+        deliver(pe, room, queue.at, first, listener);
+        for (int64_t stage = 0, from = 0; stage < n_stages; from = last[stage++]) {
+            queue.at = room;
+            for (int64_t i = from; i < last[stage]; i++) {
                 pe_tick(pe + i, push, &queue);
-                if (hashes)
-                    hashes[t * n_pes + i] = pe[i].hash;
+                hashes[t * n_pes + i] = pe[i].hash;
             }
-            events = sent;
-            if (pe[first].kind != S2LM_EGRU)
-                continue;
-            n_events += queue.at - sent;
-            for (int64_t i = first; i < last[stage]; i++)
-                for (const event_t *e = sent; e < queue.at; e++)
-                    pe_receive(pe + i, e->key, e->payload);
+            if (pe[from].kind == S2LM_EGRU || pe[from].kind == S2LM_PROGRAM)
+                n_events += queue.at - room;
+            deliver(pe, room, queue.at, first, listener);
         }
         for (int64_t j = 0; logits && j < vocabulary; j++)
-            logits[t * vocabulary + j] = events[j].payload;
+            logits[t * vocabulary + j] = room[j].payload;
     }
     return n_events;
 }

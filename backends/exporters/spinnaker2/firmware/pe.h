@@ -16,15 +16,26 @@ typedef struct {
     int32_t *sum;
 } product_t;
 
+/* What other elements send, unit by unit, until the next tick. */
+typedef struct {
+    uint32_t length;
+    int16_t *at;
+} vector_t;
+
 typedef struct {
     uint32_t kind, units, own_key;
     const uint32_t *field;
-    product_t product[2];
-    const int32_t *bias[2];
-    const uint8_t *shift[2];
+    uint32_t products;
+    product_t product[S2LM_MOST_PRODUCTS];
+    const int32_t *bias[S2LM_MOST_PRODUCTS];
+    const int8_t *shift[S2LM_MOST_PRODUCTS];
+    vector_t vector[S2LM_MOST_VECTORS];
     int16_t *cell;
     const int16_t *thr, *sigmoid, *tanh;
     const int8_t *exponent;
+    int32_t *registers;
+    const int32_t *factors, *initial, *power, *program;
+    uint32_t instructions;
     const uint32_t *keys;
     uint32_t listens, heard;
     int32_t token;
@@ -41,6 +52,7 @@ enum {
     PE_BAD_FIELD,
     PE_BAD_ROWS,
     PE_BAD_SHIFT,
+    PE_BAD_PROGRAM,
 };
 
 /* Take a PE's image, of at most `room` bytes and on a boundary of 4. Everything that a kernel relies on is checked
@@ -62,6 +74,7 @@ void product_add(const product_t *product, uint32_t row, int32_t value);
 void egru_tick(pe_t *pe, send_t *send, void *to);
 void head_tick(pe_t *pe, send_t *send, void *to);
 void embedding_tick(pe_t *pe, send_t *send, void *to);
+void program_tick(pe_t *pe, send_t *send, void *to);
 
 /* hash' = hash x 16777619 + value, modulo 2^32 */
 static inline uint32_t fold(uint32_t hash, int32_t value)

@@ -34,9 +34,6 @@ from rheobase.spiking.graph import (
     WKVCell,
 )
 
-PLACED = {Tokens, Embedding, Linear, EGRUCell}
-"""Ops that the image has a place for"""
-
 
 def as_is(out: Writer, node: Node) -> Node:
     """A node that computes the same on integers."""
@@ -64,12 +61,13 @@ INTEGER = {
 """Op -> what writes a node of it"""
 
 
-def refuse_other_ops(graph: EventGraph, ops=PLACED, names="Embedding, Linear or EGRUCell") -> None:
-    """Raise UnsupportedError where a graph has ops that are not among `ops`, naming each kind of them."""
-    others = [n for n in graph.nodes if type(n.op) not in ops]
+def refuse_other_ops(graph: EventGraph) -> None:
+    """Raise UnsupportedError where a graph has ops without an integer form, naming each kind of them."""
+    others = [n for n in graph.nodes if type(n.op) not in INTEGER]
     if others:
         kinds = ", ".join(dict.fromkeys(type(n.op).__name__ for n in others))
-        raise UnsupportedError(others[0].name, names, kinds, "export an EGRU language model")
+        wanted = "an EGRU language model or a SpikeGPT"
+        raise UnsupportedError(others[0].name, wanted, kinds, "export one of these")
 
 
 def quantise(
@@ -83,7 +81,7 @@ def quantise(
     raises       UnsupportedError: an op without an integer form, a number outside the range of its format, or an
                  accumulator that could overflow;  LossyExportError: q_g saturates on the calibration data
     """
-    refuse_other_ops(graph, INTEGER, "an EGRU language model or a SpikeGPT")
+    refuse_other_ops(graph)
     for name, array in graph.arrays.items():
         if not np.isfinite(array).all():
             raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
