@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
         arg("--to", required=True, help="the exporter, such as spinnaker2"),
         out,
         arg("--allow-lossy", action="store_true", help="accept changes beyond the bounded, recorded ones"),
+        arg("--chips", type=int, help="spinnaker2: how many chips there are, 1 unless given"),
         arg("--no-dram", action="store_true", help="spinnaker2: embedding and head on processing elements too"),
     )
     command(

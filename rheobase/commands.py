@@ -276,7 +276,7 @@ def simulate(args) -> Answer:
 
 def export(args) -> Answer:
     run = Run.open(args.run)
-    options = {"dram": False} if args.no_dram else {}
+    options = ({"dram": False} if args.no_dram else {}) | ({"chips": args.chips} if args.chips else {})
     given = {"calibration": calibration(run), "allow_lossy": args.allow_lossy}
     made = export_model(run.model(), args.to, args.out, **given, **options)
     size = sum(f["bytes"] for f in made.manifest["files"].values())

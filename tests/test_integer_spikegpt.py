@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from rheobase import cli
-from rheobase.backends import export, simulate
+from rheobase.backends import simulate
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import arithmetic_rwkv as rwkv
-from rheobase.backends.exporters.spinnaker2.partition import layers_of
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerLinear, errors, formats, quantise
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.training import loop
@@ -281,15 +280,6 @@ def test_formats_leave_a_bit_of_room_and_what_they_hold_is_recorded(form):
     held = quantise(EventGraph(graph.nodes, graph.edges, {**graph.arrays, **loud}, graph.outputs), TEXT)[0]
     name = "blocks.1.lif2.add.out"
     assert formats(held)[name].frac <= formats(integer)[name].frac
-
-
-def test_what_has_no_place_on_the_chip_yet_is_refused_in_one_line(form, tmp_path):
-    graph, integer = form
-    with pytest.raises(UnsupportedError, match="expected Embedding, Linear or EGRUCell, got .*LIFCell"):
-        export(graph, "spinnaker2", tmp_path / "image", calibration=TEXT)
-    with pytest.raises(UnsupportedError, match="an embedding, EGRU layers and one head"):
-        layers_of(integer)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def library() -> ctypes.CDLL | None:
     lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, pointer, pointer, number]
     lib.host_run.argtypes += [pointer, number, pointer, pointer]
     lib.host_run.restype = number
+    lib.pe_receive.argtypes, lib.pe_receive.restype = [pointer, ctypes.c_uint32, ctypes.c_int32], None
+    lib.host_tick.argtypes, lib.host_tick.restype = [pointer, pointer, pointer], number
     return lib
 
 
@@ -111,6 +113,28 @@ class Host:
             self._room.ctypes.data,
         )
         return out, hashes
+
+
+class Alone:
+    """One PE by itself, that is told what it hears; raises as `Host`."""
+
+    def __init__(self, image: Image, where: str = "pe"):
+        self._lib = _library()
+        self._element = np.zeros(self._lib.host_pe_bytes(), np.uint8)
+        self._image = _aligned(image.pack())
+        self._room = np.empty((_most_events((where, image)), 2), np.int32)
+        _open(self._lib, self._element, self._image, where)
+
+    def receive(self, keys: np.ndarray, payloads: np.ndarray) -> None:
+        """Some events."""
+        for key_, payload in zip(keys.tolist(), payloads.tolist(), strict=True):
+            self._lib.pe_receive(self._element.ctypes.data, key_, payload)
+
+    def tick(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """The events it sends, keys and payloads, and its hash."""
+        hash_ = ctypes.c_uint32()
+        sent = self._lib.host_tick(self._element.ctypes.data, self._room.ctypes.data, ctypes.byref(hash_))
+        return self._room[:sent, 0].view(np.uint32), self._room[:sent, 1], hash_.value
 
 
 def _most_events(pe: tuple[str, Image]) -> int:

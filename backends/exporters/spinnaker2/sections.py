@@ -59,7 +59,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Plan:
-    """A graph in sections, first to last, and the number of every stream: 0 is `embedded`, which a token alone gives."""
+    """A graph in sections, first to last, and each stream's number: 0 is `embedded`, which a token alone gives."""
 
     sections: list[Section]
     streams: dict[str, int]

@@ -35,6 +35,15 @@ void host_reset(pe_t *pe, int64_t n)
         pe_reset(pe + i);
 }
 
+/* A tick of one PE: how many events it sent to `room`, and its hash. */
+int64_t host_tick(pe_t *pe, event_t *room, uint32_t *hash)
+{
+    queue_t queue = {room};
+    pe_tick(pe, push, &queue);
+    *hash = pe->hash;
+    return queue.at - room;
+}
+
 static void deliver(pe_t *pe, const event_t *from, const event_t *end, const int32_t *first, const int32_t *listener)
 {
     while (from < end) {

@@ -195,7 +195,6 @@ void program_tick(pe_t *pe, send_t *send, void *to)
                 const int32_t sum = pe->product[i[PORT]].sum[j], s = pe->shift[i[PORT]][j];
                 out[j] = i[S0] ? narrow(sum, s) : rescale(sum, s);
             }
-            product_begin(&pe->product[i[PORT]], pe->bias[i[PORT]]);
             break;
         case OP_SLICE:
             for (uint32_t j = 0; j < n; j++)
@@ -229,6 +228,8 @@ void program_tick(pe_t *pe, send_t *send, void *to)
     for (uint32_t j = 0; j < pe->field[PROGRAM_REGISTERS] * n; j++)
         hash = fold(hash, pe->registers[j]);
     pe->hash = hash;
+    for (uint32_t port = 0; port < pe->products; port++)
+        product_begin(&pe->product[port], pe->bias[port]);
     for (uint32_t port = 0; port < pe->field[PROGRAM_VECTORS]; port++)
         for (uint32_t j = 0; j < pe->vector[port].length; j++)
             pe->vector[port].at[j] = 0;

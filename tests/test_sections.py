@@ -1,0 +1,244 @@
+"""SpikeGPT on processing elements: its sections, and the same integers from the graph, NumPy, C and QEMU."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rheobase.backends import export, simulate, verify
+from rheobase.backends.artifact import open_artifact
+from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
+from rheobase.backends.exporters.spinnaker2 import arithmetic_rwkv as rwkv
+from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, partition
+from rheobase.backends.exporters.spinnaker2.image import PROGRAM, Image, key
+from rheobase.backends.exporters.spinnaker2.machine import Machine, ProgramElement
+from rheobase.backends.exporters.spinnaker2.partition import build
+from rheobase.backends.exporters.spinnaker2.program import GRADED, OPS, RESETS, TERNARY, Sizes, check, instruction
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.sections import plan_of
+from rheobase.models import SpikeGPT, SpikeGPTConfig
+from rheobase.spiking.errors import FormatError, UnsupportedError
+
+TEXT = np.arange(240).reshape(2, 120) * 7 % 256
+FORMS = {
+    "plain": {},
+    "graded, no memory": {"graded": True, "tau": 1.0, "head": "spiking", "binary_embedding": False},
+    "ternary, static norms": {"ternary": True, "norm": "static", "learn": ("tau", "theta")},
+    "spiking head, static norms": {"norm": "static", "head": "spiking", "learn": ("theta",)},
+    "reference": {"placement": "reference", "ffn_pre": True},
+}
+needs_c = pytest.mark.skipif(host.library() is None, reason="no C compiler at install")
+needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
+
+
+def model_of(**settings) -> SpikeGPT:
+    torch.manual_seed(0)
+    model = SpikeGPT(SpikeGPTConfig(**{"embedding": 24, "depth": 2, "placement": "spike_fed", **settings})).eval()
+    model.wake(torch.as_tensor(TEXT) % model.config.vocabulary)
+    model.advance(1.0)
+    return model
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def integer(request):
+    return quantise(model_of(**FORMS[request.param]).lower(), TEXT)[0]
+
+
+def images(made):
+    return made.dram, [(f"pe/{i:03d}.bin", p.image) for i, p in enumerate(made.placed)]
+
+
+def test_a_block_s_sections():
+    graph = quantise(model_of().lower(), TEXT)[0]
+    plan = plan_of(graph)
+    assert plan.embedded == "blocks.0.ln0.out" and plan.head.name == "head"
+    own = [s for s in plan.sections if s.nodes[0].name.startswith("blocks.1")]
+    assert [{n.name.removeprefix("blocks.1.") for n in s.nodes} for s in own] == [
+        {"ln1", *(f"att.{part}_{x}" for part in ("time_mix", "lif") for x in "kvr")},
+        {"att.key", "att.value", "att.receptance", "att.wkv", "att.gate", "att.product", "att.lif_o"},
+        {"att.output", "lif1.add"},
+        {"ln2", *(f"ffn.{part}_{x}" for part in ("time_mix", "lif") for x in "kr")},
+        {"ffn.key", "ffn.lif_h"},
+        {"ffn.receptance", "ffn.value", "ffn.gate", "ffn.product", "lif2.add"},
+    ]
+    assert [s.units for s in own] == [24, 24, 24, 24, 96, 24]
+    assert [sorted(s.sends) for s in own[:2]] == [
+        [f"blocks.1.att.lif_{x}.s" for x in "krv"],
+        ["blocks.1.att.lif_o.s"],
+    ]
+
+
+@pytest.mark.parametrize("bytes_", [partition.PE_BYTES, 6000])
+def test_the_packed_sections_compute_the_graph_s_integers(integer, bytes_, monkeypatch):
+    """Every signal of every step, on one PE a section and on several."""
+    monkeypatch.setattr(partition, "PE_BYTES", bytes_)
+    made = build(integer)
+    assert (len(made.placed) > len(plan_of(integer).sections)) == (bytes_ == 6000)
+    names, tokens = list(made.probes.values()), TEXT[0, :60]
+    run = simulate(integer, tokens[None], on="integer", record=names)
+    machine = Machine(*images(made))
+    logits, hashes = [], []
+    for t, token in enumerate(tokens.tolist()):
+        row, seen = machine.step(token)
+        for probe, name in made.probes.items():
+            assert np.array_equal(seen[probe], run.recorded[name][0, t]), (name, t)
+        logits.append(row)
+        hashes.append(machine.hashes())
+    assert np.array_equal(logits, run.outputs["logits"][0])
+    if host.library():
+        got = host.Host(*images(made)).run(tokens)
+        assert np.array_equal(got[0], logits) and np.array_equal(got[1], np.array(hashes, np.uint32))
+
+
+@needs_qemu
+def test_every_section_on_an_emulated_cortex_m4f(integer):
+    machine = Machine(*images(build(integer)), record=True)
+    found = emulate.alone(machine, TEXT[0, :8])
+    assert found.different == 0 and found.ticks == 8 * (len(machine.elements) - 1), found
+
+
+@needs_qemu
+@pytest.mark.slow
+def test_a_whole_spikegpt_with_a_process_a_section():
+    made = build(quantise(model_of(embedding=64).lower(), TEXT)[0])
+    found = emulate.together(Machine(*images(made)), np.tile(TEXT[0], 2)[:200])
+    assert (found.ticks, found.different) == (200 * len(made.placed), 0), found
+
+
+def test_export_and_verify(tmp_path):
+    model = model_of()
+    made = export(model, "spinnaker2", tmp_path / "image", calibration=TEXT)
+    report = verify(tmp_path / "image")
+    assert report.ok and report.mismatches == 0 and report.compared > 100 * 24 * 40, report
+    manifest = open_artifact(tmp_path / "image").manifest
+    assert manifest["coverage"]["blocks.0.att.wkv"] == "PEs of blocks.0.att.receptance"
+    assert manifest["coverage"]["blocks.0.ln0"] == manifest["coverage"]["head"] == "dram"
+    assert made.manifest["arithmetic"]["formats"]["blocks.0.att.lif_k.s"] == [8, 0]
+    with pytest.raises(UnsupportedError, match="expected a SpikeGPT with its head in DRAM"):
+        export(model, "spinnaker2", tmp_path / "other", calibration=TEXT, dram=False)
+
+
+def test_a_model_that_needs_more_chips_says_so():
+    graph = quantise(model_of(embedding=128, depth=1, binary_embedding=False).lower(), TEXT)[0]
+    needed = len(build(graph).placed)
+    with pytest.raises(UnsupportedError, match="expected at most 0 processing elements"):
+        build(graph, chips=0)
+    assert needed == len(build(graph, chips=4).placed) < 10
+
+
+def random_element(seed: int, n: int = 5, extreme: bool = False):
+    """One PE that runs every op on numbers drawn at random within their formats."""
+    rng = np.random.default_rng(seed)
+
+    def draw(low, high, *size):
+        ends = rng.choice([low, high - 1], size)
+        return ends if extreme else np.where(rng.random(size) < 0.2, ends, rng.integers(low, high, size))
+
+    small = draw(-(2**14), 2**14, 3, n)
+    leak = draw(0, 2**14 + 1, n)
+    factors = np.concatenate(
+        [
+            draw(-(2**15), 2**15, 1, n),
+            draw(-(2**29), 2**29, 1, n),
+            small[:2],
+            draw(-(2**29), 2**29, 1, n),
+            np.stack([leak, 2**14 - leak, draw(-9, 9, n), draw(0, 2**15, n), draw(0, 2**15, n)]),
+            draw(0, 2**28, 1, n),
+            draw(-(2**28), 2**28, 1, n),
+        ]
+    )
+    vectors, flags = 1, (0, RESETS, TERNARY, RESETS | TERNARY | GRADED, GRADED)
+    program = [
+        instruction("slice", out=0, port=1),
+        instruction("norm", out=1, port=1, factor=0, s0=int(draw(9, 18)), s1=1),
+        instruction("product", out=2, port=0, s0=1),
+        instruction("product", out=3, port=0, s0=0),
+        instruction("mix", out=4, a=0, b=1, factor=2, s0=int(draw(12, 17))),
+        instruction("sigmoid", out=5, a=2, s0=int(draw(-3, 3))),
+        instruction("squared_relu", out=6, a=1, s0=int(draw(10, 18))),
+        instruction("multiply", out=7, a=4, b=5, s0=14),
+        instruction("add", out=8, a=7, b=1, s0=int(draw(0, 8)), s1=int(draw(0, 8)), s2=int(draw(0, 8))),
+        *(instruction("lif", out=9, a=4, b=10 + i, factor=5, s0=7, s1=flag) for i, flag in enumerate(flags)),
+        instruction("wkv", out=15, a=0, b=1, c=16, d=17, factor=10, s0=int(draw(7, 17)), s1=18),
+        instruction("spike", out=19, a=8),
+        instruction("move", out=20, a=15),
+        instruction("send", a=9, s0=2),
+        instruction("send", a=15, s0=3),
+    ]
+    initial = np.zeros(21)
+    initial[18] = rwkv.START
+    weight = draw(-128, 128, 7, n)
+    regions = {
+        "products": np.array([[7, 0, 0, 0, 0xFFFFFFFF]]),
+        "vectors": np.array([[n + 3, 0]]),
+        "gathered": np.zeros(n + 3),
+        "bias": draw(-(2**20), 2**20, 1, n),
+        "shift": draw(-4, 12, 1, n),
+        "accumulators": np.zeros((1, n)),
+        "rows": [],
+        "gaps": [],
+        "weight": weight,
+        "factors": factors,
+        "registers": np.zeros((21, n)),
+        "initial": initial,
+        "program": np.array(program),
+        "sigmoid": ints.sigmoid_table(),
+        "power": rwkv.power_table(),
+        "keys": np.array([[key(0, 0), 0, 7, 0], [key(1, 0), 0, n + 3, 1]]),
+    }
+    fields = {"layer": 0, "slice": 0, "unit_lo": 2, "units": n, "products": 1, "vectors": vectors, "registers": 21}
+    fields |= {"factors": len(factors), "instructions": len(program), "listens": 2}
+    return Image.of(PROGRAM, fields, regions), program
+
+
+@needs_c
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["none", "some", "all"]))
+@settings(max_examples=60, deadline=None)
+def test_every_op_agrees_in_c(seed, extreme, events):
+    image, program = random_element(seed, extreme=extreme)
+    assert {OPS[i.op] for i in program} == set(OPS)
+    numpy, c = ProgramElement(image, "pe"), host.Alone(image)
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        for stream, size, low, high in ((0, 7, -16384, 16385), (1, 8, -32768, 32768)):
+            sent = {"none": rng.permutation(0), "some": rng.permutation(size)[:3], "all": np.arange(size)}[events]
+            values = rng.choice([low, high - 1], len(sent)) if extreme else rng.integers(low, high, len(sent))
+            numpy.receive((key(stream, 0) + sent, values))
+            c.receive(key(stream, 0) + sent, values)
+        own, _ = numpy.tick()
+        keys, payloads, hash_ = c.tick()
+        assert hash_ == numpy.hash
+        assert np.array_equal(keys, own[0]) and np.array_equal(payloads, own[1])
+
+
+def test_programs_of_what_is_not_there_are_refused_by_both_readers():
+    image, program = random_element(0)
+    sizes = Sizes(21, len(image.regions["factors"]), 1, [8], 7, True, True)
+    assert check(program, sizes) is None
+    for at, change in (
+        (0, {"op": len(OPS)}),
+        (0, {"out": 21}),
+        (0, {"port": 0}),
+        (0, {"port": 2}),
+        (1, {"factor": len(image.regions["factors"]) - 1}),
+        (1, {"s1": 0}),
+        (1, {"s2": -1}),
+        (2, {"port": 1}),
+        (4, {"s0": 32}),
+        (4, {"factor": -1}),
+        (8, {"s0": 30}),
+        (14, {"s1": -1}),
+        (14, {"s0": 21}),
+        (17, {"s0": 0}),
+        (17, {"s0": 0xFD}),
+    ):
+        wrong = list(program)
+        wrong[at] = wrong[at]._replace(**change)
+        assert check(wrong, sizes), (at, change)
+        bad = Image.of(PROGRAM, image.fields, {**image.regions, "program": np.array(wrong)})
+        with pytest.raises(FormatError, match="pe: expected a program of what there is"):
+            ProgramElement(bad, "pe")
+        if host.library():
+            with pytest.raises(FormatError, match="pe: expected an image that the firmware takes"):
+                host.check(bad.pack(), "pe")
