@@ -109,6 +109,12 @@ def test_what_has_no_place_on_the_chip_yet_is_refused_in_one_line(form, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_another_librarys_neuron_has_no_integer_form():
+    graph = model_of(depth=1, neuron="snntorch:Leaky", neuron_settings=("beta=0.5",)).lower()
+    with pytest.raises(UnsupportedError, match="att.lif_k: expected an EGRU language model or a SpikeGPT, got Cuba"):
+        quantise(graph, TEXT)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
