@@ -1,6 +1,14 @@
 """The specification's SpikeGPT parts once more, number by number in Python's integers, as a port to C would have them:
 every value outside a 64-bit product is checked to fit 32 bits."""
 
+import numpy as np
+
+
+def draw(generator, size, low=-32768, high=32768):
+    """Integers of a range, a third of them at its ends."""
+    values = generator.integers(low, high, size)
+    return np.where(generator.random(size) < 1 / 3, generator.choice([low, high - 1], size), values)
+
 
 def i32(x: int) -> int:
     assert -(2**31) <= x < 2**31, x

@@ -73,15 +73,15 @@ def linear(out: Writer, node: Node) -> Node:
         _write_weight(out, node, "weight", columns, exponent, by_target=node.op.transposed)
     names = {"weight": name, "exponent": f"{name}.exponent", "bias": f"{node.name}.bias.integer"}
     op = IntegerLinear(node.op.transposed, took.frac, gives.frac, gives.bits)
-    weight, exponent = out.arrays[name], out.arrays[names["exponent"]]
-    weight = weight.T if op.transposed else weight
-    frac, shift = exponent.astype(np.int64) + op.in_frac, op.shift(exponent)
-    whole = np.floor(bias * 2.0**frac + 0.5)
+    shift = op.shift(out.arrays[names["exponent"]])
     least = 1 if recurrent else MIN_SHIFT
     if shift.min() < least or shift.max() > MAX_SHIFT:
         unit = int(shift.argmin() if shift.min() < least else shift.argmax())
         wanted = f"a shift from {least} to {MAX_SHIFT}"
         raise UnsupportedError(f"{node.name} unit {unit}", wanted, str(shift[unit]), "rescale its weights")
+    frac = out.arrays[names["exponent"]].astype(np.int64) + op.in_frac
+    whole = np.floor(bias * 2.0**frac + 0.5)
+    weight = out.arrays[name].T if op.transposed else out.arrays[name]
     prove_bound(node.name, weight, whole, shift, largest, op.bits)
     out.arrays[names["bias"]] = whole.astype(np.int32)
     out.note(node, "bias", str(bias.dtype), "int32", 2.0 ** -(frac.min() + 1))
