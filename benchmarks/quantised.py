@@ -25,8 +25,25 @@ from rheobase.models.training.run import Run, config_path
 from rheobase.quickstart import calibration
 from rheobase.spiking.config import read_toml
 
-MODELS = {"egru": "quickstart_egru"}
-"""the built-in configuration of each model"""
+EGRU = read_toml(config_path("quickstart_egru"))
+SPIKEGPT = {
+    "name": "spikegpt",
+    "placement": "spike_fed",
+    "norm": "static",
+    "embedding": 128,
+    "depth": 2,
+    "binary_embedding": False,
+    "tau": 1.0,
+    "graded": True,
+}
+MODELS = {
+    "egru": EGRU,
+    "spikegpt": {
+        "model": SPIKEGPT,
+        "train": {**EGRU["train"], "learning_rate": 8e-3},
+        "prune": {"scope": "layer"},
+    },
+}
 SPARSITIES = (0.0, 0.8, 0.95)
 STREAMS, LENGTH = 20, 1000
 
@@ -72,9 +89,13 @@ def main() -> None:
 
 def one(model: str, out: Path, sparsity: float, bits: int, seed: int) -> Run:
     """The run of a line."""
-    table = read_toml(config_path(MODELS[model]))
-    table["train"]["seed"] = seed
-    table |= {"prune": {"sparsity": sparsity}, "quantise": {"weights": bits}}
+    base = MODELS[model]
+    table = {
+        **base,
+        "train": {**base["train"], "seed": seed},
+        "prune": {**base.get("prune", {}), "sparsity": sparsity},
+        "quantise": {"weights": bits},
+    }
     return train(out / f"{model}-{sparsity:g}-{bits}-{seed}", table)
 
 

@@ -187,7 +187,7 @@ def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: 
                 bar.set_postfix_str(f"{shown:.3f} {task.label}{rate} {speed / 1000:.1f}k {task.unit}s/s")
                 seen_at, seen = now, 0
             if step % t.evaluate_every == 0 or step == t.steps:
-                with compression.applied(step - 1):
+                with compression.applied(step - 1):  # as in the update that was just made
                     look, sparsity = task.look(model), compression.sparsity()
                     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
                 valid, rank = task.figure(look), task.rank(look)
