@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,9 @@ from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, load_images, products
 from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, Image, key, layout_header
 from rheobase.backends.exporters.spinnaker2.machine import Machine, fold
-from rheobase.backends.exporters.spinnaker2.partition import head_image
+from rheobase.backends.exporters.spinnaker2.partition import build, head_image
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking.errors import FormatError, ShapeError
 
 needs_c = pytest.mark.skipif(host.library() is None, reason="no C compiler at install")
@@ -125,6 +128,24 @@ def test_a_trained_model_in_c(small_run, tmp_path, dram):
     logits, hashes = by_numpy(Machine(*images), text[0])
     got = host.Host(*images).run(text[0])
     assert np.array_equal(got[0], logits) and np.array_equal(got[1], hashes)
+
+
+@needs_c
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["egru", "spikegpt"])
+def test_ten_thousand_tokens_in_numpy_and_in_c(small_run, kind):
+    text = small_run.config.splits().train[:10_000].astype(np.int64)
+    if kind == "egru":
+        model = small_run.model()
+    else:
+        model = SpikeGPT(SpikeGPTConfig(embedding=32, depth=2, placement="spike_fed")).eval()
+        model.wake(torch.as_tensor(text[None, :512]))
+    made = build(quantise(model.lower(), text[None, :512])[0])
+    images = made.dram, [(f"pe/{i:03d}.bin", p.image) for i, p in enumerate(made.placed)]
+    logits, hashes = by_numpy(Machine(*images), text)
+    got = host.Host(*images).run(text)
+    assert np.array_equal(got[0], logits) and np.array_equal(got[1], hashes)
+    print(f"{kind}: {hashes.size:,} ticks and {logits.size:,} logits compared, none differs")
 
 
 @needs_c

@@ -2,11 +2,14 @@
 
 import pytest
 
+from rheobase.backends import verify
+from rheobase.backends.exporters.spinnaker2 import firmware
 from rheobase.quickstart import quickstart
 
 
 @pytest.mark.slow
 def test_quickstart_reaches_its_figures(tmp_path):
+    """And every one of its processing elements computes the same in QEMU, for the 256 tokens of its trace."""
     table = quickstart(tmp_path / "q", say=lambda line: None)
     egru, lstm = table["test"]["egru"], table["test"]["lstm"]
     assert table["seconds"] < 240
@@ -16,3 +19,9 @@ def test_quickstart_reaches_its_figures(tmp_path):
     assert integer["tokens"] == 10_000
     assert integer["bits_per_byte"] < 1.01 * integer["float_bits_per_byte"]
     assert table["verified"]["ok"] and table["verified"]["mismatches"] == 0
+    if firmware.missing():
+        pytest.skip(f"{firmware.missing()} is not installed: all but the emulation passed")
+    for emulation in ("qemu", "qemu-together"):
+        report = verify(tmp_path / "q" / "spinnaker2", emulation=emulation)
+        assert report.ok and "in QEMU" in report.notes[-1] and " 0 differ" in report.notes[-1], report
+        print(report.notes[-1])
