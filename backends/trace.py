@@ -1,12 +1,16 @@
-"""What a simulation gives back, and the one HDF5 format in which every simulator, exporter and notebook keeps it.
+"""What a simulation gives back, and the HDF5 format in which every simulator and notebook keeps it.
 
 B streams, T steps, n units. File: attributes `format`, `graph`, `simulator`; dataset `tokens` [B, T]; group
 `signals` with one dataset [B, T, n] for each "node.port" and the attribute `kind`; group `state`, what to carry on.
+
+An artefact holds the same as safetensors, `trace_tensors`: libhdf5 never returns from some damaged files and follows
+links to others, so it must not read what a stranger sent.
 """
 
 import fnmatch
 import io
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -118,6 +122,45 @@ def load_trace(path: str | Path) -> StoredTrace:
             )
     except (OSError, KeyError, AttributeError) as error:
         raise FormatError(path, "a trace in HDF5", str(error), "record it anew") from None
+
+
+def trace_tensors(trace: StoredTrace) -> bytes:
+    """A trace as safetensors: `tokens`, `signals/NAME`, `state/NAME`, and the rest as JSON; the same bytes each time."""
+    from safetensors.numpy import save
+
+    rest = {"format": FORMAT, "graph": trace.graph, "simulator": trace.simulator, "kinds": dict(trace.kinds)}
+    tables = {"signals": trace.signals, "state": trace.state}
+    tensors = {f"{group}/{name}": array for group, table in tables.items() for name, array in table.items()}
+    tensors = {name: np.ascontiguousarray(array) for name, array in {"tokens": trace.tokens, **tensors}.items()}
+    return save(tensors, {"trace": json.dumps(rest)})
+
+
+def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
+    """Read `trace_tensors`; raises FormatError where it is damaged or not of integers [B, T] and [B, T, n]."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        rest = json.loads(header["__metadata__"]["trace"])
+        if rest["format"] != FORMAT:
+            raise FormatError(where, FORMAT, repr(rest["format"]), "record it with this version")
+        tokens, kinds, origin = tensors.pop("tokens"), dict(rest["kinds"]), (rest["graph"], rest["simulator"])
+    except (SafetensorError, KeyError, TypeError, RecursionError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(where, "a trace in safetensors", f"{type(error).__name__}: {error}", "record it anew") from None
+    tables: dict[str, dict[str, np.ndarray]] = {"signals": {}, "state": {}}
+    for name, array in tensors.items():
+        group, _, own = name.partition("/")
+        fits = array.ndim == 3 and array.shape[:2] == tokens.shape if group == "signals" else group == "state"
+        if not fits or array.dtype.kind != "i":
+            raise FormatError(f"{where}: {name}", "integers [B, T, n] of the tokens", str(array.shape), "record it anew")
+        tables[group][own] = array
+    if tokens.ndim != 2 or tokens.dtype.kind != "i" or not all(isinstance(text, str) for text in origin):
+        raise FormatError(where, "integer tokens [B, T] and their origin", str(tokens.shape), "record it anew")
+    return StoredTrace(tokens, **tables, kinds=kinds, graph=origin[0], simulator=origin[1])
 
 
 @dataclass(frozen=True)
