@@ -125,7 +125,7 @@ def load_trace(path: str | Path) -> StoredTrace:
 
 
 def trace_tensors(trace: StoredTrace) -> bytes:
-    """A trace as safetensors: `tokens`, `signals/NAME`, `state/NAME`, and the rest as JSON; the same bytes each time."""
+    """A trace as safetensors: `tokens`, `signals/NAME`, `state/NAME`, and the rest as JSON, always the same bytes."""
     from safetensors.numpy import save
 
     rest = {"format": FORMAT, "graph": trace.graph, "simulator": trace.simulator, "kinds": dict(trace.kinds)}
@@ -136,31 +136,32 @@ def trace_tensors(trace: StoredTrace) -> bytes:
 
 
 def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
-    """Read `trace_tensors`; raises FormatError where it is damaged or not of integers [B, T] and [B, T, n]."""
+    """Read `trace_tensors`; raises FormatError where it is not one."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
+
+    def refuse(expected: str, got: object):
+        return FormatError(where, expected, str(got), "record it anew")
 
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         rest = json.loads(header["__metadata__"]["trace"])
-        if rest["format"] != FORMAT:
-            raise FormatError(where, FORMAT, repr(rest["format"]), "record it with this version")
-        tokens, kinds, origin = tensors.pop("tokens"), dict(rest["kinds"]), (rest["graph"], rest["simulator"])
-    except (SafetensorError, KeyError, TypeError, RecursionError, ValueError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(where, "a trace in safetensors", f"{type(error).__name__}: {error}", "record it anew") from None
+        known, kinds, graph, simulator = (rest[name] for name in ("format", "kinds", "graph", "simulator"))
+        tokens = tensors.pop("tokens")
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise refuse("a trace in safetensors", f"{type(error).__name__}: {error}") from None
+    if known != FORMAT or type(graph) is not str or type(simulator) is not str or type(kinds) is not dict:
+        raise refuse(FORMAT, rest)
+    if tokens.ndim != 2 or tokens.dtype.kind != "i":
+        raise refuse("integer tokens [B, T]", f"{tokens.dtype} {tokens.shape}")
     tables: dict[str, dict[str, np.ndarray]] = {"signals": {}, "state": {}}
     for name, array in tensors.items():
         group, _, own = name.partition("/")
-        fits = array.ndim == 3 and array.shape[:2] == tokens.shape if group == "signals" else group == "state"
-        if not fits or array.dtype.kind != "i":
-            raise FormatError(f"{where}: {name}", "integers [B, T, n] of the tokens", str(array.shape), "record it anew")
+        if group not in tables or (group == "signals" and (array.ndim != 3 or array.shape[:2] != tokens.shape)):
+            raise refuse("signals [B, T, n] of these tokens, and a state", f"{name} {array.shape}")
         tables[group][own] = array
-    if tokens.ndim != 2 or tokens.dtype.kind != "i" or not all(isinstance(text, str) for text in origin):
-        raise FormatError(where, "integer tokens [B, T] and their origin", str(tokens.shape), "record it anew")
-    return StoredTrace(tokens, **tables, kinds=kinds, graph=origin[0], simulator=origin[1])
+    return StoredTrace(tokens, **tables, kinds=kinds, graph=graph, simulator=simulator)
 
 
 @dataclass(frozen=True)
