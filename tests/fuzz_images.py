@@ -9,6 +9,7 @@ the directory, disagreement of NumPy and C, or case of more than LONGEST_S ends 
 
 import collections
 import faulthandler
+import itertools
 import json
 import os
 import random
@@ -63,12 +64,13 @@ VALUES += ["../x", "a" * 5000, "é\ud800\0\n", [], {}, [[]], {"": {}}, [None], "
 def make_bases(folder: Path) -> None:
     """Tiny artefacts: weights dense and sparse, embedding and head in DRAM and on PEs."""
     tokens = np.array([[0, 3, 6, 3]])
-    for name, share, dram in (("dense", 1, True), ("dense-pes", 1, False), ("sparse", 0.2, True), ("sparse-pes", 0.2, False)):
+    for share, dram in itertools.product((1, 0.2), (True, False)):
         graph = EGRULM(EGRULMConfig(vocabulary=7, embedding=6, layers=(6, 6), thr_mean=0.02)).lower()
         rng = np.random.default_rng(1)
         weights = {n: a.shape for n, a in graph.arrays.items() if a.ndim == 2}
         kept = {n: rng.normal(size=s) * (rng.random(s) < share) for n, s in weights.items()}
         pruned = EventGraph(graph.nodes, graph.edges, {**graph.arrays, **kept}, graph.outputs)
+        name = f"{'dense' if share == 1 else 'sparse'}{'' if dram else '-pes'}"
         export(pruned, "spinnaker2", folder / name, calibration=tokens, dram=dram)
 
 
