@@ -12,8 +12,8 @@ typedef struct {
 } event_t;
 
 int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
-                 const int64_t *tokens, int64_t n_tokens, int32_t *logits, int64_t vocabulary, uint32_t *hashes,
-                 event_t *room, int64_t most);
+                 const int32_t *first, const int32_t *listener, const int64_t *tokens, int64_t n_tokens,
+                 int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room);
 int32_t host_open(pe_t *pe, uint8_t *image, uint32_t room);
 
 enum { TICKS = 6, WIDTH = 8 };
@@ -53,7 +53,9 @@ static void events(pe_t *pe)
 
 static void run(pe_t *pe)
 {
-    const uint32_t most = pe->kind == S2LM_EMBEDDING ? pe->field[EMBEDDING_WIDTH] : pe->units;
+    const uint64_t most = pe->kind == S2LM_EMBEDDING ? pe->field[EMBEDDING_WIDTH]
+                          : pe->kind == S2LM_PROGRAM ? (uint64_t)pe->instructions * pe->units
+                                                     : pe->units;
     for (int tick = 0; tick < TICKS; tick++) {
         events(pe);
         sent = 0;
@@ -65,12 +67,16 @@ static void run(pe_t *pe)
     const int64_t last = 1, tokens[2] = {pe->field[EMBEDDING_UNIT_LO], 1};
     const int32_t vectors[2][WIDTH] = {{0}, {1, -1, 127, -128, INT32_MAX, INT32_MIN, 0, 5}};
     const int64_t held = most > WIDTH ? most : WIDTH, logits = pe->kind == S2LM_HEAD ? pe->units : 0;
-    event_t *room = malloc(2 * held * sizeof *room);
+    event_t *room = malloc(held * sizeof *room);
     int32_t *out = malloc(2 * logits * sizeof *out);
     uint32_t hashes[2];
     const int64_t pair[2] = {0, 1};
     const int embeds = pe->kind == S2LM_EMBEDDING;
-    host_run(pe, &last, 1, embeds ? NULL : *vectors, WIDTH, embeds ? tokens : pair, 2, out, logits, hashes, room, held);
+    static int32_t first[65537], listener[65536]; /* it hears every key */
+    for (int32_t base = 0; base <= 65536; base++)
+        first[base] = base;
+    host_run(pe, &last, 1, embeds ? NULL : *vectors, WIDTH, first, listener, embeds ? tokens : pair, 2, out, logits,
+             hashes, room);
     free(room);
     free(out);
 }
