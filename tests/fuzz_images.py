@@ -30,7 +30,7 @@ from rheobase.backends.artifact import MANIFEST, SEAL, _seal
 from rheobase.backends.exporters.spinnaker2 import TRACE, host
 from rheobase.backends.exporters.spinnaker2.image import ENTRY, FIELDS, N_FIELDS, PREFIX, REGIONS, Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import ELEMENTS
-from rheobase.models import EGRULM, EGRULMConfig
+from rheobase.models import EGRULM, EGRULMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking.errors import FormatError, RheobaseError
 from rheobase.spiking.files import sha256
 from rheobase.spiking.graph import EventGraph
@@ -62,16 +62,18 @@ VALUES += ["../x", "a" * 5000, "é\ud800\0\n", [], {}, [[]], {"": {}}, [None], "
 
 
 def make_bases(folder: Path) -> None:
-    """Tiny artefacts: weights dense and sparse, embedding and head in DRAM and on PEs."""
+    """Tiny artefacts: an EGRU and a SpikeGPT, weights dense and sparse, an EGRU's embedding and head also on PEs."""
     tokens = np.array([[0, 3, 6, 3]])
-    for share, dram in itertools.product((1, 0.2), (True, False)):
-        graph = EGRULM(EGRULMConfig(vocabulary=7, embedding=6, layers=(6, 6), thr_mean=0.02)).lower()
+    egru = EGRULM(EGRULMConfig(vocabulary=7, embedding=6, layers=(6, 6), thr_mean=0.02)).lower()
+    gpt = SpikeGPT(SpikeGPTConfig(vocabulary=7, embedding=6, depth=1, placement="spike_fed")).lower()
+    models = (("egru", egru, True), ("egru", egru, False), ("gpt", gpt, True))
+    for (model, graph, dram), share in itertools.product(models, (1, 0.2)):
         rng = np.random.default_rng(1)
         weights = {n: a.shape for n, a in graph.arrays.items() if a.ndim == 2}
         kept = {n: rng.normal(size=s) * (rng.random(s) < share) for n, s in weights.items()}
         pruned = EventGraph(graph.nodes, graph.edges, {**graph.arrays, **kept}, graph.outputs)
-        name = f"{'dense' if share == 1 else 'sparse'}{'' if dram else '-pes'}"
-        export(pruned, "spinnaker2", folder / name, calibration=tokens, dram=dram)
+        name = f"{model}-{'dense' if share == 1 else 'sparse'}-{'dram' if dram else 'pes'}"
+        export(pruned, "spinnaker2", folder / name, calibration=tokens, dram=dram, allow_lossy=True)
 
 
 def _number(r: random.Random, near: int) -> int:

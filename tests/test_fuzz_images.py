@@ -167,7 +167,7 @@ def sealed(folder, text):
 
 @pytest.fixture
 def artefact(bases, tmp_path):
-    return shutil.copytree(bases / "dense", tmp_path / "artefact")
+    return shutil.copytree(bases / "egru-dense-dram", tmp_path / "artefact")
 
 
 @pytest.mark.parametrize("name", [MANIFEST, SEAL, "dram.bin", "pe/000.bin"])
