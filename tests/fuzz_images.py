@@ -137,7 +137,7 @@ def _resized(r: random.Random, data: bytearray) -> None:
     for name in r.sample(sorted(regions), r.choice([1, 2, 3])):
         array = regions[name]
         n = r.choice([0, 1, array.size // 2, array.size + 1, array.size * 2, 64])
-        regions[name] = np.resize(array, n) if array.size else np.full(n, r.choice([0, 1, 255]), array.dtype)
+        regions[name] = np.resize(array, n) if array.size else np.full(n, r.choice([0, 1, 127]), array.dtype)
     if "listens" in fields and r.random() < 0.5:
         fields["listens"] = regions["keys"].size // 4
         regions["keys"] = regions["keys"][: 4 * fields["listens"]]

@@ -228,11 +228,12 @@ class ProgramElement(Element):
     @staticmethod
     def _product(where: str, regions, row: np.ndarray, width: int) -> products.Product:
         rows, at_rows, at_gaps, at_weight, kept = row.tolist()
+        parts = {"rows": (at_rows, rows + 1), "gaps": (at_gaps, kept), "weight": (at_weight, kept)}
         if kept == products.DENSE:
-            own = {"rows": [], "gaps": [], "weight": regions["weight"][at_weight : at_weight + rows * width]}
-        else:
-            own = {"rows": regions["rows"][at_rows : at_rows + rows + 1], "gaps": regions["gaps"][at_gaps:][:kept]}
-            own |= {"weight": regions["weight"][at_weight : at_weight + kept]}
+            parts = {"rows": (0, 0), "gaps": (0, 0), "weight": (at_weight, rows * width)}
+        if any(at + size > len(regions[name]) for name, (at, size) in parts.items()):
+            raise FormatError(where, "products inside their regions", "others", "export it anew")
+        own = {name: regions[name][at : at + size] for name, (at, size) in parts.items()}
         return products.unpack(where, own, rows, width)
 
     def _ports(self) -> list[int]:

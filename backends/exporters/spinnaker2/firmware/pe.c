@@ -222,6 +222,9 @@ static int program_open(pe_t *pe, uint8_t *image)
         pe->sigmoid = region(image, PROGRAM_AT_SIGMOID, S2LM_TABLE_SIZE, 2);
     if (region_bytes(image, PROGRAM_AT_POWER))
         pe->power = region(image, PROGRAM_AT_POWER, S2LM_POWER_SIZE, 4);
+    if ((region_bytes(image, PROGRAM_AT_SIGMOID) && !pe->sigmoid) ||
+        (region_bytes(image, PROGRAM_AT_POWER) && !pe->power))
+        return PE_BAD_SIZE;
     for (uint32_t port = 0; port < products; port++, product += 5) {
         /* sources, then where its part of rows, gaps and weight begins, and how many weights are listed */
         product_t *to = &pe->product[port];
