@@ -1,16 +1,18 @@
 """Artefacts: directories written whole, that list every file with its hash and are checked before they are read."""
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import new_folder, read_bytes, sha256
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+LONGEST_NAME, MOST_BYTES = 200, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -80,21 +82,22 @@ def open_artifact(path: str | Path) -> Artifact:
     folder = Path(path)
     if not folder.is_dir():
         raise FormatError(folder, "an exported directory", "none", "check the path")
-    text = read_bytes(folder / MANIFEST, "an artefact's manifest")
-    seal = read_bytes(folder / SEAL, "the manifest's hash")
+    text, seal = _plain(folder, MANIFEST), _plain(folder, SEAL)
     if seal != _seal(text):
         which = f"{folder / MANIFEST} and {SEAL}"
         raise FormatError(which, "a hash that fits", "another: one of the two was changed", "export it anew")
     try:
         manifest = json.loads(text)
-        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FormatError(folder / MANIFEST, "JSON with a table of files", "other", "export it anew") from None
+        files = manifest["files"]
+        sound = all(type(entry["bytes"]) is int and type(entry["sha256"]) is str for entry in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise FormatError(folder / MANIFEST, "JSON with a table of files", "other", "export it anew")
     for name in files:
-        if not _SAFE.fullmatch(name):
+        if len(name) > LONGEST_NAME or not _SAFE.fullmatch(name):
             raise FormatError(folder / MANIFEST, "paths inside the directory", repr(name), "do not use this artefact")
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
-    for name in sorted(present - files.keys() - {MANIFEST, SEAL}):
+    for name in _present(folder, files):
         raise FormatError(folder / name, "only files that the manifest lists", "an unlisted one", "remove it")
     artifact = Artifact(folder, manifest)
     for name, entry in manifest["files"].items():
@@ -106,15 +109,35 @@ def _seal(text: bytes) -> bytes:
     return f"{sha256(text)}  {MANIFEST}\n".encode()
 
 
-def _checked(folder: Path, name: str, entry: Mapping) -> bytes:
+def _present(folder: Path, files: Iterable[str]) -> list[str]:
+    """What lies in the directory and in the folders of the listed files, and is neither of them."""
+    folders = {".", *(str(parent) for name in files for parent in PurePosixPath(name).parents)}
+    inside = [f for f in folders if (folder / f).is_dir() and not _is_link(folder, f)]
+    present = {str(PurePosixPath(f) / name) for f in inside for name in os.listdir(folder / f)}
+    return sorted(present - folders - {*files, MANIFEST, SEAL})
+
+
+def _is_link(folder: Path, name: str) -> bool:
+    return any((folder / p).is_symlink() for p in (PurePosixPath(name), *PurePosixPath(name).parents) if str(p) != ".")
+
+
+def _plain(folder: Path, name: str) -> bytes:
+    """The bytes of a plain file inside the directory: no link, no pipe or device, nothing too large for memory."""
     path = folder / name
-    if any(p.is_symlink() for p in (path, *path.parents) if p != folder and folder in p.parents):
+    if _is_link(folder, name):
         raise FormatError(path, "a plain file", "a link", "do not use this artefact")
     if not path.is_file():
         raise FormatError(path, "a listed file", "none", "export it anew")
-    if path.stat().st_size != entry["bytes"]:
-        raise FormatError(path, f"{entry['bytes']} bytes", f"{path.stat().st_size}", "export it anew")
-    data = path.read_bytes()
+    if path.stat().st_size > MOST_BYTES:
+        raise FormatError(path, f"at most {MOST_BYTES} bytes", str(path.stat().st_size), "do not use this artefact")
+    return read_bytes(path, "a file that can be read")
+
+
+def _checked(folder: Path, name: str, entry: Mapping) -> bytes:
+    data = _plain(folder, name)
+    if len(data) != entry["bytes"]:
+        raise FormatError(folder / name, f"{entry['bytes']} bytes", f"{len(data)}", "export it anew")
     if sha256(data) != entry["sha256"]:
-        raise FormatError(path, f"sha256 {entry['sha256'][:12]}…", f"{sha256(data)[:12]}…", "export it anew")
+        found = f"{sha256(data)[:12]}…"
+        raise FormatError(folder / name, f"sha256 {entry['sha256'][:12]}…", found, "export it anew")
     return data

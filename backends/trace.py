@@ -1,12 +1,16 @@
-"""What a simulation gives back, and the one HDF5 format in which every simulator, exporter and notebook keeps it.
+"""What a simulation gives back, and the HDF5 format in which every simulator and notebook keeps it.
 
 B streams, T steps, n units. File: attributes `format`, `graph`, `simulator`; dataset `tokens` [B, T]; group
 `signals` with one dataset [B, T, n] for each "node.port" and the attribute `kind`; group `state`, what to carry on.
+
+An artefact holds the same as safetensors, `trace_tensors`: libhdf5 never returns from some damaged files and follows
+links to others, so it must not read what a stranger sent.
 """
 
 import fnmatch
 import io
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -118,6 +122,46 @@ def load_trace(path: str | Path) -> StoredTrace:
             )
     except (OSError, KeyError, AttributeError) as error:
         raise FormatError(path, "a trace in HDF5", str(error), "record it anew") from None
+
+
+def trace_tensors(trace: StoredTrace) -> bytes:
+    """A trace as safetensors: `tokens`, `signals/NAME`, `state/NAME`, and the rest as JSON, always the same bytes."""
+    from safetensors.numpy import save
+
+    rest = {"format": FORMAT, "graph": trace.graph, "simulator": trace.simulator, "kinds": dict(trace.kinds)}
+    tables = {"signals": trace.signals, "state": trace.state}
+    tensors = {f"{group}/{name}": array for group, table in tables.items() for name, array in table.items()}
+    tensors = {name: np.ascontiguousarray(array) for name, array in {"tokens": trace.tokens, **tensors}.items()}
+    return save(tensors, {"trace": json.dumps(rest)})
+
+
+def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
+    """Read `trace_tensors`; raises FormatError where it is not one."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    def refuse(expected: str, got: object):
+        return FormatError(where, expected, str(got), "record it anew")
+
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        rest = json.loads(header["__metadata__"]["trace"])
+        known, kinds, graph, simulator = (rest[name] for name in ("format", "kinds", "graph", "simulator"))
+        tokens = tensors.pop("tokens")
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise refuse("a trace in safetensors", f"{type(error).__name__}: {error}") from None
+    if known != FORMAT or type(graph) is not str or type(simulator) is not str or type(kinds) is not dict:
+        raise refuse(FORMAT, rest)
+    if tokens.ndim != 2 or tokens.dtype.kind != "i":
+        raise refuse("integer tokens [B, T]", f"{tokens.dtype} {tokens.shape}")
+    tables: dict[str, dict[str, np.ndarray]] = {"signals": {}, "state": {}}
+    for name, array in tensors.items():
+        group, _, own = name.partition("/")
+        if group not in tables or (group == "signals" and (array.ndim != 3 or array.shape[:2] != tokens.shape)):
+            raise refuse("signals [B, T, n] of these tokens, and a state", f"{name} {array.shape}")
+        tables[group][own] = array
+    return StoredTrace(tokens, **tables, kinds=kinds, graph=graph, simulator=simulator)
 
 
 @dataclass(frozen=True)

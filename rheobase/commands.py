@@ -32,10 +32,11 @@ from rheobase.backends.counting import (
     show,
     target_names,
 )
+from rheobase.backends.exporters.spinnaker2 import TRACE
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
-from rheobase.backends.trace import StoredTrace, compare, load_trace, save_trace
+from rheobase.backends.trace import StoredTrace, compare, load_trace, read_trace_tensors, save_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
@@ -337,7 +338,7 @@ def _signals(path: Path) -> dict[str, np.ndarray]:
     if path.suffix in (".h5", ".hdf5"):
         return dict(load_trace(path).signals)
     if (path / MANIFEST).is_file():
-        return dict(load_trace(open_artifact(path).path / "trace.h5").signals)
+        return dict(read_trace_tensors(open_artifact(path).read(TRACE), path / TRACE).signals)
     run = Run.open(path)
     losses = np.array([r[run.measure] for r in run.log() if run.measure in r])
     weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}

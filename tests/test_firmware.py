@@ -82,7 +82,14 @@ def test_what_is_packed_is_unpacked(seed, rows, width, density):
     rng = np.random.default_rng(seed)
     weight = np.where(rng.random((rows, width)) < density, rng.integers(-128, 128, (rows, width)), 0)
     packed = products.pack(weight)
-    assert np.array_equal(products.unpack("here", packed, rows, width), weight)
+    product = products.unpack("here", packed, rows, width)
+    assert all(np.array_equal(product.add(np.array([r]), np.array([1])), weight[r]) for r in range(rows))
+    values = rng.integers(-(2**14), 2**14, rows)
+    assert np.array_equal(product.add(np.arange(rows), values), values @ weight)
+    for r in range(rows):
+        targets, kept = product.row(r)
+        assert np.array_equal(targets, np.unique(targets))
+        assert np.array_equal(np.bincount(targets, kept, width), weight[r])
     size = sum(a.nbytes for a in packed.values())
     assert products.least_bytes(weight) <= size <= max(weight.size, 1)
 

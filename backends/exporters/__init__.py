@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rheobase.backends.artifact import Artifact, Report, open_artifact
 from rheobase.spiking import registry
-from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 
 def export(
@@ -41,9 +41,9 @@ def verify(path: str | Path, **options) -> Report:
         artifact = open_artifact(path)
         name = artifact.manifest.get("exporter", "")
         return registry.get("rheobase.backends.exporters", name).verify(artifact, **options)
-    except (FormatError, ConfigError) as error:
+    except (FormatError, ConfigError, ShapeError) as error:
         return Report(False, 0, 0, str(error))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = FormatError(path, "a well-formed artefact", f"{type(error).__name__}: {error}", "do not use it")
         return Report(False, 0, 0, str(problem))
 

@@ -15,11 +15,12 @@ from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
 from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
-from rheobase.backends.trace import StoredTrace, compare, load_trace, trace_bytes
+from rheobase.backends.trace import StoredTrace, compare, read_trace_tensors, trace_tensors
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EventGraph, Tokens
 
 FORMAT = "s2lm/1"
+TRACE = "trace.safetensors"
 TRACE_STEPS = 256
 
 
@@ -33,7 +34,7 @@ def export(
     dram: bool = True,
     chips: int = 1,
 ) -> Artifact:
-    """Write the artefact directory `out`: manifest, its hash, partition.json, pe/NNN.bin, dram.bin, trace.h5.
+    """Write the artefact directory `out`: manifest, its hash, partition.json, pe/NNN.bin, dram.bin, TRACE.
 
     dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
     chips        how many chips there are
@@ -52,7 +53,7 @@ def export(
     signals = {name: _narrow(array) for name, array in run.recorded.items()}
     trace = StoredTrace(tokens, signals, {}, {}, integer.hash(), "integer")
 
-    files = {"trace.h5": trace_bytes(trace)}
+    files = {TRACE: trace_tensors(trace)}
     if partition.dram:
         files["dram.bin"] = partition.dram.pack()
     table = []
@@ -130,9 +131,9 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
     """
     if emulation not in (None, *EMULATIONS):
         raise ConfigError("verify --emulate", " or ".join(EMULATIONS), repr(emulation), "choose one of them")
-    trace = load_trace(artifact.path / "trace.h5")
+    trace = read_trace_tensors(artifact.read(TRACE), artifact.path / TRACE)
     if trace.graph != artifact.manifest["integer_graph"]:
-        raise FormatError(artifact.path / "trace.h5", "the trace of this graph", "another", "export it anew")
+        raise FormatError(artifact.path / TRACE, "the trace of this graph", "another", "export it anew")
     dram, pes = load_images(artifact)
     got, hashes = _replay(Machine(dram, pes), artifact.manifest, trace.tokens)
     compared, different, first = compare(trace.signals, got, artifact.manifest["order"])

@@ -5,10 +5,11 @@ one layer with all their gates; the rows of its weights are stored by source, so
 
     header   "S2LM", u16 version, u16 kind, 12 x u32 fields, then per region u32 id, offset, size
     key      [31:24] stream (0 the embedding, l + 1 layer l)  [23:16] slice of the source  [15:0] unit in the slice
-    keys     per slice that is listened to: its first key, its first row, its units, and the product that they feed
+    keys     per slice that is listened to: its first key, its first row, its units, and the product that they feed;
+             their first keys are each there once
     weights  a product of R rows and W targets is either dense: weight [R, W], and no rows and gaps; or it lists what
              is kept: row r holds weight[rows[r] : rows[r + 1]], and its targets are the running sums of the gaps
-             there. A gap over 255 takes further weights of 0. The smaller of the two is taken.
+             there, which rise. A gap over 255 takes further weights of 0. The smaller of the two is taken.
 
 The firmware reads the same layout from `firmware/layout.h`, which is `layout_header()`.
 """
@@ -125,7 +126,7 @@ class Image:
 
 
 def unpack(data: bytes, where: str) -> Image:
-    """Read a file of the image; raises FormatError where it is not one or a region lies outside of it."""
+    """Read a file of the image; raises FormatError where it is not one, or regions overlap or lie outside of it."""
     if len(data) < PREFIX.size or data[:4] != MAGIC:
         raise FormatError(where, "an s2lm file", "another", "export it anew")
     _, version, kind, *numbers = PREFIX.unpack_from(data)
@@ -136,10 +137,13 @@ def unpack(data: bytes, where: str) -> Image:
     if fields["regions"] != len(wanted) or len(data) < PREFIX.size + ENTRY.size * len(wanted):
         raise FormatError(where, f"{len(wanted)} regions", str(fields["regions"]), "export it anew")
     regions = {}
+    free = PREFIX.size + ENTRY.size * len(wanted)
     for i, (name, dtype) in enumerate(wanted.items()):
         number, offset, size = ENTRY.unpack_from(data, PREFIX.size + i * ENTRY.size)
-        if number != i or offset % ALIGN or offset + size > len(data) or size % np.dtype(dtype).itemsize:
-            raise FormatError(f"{where}: {name}", "a region inside the file", f"{offset} + {size}", "export it anew")
+        inside = free <= offset <= offset + size <= len(data)
+        if number != i or offset % ALIGN or not inside or size % np.dtype(dtype).itemsize:
+            raise FormatError(f"{where}: {name}", "a region after the last", f"{offset} + {size}", "export it anew")
+        free = offset + size
         regions[name] = np.frombuffer(data, dtype, size // np.dtype(dtype).itemsize, offset)
     return Image(kind, fields, regions)
 

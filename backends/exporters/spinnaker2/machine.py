@@ -3,7 +3,8 @@
 Stages run one after the other: the embedding, each layer or section, the head.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,12 +23,12 @@ from rheobase.backends.exporters.spinnaker2.image import (
     key,
 )
 from rheobase.backends.exporters.spinnaker2.partition import head_image
-from rheobase.backends.exporters.spinnaker2.quantise import embed
 from rheobase.spiking.errors import FormatError, ShapeError
 
 Events = tuple[np.ndarray, np.ndarray]
 """keys and payloads"""
 HASH_FACTOR = 16_777_619
+MOST_LAYER, MOST_UNITS = 251, 65_536
 
 
 def fold(values: np.ndarray) -> int:
@@ -49,33 +50,35 @@ class Element:
 
     def __init__(self, image: Image, where: str, width: int):
         f, r = image.fields, image.regions
-        weight, bias, shift = [], [], []
+        parts, bias, shift = [], [], []
         for port, rows in self.ports:
             end = port and f"_{port}"
             own = {name: r[f"{name}{end}"] for name in ("rows", "gaps", "weight")}
-            weight.append(products.unpack(where, own, f[rows], width))
             bias.append(_shaped(where, r[f"bias{end}"], (width,)).astype(np.int64))
             shift.append(_shaped(where, r[f"shift{end}"], (width,)).astype(np.int64))
-        self._set(image, where, weight, bias, shift)
+            parts.append(products.unpack(where, own, f[rows], width))
+        _shaped(where, r["accumulators"], (len(self.ports), width))
+        self._set(image, where, parts, bias, shift)
 
-    def _set(self, image: Image, where: str, weight, bias, shift) -> None:
+    def _set(self, image: Image, where: str, parts: list[products.Product], bias, shift) -> None:
         f = image.fields
-        self.where, self.layer, self.slice = where, f["layer"], f["slice"]
-        self.lo, self.units = f["unit_lo"], f["units"]
+        self.where, (self.layer, self.slice, self.lo, self.units) = where, _place(where, f)
         self.keys = _shaped(where, image.regions["keys"], (f["listens"], 4)).astype(np.int64)
-        self.weight, self.bias, self.shift = [w.astype(np.float64) for w in weight], bias, shift
+        self.products, self.bias, self.shift = parts, bias, shift
         for s in shift:
-            if s.max(initial=0) > 31 or s.min(initial=0) < self.lowest_shift:
-                raise FormatError(where, f"shifts from {self.lowest_shift} to 31", "others", "export it anew")
+            _within(where, "shifts", s, self.lowest_shift, 31)
         rows = self._ports()
         for _, first, count, port in self.keys:
             if port >= len(rows) or first + count > rows[port]:
                 raise FormatError(where, "keys of rows that there are", "others", "export it anew")
+        bases = self.keys[:, 0]
+        if np.any(bases & ~KEY_MASK) or len(np.unique(bases)) < len(bases):
+            raise FormatError(where, "first keys of slices, each once", "others", "export it anew")
         self.reset()
 
     def _ports(self) -> list[int]:
         """How many sources each port has."""
-        return [len(w) for w in self.weight]
+        return [p.rows for p in self.products]
 
     def bases(self) -> list[int]:
         """The first keys of the slices that it listens to."""
@@ -96,9 +99,7 @@ class Element:
                 self._gather(port, first + unit[mine], values[mine])
 
     def _gather(self, port: int, rows: np.ndarray, values: np.ndarray) -> None:
-        # float64 holds these integers exactly: each sum is proven to stay below 2^31.
-        added = values.astype(np.float64) @ self.weight[port][rows]
-        self.sum[port] = self.sum[port] + added.astype(np.int64)
+        self.sum[port] = self.sum[port] + self.products[port].add(rows, values)
 
     def pre_activations(self) -> list[np.ndarray]:
         """The sums, shifted; new ones begin."""
@@ -117,9 +118,14 @@ class LayerElement(Element):
         f, r = image.fields, image.regions
         self.zoneout = f["zoneout"]
         super().__init__(image, where, 3 * f["units"])
+        _shaped(where, r["cell"], (self.units,))
         self.thr = _shaped(where, r["thr"], (self.units,)).astype(np.int64)
         self.sigmoid = _shaped(where, r["sigmoid"], (ints.TABLE_SIZE,))
         self.tanh = _shaped(where, r["tanh"], (ints.TABLE_SIZE,))
+        # then |c| and |y| never pass 1: no later step can overflow
+        for name, values, low in (("thr", self.thr, 0), ("sigmoid", self.sigmoid, 0), ("tanh", self.tanh, -ints.ONE)):
+            _within(where, name, values, low, ints.ONE)
+        _within(where, "zoneout", np.array([self.zoneout]), 0, ints.ONE)
 
     def reset(self):
         super().reset()
@@ -155,20 +161,11 @@ class EmbeddingElement:
 
     def __init__(self, image: Image, where: str):
         f, r = image.fields, image.regions
-        self.where, self.layer, self.slice, self.lo, self.units = (
-            where,
-            f["layer"],
-            f["slice"],
-            f["unit_lo"],
-            f["units"],
-        )
-        table = products.unpack(where, r, f["units"], f["width"])
-        exponent = _shaped(where, r["exponent"], (f["units"],))
-        if max(abs(f["x_frac"] - int(e)) for e in (exponent.min(initial=0), exponent.max(initial=0))) > 31:
-            raise FormatError(where, "shifts below 32", "a larger one", "export it anew")
-        self.vectors = embed(table, exponent, f["x_frac"], np.arange(f["units"]))
-        self.sparse = len(r["rows"]) > 0
-        self.stored = [np.flatnonzero(row) if self.sparse else np.arange(f["width"]) for row in table]
+        self.where, (self.layer, self.slice, self.lo, self.units) = where, _place(where, f)
+        self.width, exponent = f["width"], _shaped(where, r["exponent"], (f["units"],))
+        self.down = _down(where, exponent, f["x_frac"])
+        _within(where, "width", np.array([self.width]), 0, MOST_UNITS)
+        self.table = products.unpack(where, r, self.units, self.width)
         self.reset()
 
     def reset(self) -> None:
@@ -188,15 +185,14 @@ class EmbeddingElement:
 
     def tick(self) -> tuple[Events, dict[str, np.ndarray]]:
         """The token's vector, if it is one of ours."""
-        x = self.vectors[self.token] if self.token >= 0 else np.zeros_like(self.vectors[0])
-        stored = self.stored[self.token] if self.token >= 0 else np.zeros(0, np.int64)
+        x, stored = np.zeros(self.width, np.int64), np.zeros(0, np.int64)
+        if self.token >= 0:
+            stored, weight = self.table.row(self.token)
+            x[stored] = ints.rescale(weight.astype(np.int64), self.down[self.token])
         self.hash = fold(np.stack([stored, x[stored]], 1))
         self.token = -1
         active = np.flatnonzero(x)
         return (key(0, self.slice) + active, x[active]), {"out": x}
-
-
-ELEMENTS = {EGRU: LayerElement, HEAD: HeadElement, EMBEDDING: EmbeddingElement}
 
 
 class ProgramElement(Element):
@@ -215,6 +211,7 @@ class ProgramElement(Element):
         self.initial = _shaped(where, r["initial"], (f["registers"],)).astype(np.int64)
         self.factors = _shaped(where, r["factors"], (f["factors"], n)).astype(np.int64)
         _shaped(where, r["registers"], (f["registers"], n))
+        _shaped(where, r["accumulators"], (products_, n))
         self.sigmoid, self.power = r["sigmoid"], r["power"]
         for name, size in (("sigmoid", ints.TABLE_SIZE), ("power", program.POWER_SIZE)):
             if len(r[name]):
@@ -229,17 +226,18 @@ class ProgramElement(Element):
         self._set(image, where, weights, list(bias), list(shift))
 
     @staticmethod
-    def _product(where: str, regions, row: np.ndarray, width: int) -> np.ndarray:
+    def _product(where: str, regions, row: np.ndarray, width: int) -> products.Product:
         rows, at_rows, at_gaps, at_weight, kept = row.tolist()
+        parts = {"rows": (at_rows, rows + 1), "gaps": (at_gaps, kept), "weight": (at_weight, kept)}
         if kept == products.DENSE:
-            own = {"rows": [], "gaps": [], "weight": regions["weight"][at_weight : at_weight + rows * width]}
-        else:
-            own = {"rows": regions["rows"][at_rows : at_rows + rows + 1], "gaps": regions["gaps"][at_gaps:][:kept]}
-            own |= {"weight": regions["weight"][at_weight : at_weight + kept]}
+            parts = {"rows": (0, 0), "gaps": (0, 0), "weight": (at_weight, rows * width)}
+        if any(at + size > len(regions[name]) for name, (at, size) in parts.items()):
+            raise FormatError(where, "products inside their regions", "others", "export it anew")
+        own = {name: regions[name][at : at + size] for name, (at, size) in parts.items()}
         return products.unpack(where, own, rows, width)
 
     def _ports(self) -> list[int]:
-        return [len(w) for w in self.weight] + self.lengths[:, 0].tolist()
+        return [p.rows for p in self.products] + self.lengths[:, 0].tolist()
 
     def reset(self):
         super().reset()
@@ -247,10 +245,10 @@ class ProgramElement(Element):
         self.vectors = [np.zeros(length, np.int64) for length in self.lengths[:, 0]]
 
     def _gather(self, port: int, rows: np.ndarray, values: np.ndarray) -> None:
-        if port < len(self.weight):
+        if port < len(self.products):
             super()._gather(port, rows, values)
         else:
-            self.vectors[port - len(self.weight)][rows] = values.astype(np.int16)
+            self.vectors[port - len(self.products)][rows] = values.astype(np.int16)
 
     def tick(self) -> tuple[Events, dict[str, np.ndarray]]:
         """Run the program: the events it sends, and its registers by number."""
@@ -394,7 +392,29 @@ def stages(dram: Image | None, pes: Iterable[tuple[str, Image]]) -> list[list[tu
     return found
 
 
+def _place(where: str, fields: Mapping[str, int]) -> tuple[int, int, int, int]:
+    """Layer, slice, first unit and units, as far as keys can name them."""
+    place = fields["layer"], fields["slice"], fields["unit_lo"], fields["units"]
+    for name, most in (("layer", MOST_LAYER), ("slice", 255), ("units", MOST_UNITS)):
+        _within(where, name, np.array([fields[name]]), 0, most)
+    return place
+
+
+def _down(where: str, exponent: np.ndarray, x_frac: int) -> np.ndarray:
+    """How far each token's int8 vector is shifted to the right."""
+    down = exponent.astype(np.int64) - x_frac
+    _within(where, "x_frac", np.array([x_frac]), 0, 15)
+    _within(where, "shifts", down, -31, 31)
+    return down
+
+
+def _within(where: str, what: str, values: np.ndarray, low: int, high: int) -> None:
+    least, most = int(values.min(initial=low)), int(values.max(initial=low))
+    if least < low or most > high:
+        raise FormatError(where, f"{what} from {low} to {high}", f"{least} to {most}", "export it anew")
+
+
 def _shaped(where: str, region: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    if region.size != int(np.prod(shape)):
-        raise FormatError(where, f"a region of {int(np.prod(shape))} numbers", f"{region.size}", "export it anew")
+    if region.size != math.prod(shape):
+        raise FormatError(where, f"a region of {math.prod(shape)} numbers", f"{region.size}", "export it anew")
     return region.reshape(shape)

@@ -4,6 +4,7 @@ R rows (sources), W targets, K weights kept.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,23 +43,49 @@ def least_bytes(weight_RW: np.ndarray) -> int:
     return min(weight_RW.size, 2 * np.count_nonzero(weight_RW))
 
 
-def unpack(where: str, regions: Mapping[str, np.ndarray], rows: int, width: int) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Weights [R, W] as they are stored: dense, or the targets and weights [K] kept, those of row r from starts[r]."""
+
+    rows: int
+    width: int
+    weight: np.ndarray
+    starts: np.ndarray | None = None
+    targets: np.ndarray | None = None
+
+    def row(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and weights of one row."""
+        if self.starts is None:
+            return np.arange(self.width), self.weight[row]
+        kept = slice(self.starts[row], self.starts[row + 1])
+        return self.targets[kept], self.weight[kept]
+
+    def add(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The sum of values[i] weight[rows[i]], [W]; float64 holds it exactly, for it is proven to stay below 2^31."""
+        values = values.astype(np.float64)
+        if self.starts is None:
+            return (values @ self.weight[rows]).astype(np.int64)
+        counts = self.starts[rows + 1] - self.starts[rows]
+        at = np.repeat(self.starts[rows] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        return np.bincount(self.targets[at], np.repeat(values, counts) * self.weight[at], self.width).astype(np.int64)
+
+
+def unpack(where: str, regions: Mapping[str, np.ndarray], rows: int, width: int) -> Product:
     """The weights [R, W] of three regions; raises FormatError where they are not such weights."""
-    starts, gaps, weight = (regions[name] for name in ("rows", "gaps", "weight"))
+    starts, gaps = np.asarray(regions["rows"], np.int64), regions["gaps"]
+    weight = np.asarray(regions["weight"], np.float64)
     if not len(starts) and not len(gaps):
         if weight.size != rows * width:
             raise FormatError(where, f"{rows * width} weights", f"{weight.size}", "export it anew")
-        return weight.reshape(rows, width)
+        return Product(rows, width, weight.reshape(rows, width))
     if len(starts) != rows + 1 or starts[0] or starts[-1] != len(gaps) or len(gaps) != len(weight):
         raise FormatError(where, f"{rows} rows of as many gaps as weights", "others", "export it anew")
-    counts = np.diff(starts.astype(np.int64))
+    counts = np.diff(starts)
     if counts.min(initial=0) < 0:
         raise FormatError(where, "rows one after the other", "others", "export it anew")
-    row = np.repeat(np.arange(rows), counts)
+    first = np.repeat(starts[:-1], counts)
     run = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
-    target = run[1:] - run[starts[:-1].astype(np.int64)][row]
-    if target.max(initial=-1) >= width:
-        raise FormatError(where, f"targets below {width}", f"{target.max()}", "export it anew")
-    out = np.zeros((rows, width), np.int64)
-    np.add.at(out, (row, target), weight)
-    return out
+    targets = run[1:] - run[first]
+    if targets.max(initial=-1) >= width or np.any((gaps == 0) & (np.arange(len(gaps)) > first)):
+        raise FormatError(where, f"ascending targets below {width}", "others", "export it anew")
+    return Product(rows, width, weight, starts, targets)

@@ -17,7 +17,7 @@ void embedding_tick(pe_t *pe, send_t *send, void *to)
             const int32_t x = up >= 0 ? multiply32(w, (int32_t)(1u << up)) : shift_right(w, (uint32_t)-up);
             hash = fold(fold(hash, (int32_t)unit), x);
             if (x)
-                send(to, unit, x);
+                send(to, pe->own_key + unit, x);
         }
     }
     pe->token = -1;

@@ -36,10 +36,10 @@ static int sparse_open(product_t *product, const uint16_t *start, const uint8_t 
         return PE_BAD_SIZE;
     for (uint32_t r = 0; r < rows; r++) {
         uint32_t target = 0;
-        if (start[r] > start[r + 1])
+        if (start[r] > start[r + 1] || start[r + 1] > kept)
             return PE_BAD_ROWS;
         for (uint32_t i = start[r]; i < start[r + 1]; i++)
-            if ((target += gap[i]) >= width)
+            if ((target += gap[i]) >= width || (!gap[i] && i > start[r]))
                 return PE_BAD_ROWS;
     }
     product->start = start;
@@ -79,7 +79,7 @@ static int shifts_open(pe_t *pe, uint32_t which, uint8_t *image, uint32_t bias, 
     return PE_OK;
 }
 
-/* Keys: whatever they name must be rows of the products, or units of the vectors, that there are. */
+/* Keys: each once, and whatever they name must be rows of the products, or units of the vectors, that there are. */
 static int keys_open(pe_t *pe, uint8_t *image, uint32_t id, uint32_t listens, uint32_t vectors)
 {
     pe->keys = region(image, id, (uint64_t)listens * 4, 4);
@@ -88,6 +88,9 @@ static int keys_open(pe_t *pe, uint8_t *image, uint32_t id, uint32_t listens, ui
         return PE_BAD_SIZE;
     for (uint32_t i = 0; i < listens; i++) {
         const uint32_t *entry = pe->keys + 4 * i;
+        for (uint32_t other = 0; other < i; other++)
+            if (pe->keys[4 * other] == entry[0])
+                return PE_BAD_FIELD;
         if ((entry[0] & ~S2LM_KEY_MASK) || entry[3] >= pe->products + vectors)
             return PE_BAD_FIELD;
         const uint32_t port = entry[3];
@@ -96,6 +99,14 @@ static int keys_open(pe_t *pe, uint8_t *image, uint32_t id, uint32_t listens, ui
             return PE_BAD_FIELD;
     }
     return PE_OK;
+}
+
+static int within(const int16_t *value, uint32_t count, int32_t low)
+{
+    for (uint32_t j = 0; j < count; j++)
+        if (value[j] < low || value[j] > S2LM_ONE)
+            return 0;
+    return 1;
 }
 
 static int egru_open(pe_t *pe, uint8_t *image)
@@ -109,7 +120,9 @@ static int egru_open(pe_t *pe, uint8_t *image)
     pe->tanh = region(image, EGRU_AT_TANH, S2LM_TABLE_SIZE, 2);
     if (!sum || !pe->cell || !pe->thr || !pe->sigmoid || !pe->tanh)
         return PE_BAD_SIZE;
-    if (field[EGRU_ZONEOUT] > S2LM_ONE)
+    /* then |c| and |y| never pass 1: no later step can overflow */
+    if (field[EGRU_ZONEOUT] > S2LM_ONE || !within(pe->thr, pe->units, 0) ||
+        !within(pe->sigmoid, S2LM_TABLE_SIZE, 0) || !within(pe->tanh, S2LM_TABLE_SIZE, -S2LM_ONE))
         return PE_BAD_FIELD;
     for (uint32_t port = 0; port < 2; port++) {
         int error = shifts_open(pe, port, image, EGRU_AT_BIAS_A + port, EGRU_AT_SHIFT_A + port, width, 0);
@@ -137,7 +150,7 @@ static int head_open(pe_t *pe, uint8_t *image)
 static int embedding_open(pe_t *pe, uint8_t *image)
 {
     pe->exponent = region(image, EMBEDDING_AT_EXPONENT, pe->units, 1);
-    if (!pe->exponent || pe->field[EMBEDDING_X_FRAC] > 15)
+    if (!pe->exponent || pe->field[EMBEDDING_X_FRAC] > 15 || pe->field[EMBEDDING_WIDTH] > 65536)
         return pe->exponent ? PE_BAD_FIELD : PE_BAD_SIZE;
     for (uint32_t j = 0; j < pe->units; j++) {
         const int32_t up = (int32_t)pe->field[EMBEDDING_X_FRAC] - pe->exponent[j];
@@ -209,6 +222,9 @@ static int program_open(pe_t *pe, uint8_t *image)
         pe->sigmoid = region(image, PROGRAM_AT_SIGMOID, S2LM_TABLE_SIZE, 2);
     if (region_bytes(image, PROGRAM_AT_POWER))
         pe->power = region(image, PROGRAM_AT_POWER, S2LM_POWER_SIZE, 4);
+    if ((region_bytes(image, PROGRAM_AT_SIGMOID) && !pe->sigmoid) ||
+        (region_bytes(image, PROGRAM_AT_POWER) && !pe->power))
+        return PE_BAD_SIZE;
     for (uint32_t port = 0; port < products; port++, product += 5) {
         /* sources, then where its part of rows, gaps and weight begins, and how many weights are listed */
         product_t *to = &pe->product[port];
@@ -265,11 +281,13 @@ int pe_open(pe_t *pe, uint8_t *image, uint32_t room)
     const uint32_t count = regions[pe->kind];
     if (pe->field[count_field[pe->kind]] != count || room < S2LM_PREFIX + count * S2LM_ENTRY)
         return PE_BAD_REGION;
+    uint32_t free = S2LM_PREFIX + count * S2LM_ENTRY; /* no region overlaps another: some are written */
     for (uint32_t id = 0; id < count; id++) {
         const uint8_t *entry = image + S2LM_PREFIX + id * S2LM_ENTRY;
         const uint32_t offset = word(entry + 4), size = word(entry + 8);
-        if (word(entry) != id || offset % S2LM_ALIGN || offset > room || size > room - offset)
+        if (word(entry) != id || offset % S2LM_ALIGN || offset < free || offset > room || size > room - offset)
             return PE_BAD_REGION;
+        free = offset + size;
     }
     pe->units = pe->field[EGRU_UNITS]; /* the first fields are the same of every kind */
     if (pe->field[EGRU_SLICE] > 255 || pe->field[EGRU_LAYER] > 251 || pe->units > 65536)

@@ -1,0 +1,104 @@
+/* The firmware on damaged images, to be compiled with sanitizers: reads (u32 length, image)s from a file, opens each in a
+ * block of exactly its size, and runs those that are accepted. Prints a line "accepted of images". */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pe.h"
+
+typedef struct {
+    uint32_t key;
+    int32_t payload;
+} event_t;
+
+int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
+                 const int32_t *first, const int32_t *listener, const int64_t *tokens, int64_t n_tokens,
+                 int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room);
+int32_t host_open(pe_t *pe, uint8_t *image, uint32_t room);
+
+enum { TICKS = 6, WIDTH = 8 };
+static uint64_t state = 88172645463325252u;
+static uint32_t sent;
+
+static uint32_t draw(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (uint32_t)(state >> 16);
+}
+
+static void count(void *to, uint32_t key, int32_t payload)
+{
+    (void)to, (void)key, (void)payload;
+    sent++;
+}
+
+/* Events of every key it listens to, and of random ones, with extreme payloads. */
+static void events(pe_t *pe)
+{
+    static const int32_t payloads[] = {0, 1, -1, S2LM_ONE, -S2LM_ONE, 32767, -32768, INT32_MAX, INT32_MIN};
+    const uint32_t n = sizeof payloads / sizeof *payloads;
+    for (uint32_t i = 0; i < pe->listens; i++) {
+        const uint32_t base = pe->keys[4 * i], units = pe->keys[4 * i + 2];
+        for (uint32_t unit = 0; unit <= units && unit < 64; unit++)
+            pe_receive(pe, base + unit, payloads[draw() % n]);
+        pe_receive(pe, base + units - 1, payloads[draw() % n]);
+    }
+    for (uint32_t i = 0; i < 16; i++)
+        pe_receive(pe, draw(), payloads[draw() % n]);
+    if (pe->kind == S2LM_EMBEDDING)
+        pe_receive(pe, S2LM_TOKEN, draw() & 1 ? (int32_t)draw() : (int32_t)(pe->field[EMBEDDING_UNIT_LO] + draw() % 9));
+}
+
+static void run(pe_t *pe)
+{
+    const uint64_t most = pe->kind == S2LM_EMBEDDING ? pe->field[EMBEDDING_WIDTH]
+                          : pe->kind == S2LM_PROGRAM ? (uint64_t)pe->instructions * pe->units
+                                                     : pe->units;
+    for (int tick = 0; tick < TICKS; tick++) {
+        events(pe);
+        sent = 0;
+        pe_tick(pe, count, 0);
+        if (sent > most)
+            abort();
+    }
+    pe_reset(pe);
+    const int64_t last = 1, tokens[2] = {pe->field[EMBEDDING_UNIT_LO], 1};
+    const int32_t vectors[2][WIDTH] = {{0}, {1, -1, 127, -128, INT32_MAX, INT32_MIN, 0, 5}};
+    const int64_t held = most > WIDTH ? most : WIDTH, logits = pe->kind == S2LM_HEAD ? pe->units : 0;
+    event_t *room = malloc(held * sizeof *room);
+    int32_t *out = malloc(2 * logits * sizeof *out);
+    uint32_t hashes[2];
+    const int64_t pair[2] = {0, 1};
+    const int embeds = pe->kind == S2LM_EMBEDDING;
+    static int32_t first[65537], listener[65536]; /* it hears every key */
+    for (int32_t base = 0; base <= 65536; base++)
+        first[base] = base;
+    host_run(pe, &last, 1, embeds ? NULL : *vectors, WIDTH, first, listener, embeds ? tokens : pair, 2, out, logits,
+             hashes, room);
+    free(room);
+    free(out);
+}
+
+int main(int argc, char **argv)
+{
+    FILE *file = argc == 2 ? fopen(argv[1], "rb") : NULL;
+    uint32_t size, images = 0, accepted = 0;
+    if (!file)
+        return 2;
+    for (; fread(&size, 4, 1, file) == 1; images++) {
+        uint8_t *image = malloc(size);
+        pe_t pe;
+        if (fread(image, 1, size, file) != size)
+            return 2;
+        if (host_open(&pe, image, size) == PE_OK) {
+            accepted++;
+            run(&pe);
+        }
+        free(image);
+    }
+    fclose(file);
+    printf("%u of %u\n", accepted, images);
+    return 0;
+}
