@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
-from rheobase.backends.exporters.spinnaker2 import emulate, host
+from rheobase.backends.exporters.spinnaker2 import emulate, host, routing
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
@@ -33,7 +33,8 @@ def export(
     dram: bool = True,
     chips: int = 1,
 ) -> Artifact:
-    """Write the artefact directory `out`: manifest, its hash, partition.json, pe/NNN.bin, dram.bin, trace.h5.
+    """Write the artefact directory `out`: manifest, its hash, partition.json, placements.json, routing_tables.json,
+    machine.json, pe/NNN.bin, dram.bin, trace.h5.
 
     dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
     chips        how many chips there are
@@ -62,6 +63,8 @@ def export(
         units = [fields["unit_lo"], fields["unit_lo"] + fields["units"]]
         entry = {"pe": number, "file": name, "layer": pe.name, "slice": pe.number, "units": units}
         table.append(entry | {"bytes": len(files[name]), "regions": pe.image.sizes()})
+    pes = [(entry["file"], pe.image) for entry, pe in zip(table, partition.placed, strict=True)]
+    files |= routing.files(partition.dram, pes)
     files["partition.json"] = json.dumps({"pe_bytes": PE_BYTES, "pes": table}, indent=1).encode() + b"\n"
     manifest = {
         "format": FORMAT,
@@ -134,7 +137,9 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
     if trace.graph != artifact.manifest["integer_graph"]:
         raise FormatError(artifact.path / "trace.h5", "the trace of this graph", "another", "export it anew")
     dram, pes = load_images(artifact)
-    got, hashes = _replay(Machine(dram, pes), artifact.manifest, trace.tokens)
+    machine = Machine(dram, pes)
+    routed = routing.lint(artifact, dram, pes)
+    got, hashes = _replay(machine, artifact.manifest, trace.tokens)
     compared, different, first = compare(trace.signals, got, artifact.manifest["order"])
     problem, notes = str(first) if first else None, []
     if host.library():
@@ -150,7 +155,7 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
             f"{found.different} differ; at most {most:,} instructions a tick (emulated)"
         )
         problem = problem or found.first
-    return Report(problem is None, compared, different, problem, tuple(notes))
+    return Report(problem is None, compared, different, problem, (*notes, routed))
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:
