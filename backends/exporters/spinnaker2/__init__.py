@@ -13,6 +13,7 @@ from rheobase.backends.exporters.spinnaker2 import emulate, host, routing
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
+from rheobase.backends.exporters.spinnaker2.plan import fired_of, tick_plan
 from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import StoredTrace, compare, load_trace, trace_bytes
@@ -86,6 +87,7 @@ def export(
             "pes_source": "usable PEs in py-spinnaker2 0.8.0",
         },
         "coverage": {n.name: _place(n, partition.where) for n in integer.nodes},
+        "tick_plan": tick_plan(pes, fired_of(pes, signals, partition.probes, tokens)),
         "deviations": [vars(d) for d in deviations],
         "not_claimed": "It has not run on silicon: verification shows that its integers agree with the recorded trace.",
     }
