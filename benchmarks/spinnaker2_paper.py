@@ -50,13 +50,13 @@ def run(title: str, model: EGRULM, tokens: np.ndarray, *, dram: bool, table_kept
     """Place, plan and estimate one network, and print what was found."""
     began = time.monotonic()
     integer, _ = quantise(model.lower(), tokens[:, :32])
-    placed, dram_image = build(integer, dram=dram)
+    partition = build(integer, dram=dram)
     seconds = time.monotonic() - began
-    pes = [(f"{p.name}/{p.number}", p.image) for p in placed]
+    pes = [(f"{p.name}/{p.number}", p.image) for p in partition.placed]
     sizes = [sum(image.sizes().values()) for _, image in pes]
     print(f"\n{title}\n  {len(pes)} elements, the fullest {max(sizes):,} bytes, {sum(sizes):,} in all; {seconds:.0f} s")
     print(f"  published: {ELEMENTS} of {KILOBYTES} kB, fp32 weights; ours are int8 with a byte for the target of each")
-    streams, ours = routing.streams(dram_image, pes), routing.places(pes)
+    streams, ours = routing.streams(partition.dram, pes), routing.places(pes)
     by_number = {"host": ours["host"]} | {where: of_number((0, 0), 1 + i) for i, (where, _) in enumerate(pes)}
     links = [routing.links_crossed(streams, at) for at in (ours, by_number)]
     print(

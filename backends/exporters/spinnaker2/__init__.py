@@ -12,6 +12,7 @@ from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.exporters.spinnaker2 import emulate, host, routing
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
+from rheobase.backends.exporters.spinnaker2.overview import Overview, open_overview
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
 from rheobase.backends.exporters.spinnaker2.plan import fired_of, tick_plan
 from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise, refuse_other_ops
@@ -99,6 +100,15 @@ def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image
     names = sorted(artifact.manifest["files"])
     dram = unpack(artifact.read("dram.bin"), "dram.bin") if "dram.bin" in names else None
     return dram, [(name, unpack(artifact.read(name), name)) for name in names if name.startswith("pe/")]
+
+
+def describe(artifact: Artifact) -> Overview:
+    """What an artefact holds, for `overview.text`, `overview.table` and `picture.draw`; raises FormatError."""
+    try:
+        return open_overview(artifact, *load_images(artifact))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise FormatError(artifact.path, "a well-formed image", found, "see rheobase verify") from None
 
 
 def run_machine(artifact: Artifact, tokens, progress=iter) -> dict[str, np.ndarray]:
