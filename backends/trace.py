@@ -3,8 +3,8 @@
 B streams, T steps, n units. File: attributes `format`, `graph`, `simulator`; dataset `tokens` [B, T]; group
 `signals` with one dataset [B, T, n] for each "node.port" and the attribute `kind`; group `state`, what to carry on.
 
-An artefact holds the same as safetensors, `trace_tensors`: libhdf5 never returns from some damaged files and follows
-links to others, so it must not read what a stranger sent.
+An artefact holds the same as safetensors, `trace_tensors`: it is read before anything is trusted, and reading damaged
+HDF5 was seen to stall.
 """
 
 import fnmatch

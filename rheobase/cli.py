@@ -120,7 +120,12 @@ def parser() -> argparse.ArgumentParser:
         arg("path", metavar="DIR"),
         arg("--emulate", choices=["qemu", "qemu-together"], help="run the firmware in QEMU too, or a process a PE"),
     )
-    command("inspect", "what a run, a trace or an exported directory holds", arg("path", metavar="PATH"))
+    command(
+        "inspect",
+        "what a run, a trace or an exported directory holds",
+        arg("path", metavar="PATH"),
+        arg("--out", metavar="PNG", help="draw an exported directory: its map, and energy against activity"),
+    )
     command(
         "diff",
         "the first difference of two runs, traces or exported directories",

@@ -21,7 +21,7 @@ from rheobase.backends import export as export_model
 from rheobase.backends import price
 from rheobase.backends import simulate as simulate_graph
 from rheobase.backends import verify as verify_artifact
-from rheobase.backends.artifact import MANIFEST, open_artifact
+from rheobase.backends.artifact import MANIFEST, Artifact, open_artifact
 from rheobase.backends.counting import (
     Quantity,
     break_even,
@@ -32,8 +32,12 @@ from rheobase.backends.counting import (
     show,
     target_names,
 )
-from rheobase.backends.exporters.spinnaker2 import TRACE
+from rheobase.backends.exporters import spinnaker2
+from rheobase.backends.exporters.spinnaker2 import TRACE, picture
+from rheobase.backends.exporters.spinnaker2 import overview as image_overview
+from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
+from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, compare, load_trace, read_trace_tensors, save_trace
@@ -301,12 +305,9 @@ def verify(args) -> Answer:
 def inspect(args) -> Answer:
     path = Path(args.path)
     if (path / MANIFEST).is_file():
-        m = open_artifact(path).manifest
-        lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}"]
-        lines += [f"  {name:<20}{entry['bytes']:>10,} bytes" for name, entry in m["files"].items()]
-        lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
-        lines.append(f"not claimed: {m['not_claimed']}")
-        return Answer({"kind": "artefact", "manifest": m}, "\n".join(lines))
+        return _inspect_image(open_artifact(path), args.out)
+    if args.out:
+        raise ConfigError("inspect --out", "an exported directory", str(path), "leave it out")
     if path.suffix in (".pt", ".pth"):
         lines = []
         model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)
@@ -323,6 +324,24 @@ def inspect(args) -> Answer:
     return Answer(
         {"kind": "run", "config": run.config.to_table(), "metrics": m}, run.config_path.read_text() + f"\n{m}"
     )
+
+
+def _inspect_image(artifact: Artifact, out: str | None) -> Answer:
+    """Files and coverage of a SpiNNaker 2 image, its overview, the firmware's memory, and a picture."""
+    m = artifact.manifest
+    view = spinnaker2.describe(artifact)
+    lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}"]
+    lines += [f"  {n:<22}{entry['bytes']:>10,} bytes" for n, entry in m["files"].items() if not n.startswith("pe/")]
+    lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
+    lines += [image_overview.text(view)]
+    table = {"kind": "artefact", "manifest": m, **image_overview.table(view)}
+    if missing_tool() != COMPILER:
+        table["firmware"] = dataclasses.asdict(memory := footprint())
+        lines.append(str(memory))
+    if out:
+        picture.draw(view, out)
+        lines.append(f"drawn in {out}")
+    return Answer(table, "\n".join([*lines, f"not claimed: {m['not_claimed']}"]))
 
 
 def diff(args) -> Answer:

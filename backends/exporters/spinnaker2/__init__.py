@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
-from rheobase.backends.exporters.spinnaker2 import emulate, host
+from rheobase.backends.exporters.spinnaker2 import emulate, host, routing
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
+from rheobase.backends.exporters.spinnaker2.overview import Overview, open_overview
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, build
+from rheobase.backends.exporters.spinnaker2.plan import fired_of, tick_plan
 from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import StoredTrace, compare, read_trace_tensors, trace_tensors
@@ -34,7 +36,8 @@ def export(
     dram: bool = True,
     chips: int = 1,
 ) -> Artifact:
-    """Write the artefact directory `out`: manifest, its hash, partition.json, pe/NNN.bin, dram.bin, TRACE.
+    """Write the artefact directory `out`: manifest, its hash, partition.json, placements.json, routing_tables.json,
+    machine.json, pe/NNN.bin, dram.bin, TRACE.
 
     dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
     chips        how many chips there are
@@ -63,6 +66,8 @@ def export(
         units = [fields["unit_lo"], fields["unit_lo"] + fields["units"]]
         entry = {"pe": number, "file": name, "layer": pe.name, "slice": pe.number, "units": units}
         table.append(entry | {"bytes": len(files[name]), "regions": pe.image.sizes()})
+    pes = [(entry["file"], pe.image) for entry, pe in zip(table, partition.placed, strict=True)]
+    files |= routing.files(partition.dram, pes)
     files["partition.json"] = json.dumps({"pe_bytes": PE_BYTES, "pes": table}, indent=1).encode() + b"\n"
     manifest = {
         "format": FORMAT,
@@ -84,6 +89,7 @@ def export(
             "pes_source": "usable PEs in py-spinnaker2 0.8.0",
         },
         "coverage": {n.name: _place(n, partition.where) for n in integer.nodes},
+        "tick_plan": tick_plan(pes, fired_of(pes, signals, partition.probes, tokens)),
         "deviations": [vars(d) for d in deviations],
         "not_claimed": "It has not run on silicon: verification shows that its integers agree with the recorded trace.",
     }
@@ -95,6 +101,15 @@ def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image
     names = sorted(artifact.manifest["files"])
     dram = unpack(artifact.read("dram.bin"), "dram.bin") if "dram.bin" in names else None
     return dram, [(name, unpack(artifact.read(name), name)) for name in names if name.startswith("pe/")]
+
+
+def describe(artifact: Artifact) -> Overview:
+    """What an artefact holds, for `overview.text`, `overview.table` and `picture.draw`; raises FormatError."""
+    try:
+        return open_overview(artifact, *load_images(artifact))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise FormatError(artifact.path, "a well-formed image", found, "see rheobase verify") from None
 
 
 def run_machine(artifact: Artifact, tokens, progress=iter) -> dict[str, np.ndarray]:
@@ -135,7 +150,9 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
     if trace.graph != artifact.manifest["integer_graph"]:
         raise FormatError(artifact.path / TRACE, "the trace of this graph", "another", "export it anew")
     dram, pes = load_images(artifact)
-    got, hashes = _replay(Machine(dram, pes), artifact.manifest, trace.tokens)
+    machine = Machine(dram, pes)
+    routed = routing.lint(artifact, dram, pes)
+    got, hashes = _replay(machine, artifact.manifest, trace.tokens)
     compared, different, first = compare(trace.signals, got, artifact.manifest["order"])
     problem, notes = str(first) if first else None, []
     if host.library():
@@ -151,7 +168,7 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
             f"{found.different} differ; at most {most:,} instructions a tick (emulated)"
         )
         problem = problem or found.first
-    return Report(problem is None, compared, different, problem, tuple(notes))
+    return Report(problem is None, compared, different, problem, (*notes, routed))
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

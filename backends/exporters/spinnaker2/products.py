@@ -40,7 +40,7 @@ def pack(weight_RW: np.ndarray) -> dict[str, np.ndarray]:
 
 def least_bytes(weight_RW: np.ndarray) -> int:
     """No packing of a product, whole or in slices, takes fewer bytes."""
-    return min(weight_RW.size, 2 * np.count_nonzero(weight_RW))
+    return min(weight_RW.size, 2 * int(np.count_nonzero(weight_RW)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,14 @@ static int transfer(int operation, int file, void *data, uint32_t bytes)
     return call(operation, argument);
 }
 
+static void leave(int code)
+{
+    const uint32_t argument[] = {CODE_DONE, (uint32_t)code};
+    call(SYS_EXIT, argument);
+    for (;;)
+        ;
+}
+
 static void flush(void)
 {
     uint8_t *at = (uint8_t *)sent;
@@ -57,7 +65,7 @@ static void flush(void)
     while (left) {
         const uint32_t still = (uint32_t)transfer(SYS_WRITE, out, at, left);
         if (still >= left)
-            hal_stop(3);
+            leave(3);
         at += left - still;
         left = still;
     }
@@ -114,10 +122,7 @@ void hal_log(uint32_t what, uint32_t value)
 void hal_stop(int code)
 {
     flush();
-    const uint32_t argument[] = {CODE_DONE, (uint32_t)code};
-    call(SYS_EXIT, argument);
-    for (;;)
-        ;
+    leave(code);
 }
 
 void reset(void)

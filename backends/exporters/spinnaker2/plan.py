@@ -1,0 +1,89 @@
+"""The tick plan: how long a tick must be, and how many of them a token takes.
+
+No barrier holds the elements together: all step at a tick of the clock, and each stage (the embedding, each layer, the
+head) steps once a token, at the tick after the stage before it. L stages and the host make a token of L + 1 ticks when
+each token depends on the last; a prompt, whose tokens are known, flows through the stages at a token a tick.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rheobase.backends.exporters.spinnaker2 import work
+from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, KINDS, PROGRAM, TOKEN, Image
+from rheobase.backends.exporters.spinnaker2.routing import sent_by
+
+CLOCKS_MHZ = (150, 300)
+TICK_MS = 1.0
+"""the system tick of py-spinnaker2"""
+HOST_TICKS = 1
+"""the host takes the logits, chooses a token and sends it within a tick, at best; embedding and head in DRAM are its
+work too"""
+
+
+def fired_of(pes: list[tuple[str, Image]], signals, probes: Mapping[str, str], tokens) -> work.Fired:
+    """Which units sent at each recorded token, by stream, from a trace's signals; `probes` are the manifest's."""
+    names = {0: probes["embedding"]}
+    for _, image in pes:
+        if image.kind in (EGRU, PROGRAM):
+            layer = image.fields["layer"]
+            names |= {stream: probes[f"{layer}.{port}"] for stream, port in sent_by(image).items()}
+    sent = {stream: np.asarray(signals[name])[0] != 0 for stream, name in names.items()}
+    return sent | {TOKEN: np.reshape(tokens, -1)} if any(i.kind == EMBEDDING for _, i in pes) else sent
+
+
+def tick_plan(pes: list[tuple[str, Image]], fired: work.Fired) -> dict:
+    """The plan as a table of the manifest: cycles of each element's ticks, the tick that they allow, and the rate.
+
+    worst     every source sends, in the worst order, and every unit: what the fit gives for the most that can happen
+    typical   the mean over the recorded tokens of the busiest element's instructions; busiest: the most of any token
+
+    A kind of element whose instructions have not been fitted gives a plan that says so, and no numbers.
+    """
+    unknown = sorted({KINDS[i.kind] for _, i in pes} - work.cycles().keys())
+    if unknown:
+        return {"unknown": f"cycles of {', '.join(unknown)}: none are fitted in firmware/cycles.toml"}
+    worst = {where: float(work.instructions(i, work.worst(i))) for where, i in pes}
+    ticks = {where: work.instructions(i, work.recorded(i, fired)) for where, i in pes}
+    stages: dict[tuple[int, int], list[str]] = {}
+    for where, image in pes:
+        stages.setdefault((image.kind, image.fields["layer"]), []).append(where)
+    rows = []
+    for phase, ((kind, layer), members) in enumerate(stages.items()):
+        slowest = np.max([ticks[where] for where in members], 0)
+        rows.append(
+            {
+                "stage": KINDS[kind] + (f" {layer}" if kind in (EGRU, PROGRAM) else ""),
+                "phase": phase,
+                "pes": len(members),
+                "worst": round(max(worst[where] for where in members)),
+                "busiest": round(float(slowest.max())),
+                "typical": round(float(slowest.mean())),
+            }
+        )
+    a_token = len(rows) + HOST_TICKS
+    cycles = {name: max(row[name] for row in rows) for name in ("worst", "busiest", "typical")}
+    return {
+        "tick_ms": TICK_MS,
+        "stages": rows,
+        "ticks_a_token": a_token,
+        "cycles": cycles,
+        "clocks": [clock(mhz, cycles, a_token) for mhz in CLOCKS_MHZ],
+        "pes": {w: {"worst": round(worst[w]), "mean": round(float(ticks[w].mean()))} for w, _ in pes},
+        "source": work.cycles()["source"],
+        "confidence": work.cycles()["confidence"],
+        "unknown": "round trip to the host, links between quads, DRAM: no time is counted for them",
+    }
+
+
+def clock(mhz: int, cycles: dict[str, int], a_token: int) -> dict:
+    """At one clock: the tick that each count of cycles needs, slack at the system tick, and tokens a second of both."""
+    needs = {name: count / mhz for name, count in cycles.items()}
+    longest = {"at_tick": 1e3 * TICK_MS, "at_worst": needs["worst"]}
+    return {
+        "mhz": mhz,
+        "tick_us": {name: round(us, 2) for name, us in needs.items()},
+        "slack_at_tick": {name: round(1 - us / (1e3 * TICK_MS), 4) for name, us in needs.items()},
+        "generated_per_s": {name: round(1e6 / us / a_token, 1) for name, us in longest.items()},
+        "prefilled_per_s": {name: round(1e6 / us, 1) for name, us in longest.items()},
+    }

@@ -1,0 +1,108 @@
+"""The published SpiNNaker 2 language model (arXiv 2312.09084), its weights random, placed and planned by us.
+
+python benchmarks/spinnaker2_paper.py [--tokens 64]
+
+Prints elements, the fullest of them, cycles, ticks and the estimate at some activities beside the published figures,
+then the same network with embedding and head on elements, pruned to 10 %. At an activity, each unit sends at each
+token with that probability.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from rheobase.backends.exporters.spinnaker2 import routing
+from rheobase.backends.exporters.spinnaker2.chip import of_number
+from rheobase.backends.exporters.spinnaker2.estimate import CHIP, LEVELS, UNKNOWN, estimate, show
+from rheobase.backends.exporters.spinnaker2.image import TOKEN
+from rheobase.backends.exporters.spinnaker2.partition import build
+from rheobase.backends.exporters.spinnaker2.plan import tick_plan
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.models import EGRULM, EGRULMConfig
+
+WIDTHS, EMBEDDING, VOCABULARY, KEPT, TABLE_KEPT = (1350, 1350, 750), 750, 10_000, 0.05, 0.1
+WATTS, SECONDS, JOULES, ELEMENTS, KILOBYTES = 0.39, 0.17025, 0.0653, 150, 88.3
+"""published; what an inference is, a token or a sequence, is not said"""
+SEQUENCE = 70
+"""tokens of a segment in the published evaluation, at batch 1"""
+ACTIVITIES = (0.1, 0.203, 1.0)
+"""0.203 of EGRU-1350 on PTB, published; 1.0 is every unit"""
+
+
+def network(table_kept: float = 1.0) -> EGRULM:
+    """The network with random weights of which a share is kept."""
+    torch.manual_seed(0)
+    model = EGRULM(EGRULMConfig(embedding=EMBEDDING, layers=WIDTHS, vocabulary=VOCABULARY))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "embed" in name:
+                p.normal_(0, 0.5)
+                p[torch.rand_like(p) >= table_kept] = 0
+            elif p.dim() == 2:
+                p[torch.rand_like(p) >= KEPT] = 0
+                p *= KEPT**-0.5
+    return model
+
+
+def run(title: str, model: EGRULM, tokens: np.ndarray, *, dram: bool, table_kept: float = 1.0) -> None:
+    """Place, plan and estimate one network, and print what was found."""
+    began = time.monotonic()
+    integer, _ = quantise(model.lower(), tokens[:, :32])
+    partition = build(integer, dram=dram)
+    seconds = time.monotonic() - began
+    pes = [(f"{p.name}/{p.number}", p.image) for p in partition.placed]
+    sizes = [sum(image.sizes().values()) for _, image in pes]
+    print(f"\n{title}\n  {len(pes)} elements, the fullest {max(sizes):,} bytes, {sum(sizes):,} in all; {seconds:.0f} s")
+    print(f"  published: {ELEMENTS} of {KILOBYTES} kB, fp32 weights; ours are int8 with a byte for the target of each")
+    streams, ours = routing.streams(partition.dram, pes), routing.places(pes)
+    by_number = {"host": ours["host"]} | {where: of_number((0, 0), 1 + i) for i, (where, _) in enumerate(pes)}
+    links = [routing.links_crossed(streams, at) for at in (ours, by_number)]
+    print(
+        f"  if all send, events cross {links[0]:,} links between quads, "
+        f"{100 * (1 - links[0] / links[1]):.0f} % fewer than with elements in the order of their numbers"
+    )
+    rng = np.random.default_rng(0)
+    for activity in ACTIVITIES:
+        fired = {i + 1: rng.random((tokens.size, units)) < activity for i, units in enumerate(WIDTHS)}
+        fired |= {0: rng.random((tokens.size, EMBEDDING)) < table_kept, TOKEN: tokens.reshape(-1)}
+        plan = tick_plan(pes, fired)
+        cycles, ticks = sum(pe["mean"] for pe in plan["pes"].values()), plan["ticks_a_token"]
+        print(f"\n  activity {100 * activity:.1f} %: {cycles:,} cycles a token; of a tick, worst, busiest, typical:")
+        for row in plan["stages"]:
+            print("    {stage:<12}{pes:>4} elements {worst:>12,}{busiest:>12,}{typical:>12,}".format(**row))
+        found = []
+        for level, clock in zip(LEVELS, plan["clocks"], strict=True):
+            given = {"elements": len(pes), "cycles": cycles, "tick_us": max(1000.0, clock["tick_us"]["busiest"])}
+            found += [estimate(level, ticks=n, **given) for n in (ticks, 1)]
+        print(f"    a token generated ({ticks} ticks), and prefilled (1), at 1 ms or as the busiest element needs")
+        print("    " + show(found).replace("\n", "\n    "))
+
+
+def published() -> str:
+    """What the published power says of the level and of how busy the elements were."""
+    lines = [f"published: {WATTS} W, {1e3 * SECONDS} ms, {1e3 * JOULES} mJ an inference; if of {SEQUENCE} tokens, "]
+    lines[0] += f"{1e3 * SECONDS / SEQUENCE:.2f} ms and {1e3 * JOULES / SEQUENCE:.2f} mJ each"
+    for level in LEVELS:
+        asleep = CHIP.interval.central + ELEMENTS * level.asleep.interval.central
+        busy = (WATTS - asleep) / (ELEMENTS * level.mhz * 1e6 * level.cycle.interval.central)
+        says = f"leaves {100 * busy:.0f} % of their cycles" if busy > 0 else "is more than was measured"
+        lines.append(f"  {ELEMENTS} elements asleep at {level.name}: {asleep:.3f} W with the chip, which {says}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=64)
+    args = parser.parse_args()
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, args.tokens))
+    print(published())
+    run("95 % pruned, embedding and head in DRAM", network(), tokens, dram=True)
+    title = "the same on elements alone, embedding and head pruned to 10 %"
+    run(title, network(TABLE_KEPT), tokens, dram=False, table_kept=TABLE_KEPT)
+    print("\nunknown, and in no figure: " + "; ".join(UNKNOWN))
+
+
+if __name__ == "__main__":
+    main()

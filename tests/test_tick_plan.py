@@ -1,0 +1,75 @@
+"""The tick plan: hand counts, the fit against emulated elements, and bounds that hold."""
+
+import numpy as np
+import pytest
+
+from rheobase.backends import export
+from rheobase.backends.artifact import open_artifact
+from rheobase.backends.exporters.spinnaker2 import emulate, firmware, load_images, plan, products, work
+from rheobase.backends.exporters.spinnaker2.image import EGRU, TOKEN, Image, key
+from rheobase.backends.exporters.spinnaker2.machine import Machine
+from rheobase.backends.trace import load_trace
+
+needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
+
+
+def one_element() -> Image:
+    """Two units of a layer of three, fed by four inputs: dense, and a sparse product with 1, 0 and 2 weights kept."""
+    recurrent = {"rows": [0, 1, 1, 3], "gaps": [2, 1, 4], "weight": [1, 1, 1]}
+    regions = {f"{name}_a": a for name, a in products.pack(np.ones((4, 6))).items()}
+    regions |= {f"{name}_q": a for name, a in recurrent.items()}
+    regions |= dict.fromkeys(("bias_a", "bias_q", "shift_a", "shift_q"), np.zeros(6))
+    regions |= dict.fromkeys(("cell", "thr", "accumulators", "sigmoid", "tanh"), np.zeros(2))
+    regions["keys"] = [[key(0, 0), 0, 4, 0], [key(1, 0), 0, 1, 1], [key(1, 1), 1, 2, 1]]
+    fields = {"layer": 0, "slice": 1, "unit_lo": 1, "units": 2, "inputs": 4, "layer_units": 3, "listens": 3}
+    return Image.of(EGRU, fields, regions)
+
+
+def test_the_work_of_a_tick_by_hand():
+    image = one_element()
+    worst = dict(tick=1, unit=2, sent=2, dense_event=4, dense_weight=24, sparse_event=3, sparse_weight=3)
+    assert work.worst(image) == worst | {"try": 7 * 2}
+    fired = {0: np.array([[1, 0, 0, 1], [0, 0, 0, 0]]), 1: np.array([[1, 0, 1], [0, 1, 0]])}
+    done = {term: count.tolist() for term, count in work.recorded(image, fired).items()}
+    assert done == {
+        **{"tick": [1, 1], "unit": [2, 2], "sent": [1, 1], "try": [3, 3]},
+        **{"dense_event": [2, 0], "dense_weight": [12, 0], "sparse_event": [2, 1], "sparse_weight": [3, 0]},
+    }
+    prices = work.cycles()["egru"]
+    assert work.instructions(image, {"tick": 1, "unit": 2}) == pytest.approx(prices["tick"] + 2 * prices["unit"])
+
+
+def test_rates_by_hand():
+    """Three layers and the host at 1 ms: 250 tokens a second, whatever the clock."""
+    found = plan.clock(300, {"worst": 150_000, "busiest": 30_000, "typical": 15_000}, 4)
+    assert found["tick_us"] == {"worst": 500.0, "busiest": 100.0, "typical": 50.0}
+    assert found["slack_at_tick"]["worst"] == 0.5
+    assert found["generated_per_s"] == {"at_tick": 250.0, "at_worst": 500.0}
+    assert found["prefilled_per_s"] == {"at_tick": 1000.0, "at_worst": 2000.0}
+
+
+def test_elements_without_a_fit_give_no_numbers(monkeypatch):
+    monkeypatch.setattr(work, "cycles", lambda: {"head": {}})
+    assert plan.tick_plan([("x", one_element())], {}) == {
+        "unknown": "cycles of egru: none are fitted in firmware/cycles.toml"
+    }
+
+
+@needs_qemu
+@pytest.mark.parametrize("dram", [True, False])
+def test_the_plan_of_a_trained_model_against_its_emulation(small_run, tmp_path, dram):
+    text = small_run.config.splits().valid[: 2 * 48].reshape(2, 48)
+    export(small_run.model(), "spinnaker2", tmp_path / "image", calibration=text, dram=dram)
+    artifact = open_artifact(tmp_path / "image")
+    dram_image, pes = load_images(artifact)
+    trace = load_trace(artifact.path / "trace.h5")
+    found = artifact.manifest["tick_plan"]
+    assert found["ticks_a_token"] == (3 if dram else 5)
+    fired = plan.fired_of(pes, trace.signals, artifact.manifest["probes"], trace.tokens)
+    assert (TOKEN in fired) == (not dram)
+    taken = emulate.alone(Machine(dram_image, pes, record=True), trace.tokens).instructions
+    for where, image in pes:
+        predicted = work.instructions(image, work.recorded(image, fired))
+        assert taken[where].max() <= 1.05 * found["pes"][where]["worst"]
+        assert np.isclose(predicted.mean(), taken[where].mean(), rtol=0.05), where
+        assert predicted.mean() == pytest.approx(found["pes"][where]["mean"], abs=0.5)
