@@ -25,6 +25,7 @@ from rheobase.spiking.registry import nearest
 from rheobase.spiking.tally import Tally
 
 FORMAT = "rheobase-trace/1"
+TRACE = "trace.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +163,11 @@ def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
             raise refuse("signals [B, T, n] of these tokens, and a state", f"{name} {array.shape}")
         tables[group][own] = array
     return StoredTrace(tokens, **tables, kinds=kinds, graph=graph, simulator=simulator)
+
+
+def artifact_trace(artifact) -> StoredTrace:
+    """The recorded trace of an exported directory, its file `TRACE`."""
+    return read_trace_tensors(artifact.read(TRACE), artifact.path / TRACE)
 
 
 @dataclass(frozen=True)

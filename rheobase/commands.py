@@ -33,14 +33,14 @@ from rheobase.backends.counting import (
     target_names,
 )
 from rheobase.backends.exporters import spinnaker2
-from rheobase.backends.exporters.spinnaker2 import TRACE, picture
 from rheobase.backends.exporters.spinnaker2 import overview as image_overview
+from rheobase.backends.exporters.spinnaker2 import picture
 from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
-from rheobase.backends.trace import StoredTrace, compare, load_trace, read_trace_tensors, save_trace
+from rheobase.backends.trace import StoredTrace, artifact_trace, compare, load_trace, save_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
@@ -357,7 +357,7 @@ def _signals(path: Path) -> dict[str, np.ndarray]:
     if path.suffix in (".h5", ".hdf5"):
         return dict(load_trace(path).signals)
     if (path / MANIFEST).is_file():
-        return dict(read_trace_tensors(open_artifact(path).read(TRACE), path / TRACE).signals)
+        return dict(artifact_trace(open_artifact(path)).signals)
     run = Run.open(path)
     losses = np.array([r[run.measure] for r in run.log() if run.measure in r])
     weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}

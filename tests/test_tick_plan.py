@@ -8,7 +8,7 @@ from rheobase.backends.artifact import open_artifact
 from rheobase.backends.exporters.spinnaker2 import emulate, firmware, load_images, plan, products, work
 from rheobase.backends.exporters.spinnaker2.image import EGRU, TOKEN, Image, key
 from rheobase.backends.exporters.spinnaker2.machine import Machine
-from rheobase.backends.trace import load_trace
+from rheobase.backends.trace import artifact_trace
 
 needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
 
@@ -62,7 +62,7 @@ def test_the_plan_of_a_trained_model_against_its_emulation(small_run, tmp_path, 
     export(small_run.model(), "spinnaker2", tmp_path / "image", calibration=text, dram=dram)
     artifact = open_artifact(tmp_path / "image")
     dram_image, pes = load_images(artifact)
-    trace = load_trace(artifact.path / "trace.h5")
+    trace = artifact_trace(artifact)
     found = artifact.manifest["tick_plan"]
     assert found["ticks_a_token"] == (3 if dram else 5)
     fired = plan.fired_of(pes, trace.signals, artifact.manifest["probes"], trace.tokens)

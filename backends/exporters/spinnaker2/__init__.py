@@ -17,12 +17,11 @@ from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, buil
 from rheobase.backends.exporters.spinnaker2.plan import fired_of, tick_plan
 from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
-from rheobase.backends.trace import StoredTrace, compare, read_trace_tensors, trace_tensors
+from rheobase.backends.trace import TRACE, StoredTrace, artifact_trace, compare, trace_tensors
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EventGraph, Tokens
 
 FORMAT = "s2lm/1"
-TRACE = "trace.safetensors"
 TRACE_STEPS = 256
 
 
@@ -146,7 +145,7 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
     """
     if emulation not in (None, *EMULATIONS):
         raise ConfigError("verify --emulate", " or ".join(EMULATIONS), repr(emulation), "choose one of them")
-    trace = read_trace_tensors(artifact.read(TRACE), artifact.path / TRACE)
+    trace = artifact_trace(artifact)
     if trace.graph != artifact.manifest["integer_graph"]:
         raise FormatError(artifact.path / TRACE, "the trace of this graph", "another", "export it anew")
     dram, pes = load_images(artifact)

@@ -11,7 +11,7 @@ from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, UNKNOWN, Est
 from rheobase.backends.exporters.spinnaker2.image import EGRU, KINDS, PROGRAM, Image
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES
 from rheobase.backends.exporters.spinnaker2.plan import TICK_MS, fired_of
-from rheobase.backends.trace import load_trace
+from rheobase.backends.trace import artifact_trace
 
 ACTIVITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Pes = list[tuple[str, Image]]
@@ -43,7 +43,7 @@ class Overview:
 
 def open_overview(artifact: Artifact, dram: Image | None, pes: Pes) -> Overview:
     """Gather it from an artefact and its images; raises FormatError, or KeyError of a manifest that lacks something."""
-    manifest, trace = artifact.manifest, load_trace(artifact.path / "trace.h5")
+    manifest, trace = artifact.manifest, artifact_trace(artifact)
     fired = fired_of(pes, trace.signals, manifest["probes"], trace.tokens)
     at = routing.read_places(artifact.read(routing.PLACEMENTS), pes)
     return Overview(dram, pes, at, fired, manifest["tick_plan"])
