@@ -211,7 +211,7 @@ def test_a_sealed_artefact_of_a_stranger_is_not_trusted(small_image):
     """The hashes fit, the content does not: a report, no crash, and nothing large allocated."""
     manifest = json.loads((small_image / "manifest.json").read_text())
     whole = (small_image / "pe" / "000.bin").read_bytes()
-    for change in ({"layers": None}, {"order": ["x"]}, {"probes": {}, "logits": 3}, {"exporter": "none"}):
+    for change in ({"probes": None}, {"order": ["x"]}, {"probes": {}, "logits": 3}, {"exporter": "none"}):
         (small_image / "manifest.json").write_text(json.dumps({**manifest, **change}))
         reseal(small_image)
         assert not verify(small_image).ok and verify(small_image).problem
