@@ -8,13 +8,17 @@ found = find_packages(include=[g for f in FOLDERS for g in (f, f + ".*")])
 
 
 class BuildNative(build_ext):
-    """Builds the optional C library, and says in one line where it could not."""
+    """Builds the optional C libraries, and says in one line where it could not."""
+
+    said = False
 
     def build_extension(self, ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            self.warn(f"rheobase: no C library ({error}); slower forms are used, `rheobase doctor` says so")
+            if not self.said:
+                self.warn(f"rheobase: no C library ({error}); slower forms are used, `rheobase doctor` says so")
+            self.said = True
 
 
 native = Extension(
