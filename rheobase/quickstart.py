@@ -61,7 +61,7 @@ def integer_bits(image: str | Path, tokens: np.ndarray) -> float:
         return tqdm(stream, desc="integers", unit="token", disable=None, leave=False)
 
     artifact = open_artifact(image)
-    logits = run_machine(artifact, tokens[:-1], progress)[f"{artifact.manifest['head']}.out"][0]
+    logits = run_machine(artifact, tokens[:-1], progress)[artifact.manifest["logits"]][0]
     return bits_per_token(logits / 2.0 ** artifact.manifest["arithmetic"]["logit_frac"], tokens[1:])
 
 

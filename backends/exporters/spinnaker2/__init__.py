@@ -79,6 +79,7 @@ def export(
         "order": names,
         "arithmetic": {
             "rounding": "add half, shift right arithmetically",
+            "logit_frac": formats(integer)[logits].frac,
             "formats": {name: list(form) for name, form in formats(integer).items() if name in names},
         },
         "limits": {
