@@ -2,23 +2,38 @@
 
 python benchmarks/firmware_cycles.py [--out backends/exporters/spinnaker2/firmware/cycles.toml]
 
-Elements of many sizes and densities, with random weights and events, run on an emulated Cortex-M4F; the instructions of
-each tick, told by SysTick in steps of 40, are fitted by least squares to what `work` says that the element did.
+Elements of many sizes and densities, and sections with random programs, run on an emulated Cortex-M4F with random
+events; the instructions of each tick, told by SysTick in steps of 40, are fitted by least squares to what `work` says
+that the element did.
 """
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
-from rheobase.backends.exporters.spinnaker2 import firmware, products, work
-from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, HEAD, KINDS, TOKEN, Image, key
+from rheobase.backends.exporters.spinnaker2 import firmware, products, routing, work
+from rheobase.backends.exporters.spinnaker2.arithmetic_rwkv import power_table
+from rheobase.backends.exporters.spinnaker2.image import EMBEDDING, HEAD, KINDS, PROGRAM, TOKEN, Image, key
 from rheobase.backends.exporters.spinnaker2.partition import head_image
+from rheobase.backends.exporters.spinnaker2.program import OPS, instruction
 
 TICKS, ROWS = 60, 120
 SIZES, DENSITIES = (4, 16, 40), (1.0, 0.2, 0.05)
+SETTINGS = {
+    "slice": {"port": 2},
+    "norm": {"port": 2, "s0": 10, "s1": 1},
+    "mix": {"s0": 14},
+    "sigmoid": {"s0": 4},
+    "squared_relu": {"s0": 12},
+    "multiply": {"s0": 12},
+    "add": {"s0": 8, "s1": 8, "s2": 8},
+    "wkv": {"s0": 8, "s1": 9},
+}
+"""columns of a section's instructions that their ops need"""
 COMMAND = "python benchmarks/firmware_cycles.py"
 
 
@@ -50,6 +65,34 @@ def element(kind: int, rng, units: int, density: float, slices: int) -> Image:
     return Image.of(kind, fields, regions)
 
 
+def section(rng, units: int, density: float, ops: list[str]) -> Image:
+    """One section with two products of ROWS sources and a vector, and a program of these ops."""
+    length, registers = int(rng.choice((40, ROWS))), int(rng.integers(10, 30))
+    packed = [products.pack(weights(rng, ROWS, units, density)) for _ in range(2)]
+    table, at = [], dict.fromkeys(packed[0], 0)
+    for part in packed:
+        table.append([ROWS, *at.values(), len(part["gaps"]) if len(part["rows"]) else products.DENSE])
+        at = {name: at[name] + len(part[name]) for name in at}
+    rows = []
+    for number, op in enumerate(ops):
+        a, b, out = rng.integers(0, 6, 3).tolist()
+        columns = {"out": out, "a": a, "b": 6 if op == "lif" else b, "c": 7, "d": 8, **SETTINGS.get(op, {})}
+        rows.append(instruction(op, **columns | ({"s0": 10 + number} if op == "send" else {})))
+    regions = {name: np.concatenate([part[name] for part in packed]) for name in at}
+    regions |= {"products": table, "vectors": [[length, 0]], "gathered": np.zeros(length), "program": rows}
+    regions |= {"bias": np.zeros((2, units)), "shift": np.full((2, units), 6), "accumulators": np.zeros((2, units))}
+    regions |= {"factors": rng.integers(1, 2**14, (5, units)), "registers": np.zeros((registers, units))}
+    regions |= {
+        "initial": rng.integers(-(2**12), 2**12, registers),
+        "sigmoid": ints.sigmoid_table(),
+        "power": power_table(),
+    }
+    regions["keys"] = [[key(0, 0), 0, ROWS, 0], [key(1, 0), 0, ROWS, 1], [key(2, 0), 0, length, 2]]
+    fields = {"layer": 0, "slice": 0, "unit_lo": 0, "units": units, "products": 2, "vectors": 1, "registers": registers}
+    fields |= {"factors": 5, "instructions": len(rows), "listens": 3}
+    return Image.of(PROGRAM, fields, {name: np.asarray(array) for name, array in regions.items()})
+
+
 def heard(image: Image, rng) -> tuple[np.ndarray, np.ndarray]:
     """Random events and ticks, and how often a key is compared in vain at each tick."""
     if image.kind == EMBEDDING:
@@ -76,28 +119,34 @@ def what_happened(image: Image, records: np.ndarray, sent: np.ndarray, tries: np
     ends = np.flatnonzero(records["key"] == firmware.TICK["key"][0])
     if image.kind == EMBEDDING:
         return work.recorded(image, {TOKEN: records["payload"][ends - 1]})
-    fired = {0: np.zeros((TICKS, ROWS)), 1: np.zeros((TICKS, image.fields["units"]))}
-    bases = {int(base): int(first) for base, first, *_ in image.regions["keys"].reshape(-1, 4)}
+    keys = image.regions["keys"].reshape(-1, 4).tolist()
+    bases = {base: first for base, first, *_ in keys}
+    ends_ = {stream: max(k[1] + k[2] for k in keys if k[0] >> 24 == stream) for stream in {k[0] >> 24 for k in keys}}
+    fired = {stream: np.zeros((TICKS, rows)) for stream, rows in ends_.items()}
+    fired |= {stream: np.zeros((TICKS, 1)) for stream in routing.sent_by(image) if stream not in fired}
     for tick, events in enumerate(np.split(records, ends)[:-1]):
         for k in events["key"][events["key"] != firmware.TICK["key"][0]].tolist():
             fired[k >> 24][tick, bases[k & 0xFFFF0000] + (k & 0xFFFF)] = 1
     done = work.recorded(image, fired) | {"try": tries}
-    return done | ({"sent": sent} if image.kind == EGRU else {})
+    return done | ({"sent": sent} if "sent" in done else {})
 
 
 def fit(kind: int, elf: Path, seed: int = 0) -> tuple[dict[str, float], float, float]:
     """Prices by term, and the mean and the largest error of a tick as shares of what it took."""
     rng = np.random.default_rng(seed)
     rows, took = [], []
-    for units in SIZES:
-        for density in DENSITIES:
-            for slices in (1, 6):
-                image = element(kind, rng, units, density, slices)
-                records, tries = heard(image, rng)
-                run = firmware.emulate(elf, image.pack(), records, where=KINDS[kind])
-                done = what_happened(image, records, np.diff(run.ends, prepend=0), tries)
-                rows.append(np.stack([done.get(t, np.zeros(TICKS)) for t in work.TERMS[kind]], 1))
-                took.append(run.instructions)
+    if kind == PROGRAM:
+        lists = [rng.choice(OPS, rng.integers(1, 16)).tolist() for _ in range(60)]
+        images = [section(rng, int(rng.choice(SIZES)), rng.choice(DENSITIES), ops) for ops in lists]
+    else:
+        sizes = itertools.product(SIZES, DENSITIES, (1, 6))
+        images = [element(kind, rng, units, density, slices) for units, density, slices in sizes]
+    for image in images:
+        records, tries = heard(image, rng)
+        run = firmware.emulate(elf, image.pack(), records, where=KINDS[kind])
+        done = what_happened(image, records, np.diff(run.ends, prepend=0), tries)
+        rows.append(np.stack([done.get(t, np.zeros(TICKS)) for t in work.TERMS[kind]], 1))
+        took.append(run.instructions)
     rows, took = np.concatenate(rows), np.concatenate(took).astype(float)
     prices, *_ = np.linalg.lstsq(rows, took, rcond=None)
     error = np.abs(rows @ prices - took) / took

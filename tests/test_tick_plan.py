@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from rheobase.backends import export
 from rheobase.backends.artifact import open_artifact
@@ -9,6 +10,7 @@ from rheobase.backends.exporters.spinnaker2 import emulate, firmware, load_image
 from rheobase.backends.exporters.spinnaker2.image import EGRU, TOKEN, Image, key
 from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.trace import artifact_trace
+from rheobase.models import SpikeGPT, SpikeGPTConfig
 
 needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
 
@@ -73,3 +75,21 @@ def test_the_plan_of_a_trained_model_against_its_emulation(small_run, tmp_path, 
         assert taken[where].max() <= 1.05 * found["pes"][where]["worst"]
         assert np.isclose(predicted.mean(), taken[where].mean(), rtol=0.05), where
         assert predicted.mean() == pytest.approx(found["pes"][where]["mean"], abs=0.5)
+
+
+@needs_qemu
+def test_the_plan_of_a_spikegpt_against_its_emulation(tmp_path):
+    text = np.arange(240).reshape(2, 120) * 7 % 256
+    torch.manual_seed(0)
+    model = SpikeGPT(SpikeGPTConfig(embedding=24, depth=1, placement="spike_fed")).eval()
+    model.wake(torch.as_tensor(text))
+    model.advance(1.0)
+    artifact = export(model, "spinnaker2", tmp_path / "image", calibration=text[:, :24])
+    dram, pes = load_images(artifact)
+    trace = artifact_trace(artifact)
+    found = artifact.manifest["tick_plan"]
+    assert found["ticks_a_token"] == len(pes) + 1
+    taken = emulate.alone(Machine(dram, pes, record=True), trace.tokens).instructions
+    for where, _ in pes:
+        assert taken[where].max() <= 1.15 * found["pes"][where]["worst"]
+        assert np.isclose(found["pes"][where]["mean"], taken[where].mean(), rtol=0.15), where

@@ -77,9 +77,13 @@ def streams(dram: Image | None, pes: Pes) -> list[Stream]:
 def sent_by(image: Image) -> dict[int, str]:
     """The streams that a layer, a section or a head sends, and the port that shows them to a probe."""
     if image.kind == PROGRAM:
-        rows = [Instruction(*row) for row in image.regions["program"].reshape(-1, len(COLUMNS)).tolist()]
-        return {row.s0: str(row.a) for row in rows if OPS[row.op] == "send"}
+        return {row.s0: str(row.a) for row in program_of(image) if OPS[row.op] == "send"}
     return {image.fields["layer"] + 1: "y"} if image.kind == EGRU else {LOGITS: "out"}
+
+
+def program_of(image: Image) -> list[Instruction]:
+    """A section's program."""
+    return [Instruction(*row) for row in image.regions["program"].reshape(-1, len(COLUMNS)).tolist()]
 
 
 def places(pes: Pes) -> dict[str, Place]:
