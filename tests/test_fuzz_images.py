@@ -113,10 +113,10 @@ def test_targets_of_a_row_rise():
 
 
 @needs_c
-def test_keys_name_slices_each_once():
+def test_keys_ascend():
     keys = unpack(layer(), "pe").regions["keys"].reshape(-1, 4)
     for wrong in (keys[[0, 1, 0]], keys + np.array([1, 0, 0, 0])):
-        both_refuse(layer(keys=wrong), "first keys of slices, each once", "a field out of range")
+        both_refuse(layer(keys=wrong), "first keys of slices, ascending", "a field out of range")
 
 
 @needs_c

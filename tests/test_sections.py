@@ -178,7 +178,7 @@ def random_element(seed: int, n: int = 5, extreme: bool = False):
         "accumulators": np.zeros((1, n)),
         "rows": [],
         "gaps": [],
-        "weight": weight,
+        "weight": weight.reshape(-1),
         "factors": factors,
         "registers": np.zeros((21, n)),
         "initial": initial,

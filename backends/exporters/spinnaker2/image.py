@@ -5,8 +5,8 @@ one layer with all their gates; the rows of its weights are stored by source, so
 
     header   "S2LM", u16 version, u16 kind, 12 x u32 fields, then per region u32 id, offset, size
     key      [31:24] stream (0 the embedding, l + 1 layer l)  [23:16] slice of the source  [15:0] unit in the slice
-    keys     per slice that is listened to: its first key, its first row, its units, and the product that they feed;
-             their first keys are each there once
+    keys     per slice that is listened to: its first key, its first row, its units, and the port (product or vector)
+             that they feed; first keys ascend
     weights  a product of R rows and W targets is either dense: weight [R, W], and no rows and gaps; or it lists what
              is kept: row r holds weight[rows[r] : rows[r + 1]], and its targets are the running sums of the gaps
              there, which rise. A gap over 255 takes further weights of 0. The smaller of the two is taken.

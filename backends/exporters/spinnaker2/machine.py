@@ -72,8 +72,8 @@ class Element:
             if port >= len(rows) or first + count > rows[port]:
                 raise FormatError(where, "keys of rows that there are", "others", "export it anew")
         bases = self.keys[:, 0]
-        if np.any(bases & ~KEY_MASK) or len(np.unique(bases)) < len(bases):
-            raise FormatError(where, "first keys of slices, each once", "others", "export it anew")
+        if np.any(bases & ~KEY_MASK) or (np.diff(bases) <= 0).any():
+            raise FormatError(where, "first keys of slices, ascending", "others", "export it anew")
         self.reset()
 
     def _ports(self) -> list[int]:

@@ -243,7 +243,7 @@ def _product(weight: np.ndarray, port: str = "") -> dict[str, np.ndarray]:
 def _layer_images(graph: EventGraph, index: int, layer: Layer, sends: Slices, slices: Slices) -> list[Image]:
     nodes = {"a": graph.node(layer.kernel), "q": graph.node(layer.recurrent)}
     thr = graph.arrays_of(graph.node(layer.name))["thr"]
-    keys = _keys(layer.stream_in, sends, 0) + _keys(index + 1, slices, 1)
+    keys = sorted(_keys(layer.stream_in, sends, 0) + _keys(index + 1, slices, 1))
     images = []
     for number, (lo, hi) in enumerate(slices):
         columns = np.concatenate([gate * layer.units + np.arange(lo, hi) for gate in range(3)])

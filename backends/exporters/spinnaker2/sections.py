@@ -167,6 +167,11 @@ def _compile(graph: EventGraph, section: Section, travels, streams: dict[str, in
     for name, got, most in (("products", section.products, MOST_PRODUCTS), ("vectors", section.vectors, MOST_VECTORS)):
         if len(got) > most:
             raise UnsupportedError(section.name, f"at most {most} {name}", str(len(got)), "export a SpikeGPT")
+    twice = [*(source for _, source in section.products), *section.vectors]
+    if len(set(twice)) < len(twice):
+        raise UnsupportedError(
+            section.name, "signals that feed one port each", "one that feeds two", "export a SpikeGPT"
+        )
     local = [e.source for e, n in every if travels(e, n) and not isinstance(n.op, SENT_WHOLE)]
     for source in dict.fromkeys(local):
         port = len(section.products) + section.vectors.index(source)
@@ -278,7 +283,7 @@ def images_of(graph: EventGraph, plan: Plan, stage: int, sent: dict[str, Slices]
             "program": np.array(section.program),
             "sigmoid": ints.sigmoid_table() if "sigmoid" in used else [],
             "power": rwkv.power_table() if "wkv" in used else [],
-            "keys": np.array(keys),
+            "keys": np.array(sorted(keys)),
         }
         fields = {"layer": stage, "slice": number, "unit_lo": lo, "units": n, "products": len(weights)}
         fields |= {"vectors": len(lengths), "registers": len(initial), "factors": len(section.factors)}

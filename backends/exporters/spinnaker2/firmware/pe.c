@@ -88,9 +88,8 @@ static int keys_open(pe_t *pe, uint8_t *image, uint32_t id, uint32_t listens, ui
         return PE_BAD_SIZE;
     for (uint32_t i = 0; i < listens; i++) {
         const uint32_t *entry = pe->keys + 4 * i;
-        for (uint32_t other = 0; other < i; other++)
-            if (pe->keys[4 * other] == entry[0])
-                return PE_BAD_FIELD;
+        if (i && entry[0] <= entry[-4])
+            return PE_BAD_FIELD;
         if ((entry[0] & ~S2LM_KEY_MASK) || entry[3] >= pe->products + vectors)
             return PE_BAD_FIELD;
         const uint32_t port = entry[3];
@@ -329,20 +328,30 @@ void pe_receive(pe_t *pe, uint32_t key, int32_t payload)
         pe->strays += base != S2LM_TOKEN;
         return;
     }
-    /* Events come slice after slice: begin where the last one was found. */
-    for (uint32_t tried = 0; tried < pe->listens; tried++) {
-        const uint32_t *entry = pe->keys + 4 * pe->heard;
-        if (entry[0] == base && unit < entry[2]) {
-            if (entry[3] < pe->products)
-                product_add(&pe->product[entry[3]], entry[1] + unit, payload);
+    /* Events mostly come slice after slice: look where the last one was found, then search by halves. */
+    const uint32_t *entry = pe->keys + 4 * pe->heard;
+    if (!pe->listens || *entry != base) {
+        uint32_t low = 0, high = pe->listens;
+        while (low < high) {
+            const uint32_t middle = (low + high) / 2;
+            if (pe->keys[4 * middle] < base)
+                low = middle + 1;
             else
-                pe->vector[entry[3] - pe->products].at[entry[1] + unit] = (int16_t)payload;
+                high = middle;
+        }
+        entry = pe->keys + 4 * low;
+        if (low == pe->listens || entry[0] != base) {
+            pe->strays++;
             return;
         }
-        if (++pe->heard == pe->listens)
-            pe->heard = 0;
+        pe->heard = low;
     }
-    pe->strays++;
+    if (unit >= entry[2])
+        pe->strays++;
+    else if (entry[3] < pe->products)
+        product_add(&pe->product[entry[3]], entry[1] + unit, payload);
+    else
+        pe->vector[entry[3] - pe->products].at[entry[1] + unit] = (int16_t)payload;
 }
 
 void pe_tick(pe_t *pe, send_t *send, void *to)
