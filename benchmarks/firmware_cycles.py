@@ -94,11 +94,11 @@ def section(rng, units: int, density: float, ops: list[str]) -> Image:
 
 
 def heard(image: Image, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Random events and ticks, and how often a key is compared in vain at each tick."""
+    """Random events and ticks, and the steps of searches for a key at each tick."""
     if image.kind == EMBEDDING:
         rows = [np.array([(key(TOKEN, 0), t)], firmware.RECORD) for t in rng.integers(0, image.fields["units"], TICKS)]
         return np.concatenate([part for row in rows for part in (row, firmware.TICK)]), np.zeros(TICKS)
-    records, tries, cursor = [], np.zeros(TICKS), 0
+    records, steps, cursor = [], np.zeros(TICKS), 0
     keys = image.regions["keys"].reshape(-1, 4).astype(np.int64)
     for tick in range(TICKS):
         fires = [np.flatnonzero(rng.random(count) < rng.random()) for count in keys[:, 2]]
@@ -106,15 +106,15 @@ def heard(image: Image, rng) -> tuple[np.ndarray, np.ndarray]:
         if tick % 2:
             mixed = rng.permutation(len(slices))
             slices, units = slices[mixed], units[mixed]
-        tries[tick] = (np.diff(slices, prepend=cursor) % len(keys)).sum()
+        steps[tick] = (np.diff(slices, prepend=cursor) != 0).sum() * work.halvings(image)
         cursor = slices[-1] if len(slices) else cursor
         events = np.empty(len(slices), firmware.RECORD)
         events["key"], events["payload"] = keys[slices, 0] + units, rng.integers(-(2**14), 2**14, len(slices))
         records += [events, firmware.TICK]
-    return np.concatenate(records), tries
+    return np.concatenate(records), steps
 
 
-def what_happened(image: Image, records: np.ndarray, sent: np.ndarray, tries: np.ndarray) -> dict[str, np.ndarray]:
+def what_happened(image: Image, records: np.ndarray, sent: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
     """The terms of each tick, [TICKS]."""
     ends = np.flatnonzero(records["key"] == firmware.TICK["key"][0])
     if image.kind == EMBEDDING:
@@ -127,7 +127,7 @@ def what_happened(image: Image, records: np.ndarray, sent: np.ndarray, tries: np
     for tick, events in enumerate(np.split(records, ends)[:-1]):
         for k in events["key"][events["key"] != firmware.TICK["key"][0]].tolist():
             fired[k >> 24][tick, bases[k & 0xFFFF0000] + (k & 0xFFFF)] = 1
-    done = work.recorded(image, fired) | {"try": tries}
+    done = work.recorded(image, fired) | {"halving": steps}
     return done | ({"sent": sent} if "sent" in done else {})
 
 
@@ -142,9 +142,9 @@ def fit(kind: int, elf: Path, seed: int = 0) -> tuple[dict[str, float], float, f
         sizes = itertools.product(SIZES, DENSITIES, (1, 6))
         images = [element(kind, rng, units, density, slices) for units, density, slices in sizes]
     for image in images:
-        records, tries = heard(image, rng)
+        records, steps = heard(image, rng)
         run = firmware.emulate(elf, image.pack(), records, where=KINDS[kind])
-        done = what_happened(image, records, np.diff(run.ends, prepend=0), tries)
+        done = what_happened(image, records, np.diff(run.ends, prepend=0), steps)
         rows.append(np.stack([done.get(t, np.zeros(TICKS)) for t in work.TERMS[kind]], 1))
         took.append(run.instructions)
     rows, took = np.concatenate(rows), np.concatenate(took).astype(float)

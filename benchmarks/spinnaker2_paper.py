@@ -2,9 +2,10 @@
 
 python benchmarks/spinnaker2_paper.py [--tokens 64]
 
-Prints elements, the fullest of them, cycles, ticks and the estimate at some activities beside the published figures,
-then the same network with embedding and head on elements, pruned to 10 %. At an activity, each unit sends at each
-token with that probability.
+First the firmware's C on the host, one thread, processor time, the best of five runs: with a head of 10,000 words, and
+the stack alone (with one of 16); thresholds set the activity. Then elements, the fullest of them, cycles, ticks and
+the estimate at some activities beside the published figures, and the same network with embedding and head on elements,
+pruned to 10 %. There, each unit sends at each token with the probability that is named.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from rheobase.backends.exporters.spinnaker2 import routing
 from rheobase.backends.exporters.spinnaker2.chip import of_number
 from rheobase.backends.exporters.spinnaker2.estimate import CHIP, LEVELS, UNKNOWN, estimate, show
+from rheobase.backends.exporters.spinnaker2.host import Host
 from rheobase.backends.exporters.spinnaker2.image import TOKEN
 from rheobase.backends.exporters.spinnaker2.partition import build
 from rheobase.backends.exporters.spinnaker2.plan import tick_plan
@@ -27,23 +29,49 @@ WATTS, SECONDS, JOULES, ELEMENTS, KILOBYTES = 0.39, 0.17025, 0.0653, 150, 88.3
 """published; what an inference is, a token or a sequence, is not said"""
 SEQUENCE = 70
 """tokens of a segment in the published evaluation, at batch 1"""
+THRESHOLDS = {1.0: (0.09, 0.04), TABLE_KEPT: (0.026, 0.008)}
+"""share of the embedding kept -> with these weights about 10 % and 20 % of the units send"""
 ACTIVITIES = (0.1, 0.203, 1.0)
 """0.203 of EGRU-1350 on PTB, published; 1.0 is every unit"""
 
 
-def network(table_kept: float = 1.0) -> EGRULM:
-    """The network with random weights of which a share is kept."""
+def network(table_kept: float = 1.0, vocabulary: int = VOCABULARY, thr: float | None = None) -> EGRULM:
+    """The network with random weights of which a share is kept, and one threshold if given."""
     torch.manual_seed(0)
-    model = EGRULM(EGRULMConfig(embedding=EMBEDDING, layers=WIDTHS, vocabulary=VOCABULARY))
+    model = EGRULM(EGRULMConfig(embedding=EMBEDDING, layers=WIDTHS, vocabulary=vocabulary))
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "embed" in name:
+            if name.endswith("thr") and thr is not None:
+                p.fill_(thr)
+            elif "embed" in name:
                 p.normal_(0, 0.5)
                 p[torch.rand_like(p) >= table_kept] = 0
             elif p.dim() == 2:
                 p[torch.rand_like(p) >= KEPT] = 0
                 p *= KEPT**-0.5
     return model
+
+
+def host_speed(thr: float, table_kept: float) -> None:
+    """Print tokens a second of the host's C with a whole head and with almost none."""
+    rates = []
+    for vocabulary in (VOCABULARY, 16):
+        tokens = np.random.default_rng(0).integers(0, vocabulary, 500)
+        integer, _ = quantise(network(table_kept, vocabulary, thr).lower(), tokens[None, :32])
+        partition = build(integer)
+        machine = Host(partition.dram, [(p.name, p.image) for p in partition.placed])
+        seconds = []
+        for _ in range(5):
+            machine.events, began = 0, time.process_time()
+            machine.run(tokens)
+            seconds.append(time.process_time() - began)
+        rates.append(len(tokens) / min(seconds))
+        if vocabulary == VOCABULARY:
+            active = machine.events / len(tokens) / sum(WIDTHS)
+    print(
+        f"  {100 * active:4.1f} % active, embedding {100 * table_kept:3.0f} % dense: {rates[0]:,.0f} tokens a second "
+        f"with a head of {VOCABULARY:,} words, {rates[1]:,.0f} the stack alone"
+    )
 
 
 def run(title: str, model: EGRULM, tokens: np.ndarray, *, dram: bool, table_kept: float = 1.0) -> None:
@@ -97,7 +125,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args()
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, args.tokens))
-    print(published())
+    print("the firmware's C on the host, one thread, 95 % pruned")
+    for table_kept, thresholds in THRESHOLDS.items():
+        for thr in thresholds:
+            host_speed(thr, table_kept)
+    print("\n" + published())
     run("95 % pruned, embedding and head in DRAM", network(), tokens, dram=True)
     title = "the same on elements alone, embedding and head pruned to 10 %"
     run(title, network(TABLE_KEPT), tokens, dram=False, table_kept=TABLE_KEPT)

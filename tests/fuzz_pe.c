@@ -6,11 +6,6 @@
 
 #include "pe.h"
 
-typedef struct {
-    uint32_t key;
-    int32_t payload;
-} event_t;
-
 int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
                  const int32_t *first, const int32_t *listener, const int64_t *tokens, int64_t n_tokens,
                  int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room);
@@ -34,6 +29,11 @@ static void count(void *to, uint32_t key, int32_t payload)
     sent++;
 }
 
+static void hear(pe_t *pe, uint32_t key, int32_t payload)
+{
+    pe_receive(pe, &(event_t){key, payload}, 1);
+}
+
 /* Events of every key it listens to, and of random ones, with extreme payloads. */
 static void events(pe_t *pe)
 {
@@ -42,13 +42,13 @@ static void events(pe_t *pe)
     for (uint32_t i = 0; i < pe->listens; i++) {
         const uint32_t base = pe->keys[4 * i], units = pe->keys[4 * i + 2];
         for (uint32_t unit = 0; unit <= units && unit < 64; unit++)
-            pe_receive(pe, base + unit, payloads[draw() % n]);
-        pe_receive(pe, base + units - 1, payloads[draw() % n]);
+            hear(pe, base + unit, payloads[draw() % n]);
+        hear(pe, base + units - 1, payloads[draw() % n]);
     }
     for (uint32_t i = 0; i < 16; i++)
-        pe_receive(pe, draw(), payloads[draw() % n]);
+        hear(pe, draw(), payloads[draw() % n]);
     if (pe->kind == S2LM_EMBEDDING)
-        pe_receive(pe, S2LM_TOKEN, draw() & 1 ? (int32_t)draw() : (int32_t)(pe->field[EMBEDDING_UNIT_LO] + draw() % 9));
+        hear(pe, S2LM_TOKEN, draw() & 1 ? (int32_t)draw() : (int32_t)(pe->field[EMBEDDING_UNIT_LO] + draw() % 9));
 }
 
 static void run(pe_t *pe)

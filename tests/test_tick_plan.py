@@ -30,11 +30,11 @@ def one_element() -> Image:
 def test_the_work_of_a_tick_by_hand():
     image = one_element()
     worst = dict(tick=1, unit=2, sent=2, dense_event=4, dense_weight=24, sparse_event=3, sparse_weight=3)
-    assert work.worst(image) == worst | {"try": 7 * 2}
+    assert work.worst(image) == worst | {"halving": 7 * 2}
     fired = {0: np.array([[1, 0, 0, 1], [0, 0, 0, 0]]), 1: np.array([[1, 0, 1], [0, 1, 0]])}
     done = {term: count.tolist() for term, count in work.recorded(image, fired).items()}
     assert done == {
-        **{"tick": [1, 1], "unit": [2, 2], "sent": [1, 1], "try": [3, 3]},
+        **{"tick": [1, 1], "unit": [2, 2], "sent": [1, 1], "halving": [6, 6]},
         **{"dense_event": [2, 0], "dense_weight": [12, 0], "sparse_event": [2, 1], "sparse_weight": [3, 0]},
     }
     prices = work.cycles()["egru"]

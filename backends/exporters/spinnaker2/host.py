@@ -39,7 +39,7 @@ def library() -> ctypes.CDLL | None:
     lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, pointer, pointer, number]
     lib.host_run.argtypes += [pointer, number, pointer, pointer]
     lib.host_run.restype = number
-    lib.pe_receive.argtypes, lib.pe_receive.restype = [pointer, ctypes.c_uint32, ctypes.c_int32], None
+    lib.pe_receive.argtypes, lib.pe_receive.restype = [pointer, pointer, ctypes.c_uint32], None
     lib.host_tick.argtypes, lib.host_tick.restype = [pointer, pointer, pointer], number
     return lib
 
@@ -128,7 +128,8 @@ class Alone:
     def receive(self, keys: np.ndarray, payloads: np.ndarray) -> None:
         """Some events."""
         for key_, payload in zip(keys.tolist(), payloads.tolist(), strict=True):
-            self._lib.pe_receive(self._element.ctypes.data, key_, payload)
+            event = np.array([key_ & 0xFFFFFFFF, payload & 0xFFFFFFFF], np.uint32)
+            self._lib.pe_receive(self._element.ctypes.data, event.ctypes.data, 1)
 
     def tick(self) -> tuple[np.ndarray, np.ndarray, int]:
         """The events it sends, keys and payloads, and its hash."""

@@ -1,8 +1,8 @@
 """What a processing element does at a tick, term by term, and the instructions that it takes.
 
-Terms: tick 1, unit units updated, sent events sent, try keys compared in vain, and events heard and weights that they
-add, apart for products that are dense and sparse (see `image`). A section also counts the instructions of its program,
-units by op, sources of its norms, registers by unit and lengths of its vectors.
+Terms: tick 1, unit units updated, sent events sent, halving steps of searches for a key, and events heard and weights
+that they add, apart for products that are dense and sparse (see `image`). A section also counts the instructions of its
+program, units by op, sources of its norms, registers by unit and lengths of its vectors.
 
 The price of each term in instructions is in `firmware/cycles.toml`, a table a kind of element, fitted by
 benchmarks/firmware_cycles.py to what the firmware takes in QEMU. A section's branches depend on its data: the ticks of
@@ -21,7 +21,7 @@ from rheobase.backends.exporters.spinnaker2.products import DENSE
 from rheobase.backends.exporters.spinnaker2.program import OPS
 from rheobase.backends.exporters.spinnaker2.routing import program_of, sent_by
 
-HEARD = ("try", "dense_event", "dense_weight", "sparse_event", "sparse_weight")
+HEARD = ("halving", "dense_event", "dense_weight", "sparse_event", "sparse_weight")
 TERMS = {
     EGRU: ("tick", "unit", "sent", *HEARD),
     HEAD: ("tick", "unit", *HEARD),
@@ -45,7 +45,7 @@ def instructions(image: Image, work: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def worst(image: Image) -> dict[str, int]:
-    """The most that can happen at a tick: every source sends, in an order that finds each key last, and every unit."""
+    """The most that can happen at a tick: every source sends, each event of another slice than the last, every unit."""
     if image.kind == EMBEDDING:
         form, kept = _kept(image, "", image.fields["width"])
         return {"tick": 1, f"{form}_weight": int(kept.max(initial=0))}
@@ -58,11 +58,11 @@ def worst(image: Image) -> dict[str, int]:
             counts[f"{form}_weight"] += int(kept.sum())
     if "sent" in counts:
         counts["sent"] = image.fields["units"] * len(sent_by(image))
-    return counts | {"try": events * (image.fields["listens"] - 1)}
+    return counts | {"halving": events * halvings(image)}
 
 
 def recorded(image: Image, fired: Fired) -> dict[str, np.ndarray]:
-    """What happened at each of T recorded ticks, [T] a term; keys are found slice after slice."""
+    """What happened at each of T recorded ticks, [T] a term; events come slice after slice."""
     if image.kind == EMBEDDING:
         form, kept = _kept(image, "", image.fields["width"])
         (tokens,) = (row for stream, row in fired.items() if row.ndim == 1)
@@ -79,8 +79,13 @@ def recorded(image: Image, fired: Fired) -> dict[str, np.ndarray]:
     lo, units = image.fields["unit_lo"], image.fields["units"]
     if "sent" in counts:
         counts["sent"] = sum(fired[stream][:, lo : lo + units].sum(1) for stream in sent_by(image))
-    counts["try"] += image.fields["listens"]
+    counts["halving"] += image.fields["listens"] * halvings(image)
     return counts | {term: np.full(steps, count) for term, count in _always(image).items()}
+
+
+def halvings(image: Image) -> int:
+    """The most steps that the search for a key takes."""
+    return int(image.fields["listens"]).bit_length()
 
 
 def _always(image: Image) -> dict[str, int]:

@@ -4,11 +4,6 @@
 #include "pe.h"
 
 typedef struct {
-    uint32_t key;
-    int32_t payload;
-} event_t;
-
-typedef struct {
     event_t *at;
 } queue_t;
 
@@ -52,8 +47,7 @@ static void deliver(pe_t *pe, const event_t *from, const event_t *end, const int
         while (next < end && next->key >> 16 == base)
             next++;
         for (int32_t i = first[base]; i < first[base + 1]; i++)
-            for (const event_t *e = from; e < next; e++)
-                pe_receive(pe + listener[i], e->key, e->payload);
+            pe_receive(pe + listener[i], from, (uint32_t)(next - from));
         from = next;
     }
 }

@@ -16,8 +16,8 @@ static void send(void *to, uint32_t key, int32_t payload)
 int main(void)
 {
     static pe_t pe;
-    uint32_t room, key = 0;
-    int32_t payload = 0;
+    uint32_t room;
+    event_t event;
     stack_guard = data_guard = GUARD;
     uint8_t *image = hal_image(&room);
     const int error = pe_open(&pe, image, room);
@@ -27,12 +27,12 @@ int main(void)
     }
     uint32_t busy = 0;
     for (;;) {
-        const int what = hal_next(&key, &payload);
+        const int what = hal_next(&event.key, &event.payload);
         if (what == HAL_STOP)
             return 0;
         const uint32_t before = hal_cycles();
         if (what == HAL_EVENT) {
-            pe_receive(&pe, key, payload);
+            pe_receive(&pe, &event, 1);
             busy += hal_cycles() - before;
             continue;
         }

@@ -319,11 +319,23 @@ void pe_reset(pe_t *pe)
     pe->strays = pe->heard = 0;
 }
 
-void pe_receive(pe_t *pe, uint32_t key, int32_t payload)
+/* Events of a port's units, from `first` on. */
+static void gather(pe_t *pe, uint32_t port, uint32_t first, const event_t *event, uint32_t count)
 {
-    const uint32_t base = key & S2LM_KEY_MASK, unit = key & ~S2LM_KEY_MASK;
+    if (port < pe->products) {
+        product_add(&pe->product[port], first, event, count);
+        return;
+    }
+    int16_t *at = pe->vector[port - pe->products].at + first;
+    for (uint32_t i = 0; i < count; i++)
+        at[event[i].key & ~S2LM_KEY_MASK] = (int16_t)event[i].payload;
+}
+
+void pe_receive(pe_t *pe, const event_t *event, uint32_t count)
+{
+    const uint32_t base = event->key & S2LM_KEY_MASK;
     if (pe->kind == S2LM_EMBEDDING) {
-        const uint32_t row = (uint32_t)payload - pe->field[EMBEDDING_UNIT_LO];
+        const uint32_t row = (uint32_t)event[count - 1].payload - pe->field[EMBEDDING_UNIT_LO];
         pe->token = base == S2LM_TOKEN && row < pe->units ? (int32_t)row : -1;
         pe->strays += base != S2LM_TOKEN;
         return;
@@ -340,18 +352,22 @@ void pe_receive(pe_t *pe, uint32_t key, int32_t payload)
                 high = middle;
         }
         entry = pe->keys + 4 * low;
-        if (low == pe->listens || entry[0] != base) {
-            pe->strays++;
+        if (low == pe->listens || *entry != base) {
+            pe->strays += count;
             return;
         }
         pe->heard = low;
     }
-    if (unit >= entry[2])
-        pe->strays++;
-    else if (entry[3] < pe->products)
-        product_add(&pe->product[entry[3]], entry[1] + unit, payload);
-    else
-        pe->vector[entry[3] - pe->products].at[entry[1] + unit] = (int16_t)payload;
+    while (count) {
+        uint32_t known = 0;
+        while (known < count && (event[known].key & ~S2LM_KEY_MASK) < entry[2])
+            known++;
+        gather(pe, entry[3], entry[1], event, known);
+        const uint32_t passed = known + (known < count);
+        pe->strays += known < count;
+        event += passed;
+        count -= passed;
+    }
 }
 
 void pe_tick(pe_t *pe, send_t *send, void *to)

@@ -4,6 +4,11 @@
 
 #include "arithmetic.h"
 
+typedef struct {
+    uint32_t key;
+    int32_t payload;
+} event_t;
+
 typedef void send_t(void *to, uint32_t key, int32_t payload);
 
 /* Rows of weights, one a source. Dense: weight [rows][width]. Else the weights kept of row r are start[r] to
@@ -59,8 +64,8 @@ enum {
  * here once; PE_OK, or what is wrong. */
 int pe_open(pe_t *pe, uint8_t *image, uint32_t room);
 
-/* Add an event to the sums of what listens to its key; one of no known key is counted in `strays`. */
-void pe_receive(pe_t *pe, uint32_t key, int32_t payload);
+/* Add events of one slice to the sums of what listens to it; those of no known key are counted in `strays`. */
+void pe_receive(pe_t *pe, const event_t *event, uint32_t count);
 
 /* Update all units, send their events, begin new sums, and set `hash`: over pre-activations, events and state. */
 void pe_tick(pe_t *pe, send_t *send, void *to);
@@ -69,7 +74,8 @@ void pe_tick(pe_t *pe, send_t *send, void *to);
 void pe_reset(pe_t *pe);
 
 void product_begin(const product_t *product, const int32_t *bias);
-void product_add(const product_t *product, uint32_t row, int32_t value);
+/* Add value x row for events whose units are rows from `first` on. */
+void product_add(const product_t *product, uint32_t first, const event_t *event, uint32_t count);
 
 void egru_tick(pe_t *pe, send_t *send, void *to);
 void head_tick(pe_t *pe, send_t *send, void *to);

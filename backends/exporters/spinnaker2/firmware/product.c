@@ -17,7 +17,7 @@ static void add_dense(int32_t *restrict sum, const int8_t *restrict weight, uint
         sum[j] = add32(sum[j], multiply32(value, weight[j]));
 }
 
-static void add_sparse(int32_t *sum, const int8_t *weight, const uint8_t *gap, uint32_t kept, int32_t value)
+static inline void add_sparse(int32_t *sum, const int8_t *weight, const uint8_t *gap, uint32_t kept, int32_t value)
 {
     for (uint32_t i = 0; i < kept; i++) {
         sum += gap[i];
@@ -25,12 +25,15 @@ static void add_sparse(int32_t *sum, const int8_t *weight, const uint8_t *gap, u
     }
 }
 
-void product_add(const product_t *product, uint32_t row, int32_t value)
+void product_add(const product_t *product, uint32_t first, const event_t *event, uint32_t count)
 {
-    if (!product->start) {
-        add_dense(product->sum, product->weight + row * product->width, product->width, value);
-        return;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t row = first + (event[i].key & ~S2LM_KEY_MASK);
+        if (!product->start) {
+            add_dense(product->sum, product->weight + row * product->width, product->width, event[i].payload);
+            continue;
+        }
+        const uint32_t from = product->start[row], kept = product->start[row + 1] - from;
+        add_sparse(product->sum, product->weight + from, product->gap + from, kept, event[i].payload);
     }
-    const uint32_t from = product->start[row];
-    add_sparse(product->sum, product->weight + from, product->gap + from, product->start[row + 1] - from, value);
 }
