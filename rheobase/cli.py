@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
         "check an exported directory and replay its trace",
         arg("path", metavar="DIR"),
         arg("--emulate", choices=["qemu", "qemu-together"], help="run the firmware in QEMU too, or a process a PE"),
+        arg("--against", metavar="TRACE", help="an HDF5 trace of a run elsewhere: name the first integer that differs"),
     )
     command(
         "inspect",

@@ -299,7 +299,13 @@ def verify(args) -> Answer:
     )
     if not report.ok:
         raise RheobaseError(args.path, "a whole artefact that replays its trace", report.problem, "export it anew")
-    return Answer(dataclasses.asdict(report), text)
+    if not args.against:
+        return Answer(dataclasses.asdict(report), text)
+    other = verify_artifact(args.path, against=args.against)
+    if not other.ok:
+        raise RheobaseError(args.against, f"the integers of {args.path}", other.problem, "look for the cause there")
+    text += f"\n{args.against}: {other.compared:,} integers compared, 0 mismatches"
+    return Answer({**dataclasses.asdict(report), "against": dataclasses.asdict(other)}, text)
 
 
 def inspect(args) -> Answer:
