@@ -103,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
             help="outputs to keep: 'layers.*.{c,y}'",
         ),
         arg("--out", help="HDF5 file for the recorded outputs"),
+        arg(
+            "--fault",
+            metavar="RATES",
+            help="with --on integer, on placed elements: late=1e-4,drop=1e-5,flip=1e-9 (a delivery, a bit and token)",
+        ),
+        arg("--seed", type=int, default=0, help="of the faults (default 0)"),
     )
     command(
         "export",

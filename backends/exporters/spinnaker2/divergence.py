@@ -11,7 +11,7 @@ from rheobase.spiking.registry import nearest
 
 
 def check_run(where: object, trace: StoredTrace, manifest: Mapping) -> None:
-    """Raise FormatError unless a trace is one of this image: integer tokens [B, T] and some of its signals [B, T, n]."""
+    """Raise FormatError unless a trace is of this image: integer tokens [B, T], and some signals [B, T, n]."""
     if trace.graph != manifest["integer_graph"]:
         raise FormatError(where, f"a run of graph {manifest['integer_graph'][:12]}", trace.graph[:12], "record it anew")
     tokens = np.asarray(trace.tokens)
