@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from test_firmware import random_machine
 from test_sections import TEXT, images, model_of
 
 from rheobase.backends.exporters.spinnaker2.faults import Faults, FaultyMachine, compare
@@ -12,6 +11,7 @@ from rheobase.backends.exporters.spinnaker2.image import key
 from rheobase.backends.exporters.spinnaker2.machine import EmbeddingElement, Machine
 from rheobase.backends.exporters.spinnaker2.partition import build
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.samples import random_machine
 from rheobase.cli import run
 from rheobase.spiking.errors import ConfigError
 
