@@ -10,6 +10,7 @@ import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.exporters.spinnaker2 import divergence, emulate, host, routing
+from rheobase.backends.exporters.spinnaker2.firmware import selftest
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.exporters.spinnaker2.overview import Overview, open_overview
@@ -36,7 +37,7 @@ def export(
     chips: int = 1,
 ) -> Artifact:
     """Write the artefact directory `out`: manifest, its hash, partition.json, placements.json, routing_tables.json,
-    machine.json, pe/NNN.bin, dram.bin, TRACE.
+    machine.json, pe/NNN.bin, dram.bin, TRACE, csrc/ with the firmware's C for a board's owner, which verify never runs.
 
     dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
     chips        how many chips there are
@@ -67,6 +68,7 @@ def export(
         table.append(entry | {"bytes": len(files[name]), "regions": pe.image.sizes()})
     pes = [(entry["file"], pe.image) for entry, pe in zip(table, partition.placed, strict=True)]
     files |= routing.files(partition.dram, pes)
+    files |= {f"csrc/{name}": data for name, data in selftest.sources().items()}
     files["partition.json"] = json.dumps({"pe_bytes": PE_BYTES, "pes": table}, indent=1).encode() + b"\n"
     manifest = {
         "format": FORMAT,
