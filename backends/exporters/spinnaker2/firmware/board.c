@@ -1,7 +1,8 @@
-/* The machine as a board, to fill in with its vendor's kit in place of qemu.c; main.c or selftest.c is the program.
- * The kit starts the program, with the memory of pe.ld or a map of its own, and calls main(). Compile with -DS2LM_BOARD:
- * the guard words of pe.ld are then left to the kit. As it stands every function below ends the program: there is no
- * image, which main.c reports as HAL_REFUSED, and nothing comes. */
+/* The machine as a board, to fill in with its vendor's kit in place of qemu.c. A program is main.c or selftest.c with
+ * this file and pe.c, product.c, egru.c, head.c, embedding.c, program.c, freestanding, for the Cortex-M4F. The kit
+ * starts it, with the memory of pe.ld or a map of its own, and calls main(). Compile with -DS2LM_BOARD: the guard words
+ * of pe.ld are then left to the kit. As it stands every function below ends the program: there is no image, which
+ * main.c reports as HAL_REFUSED, and nothing comes. */
 #include "s2_hal.h"
 
 /* The image pe/NNN.bin of this element, which the host loaded into data memory on a boundary of 16 bytes before the
