@@ -103,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
             help="outputs to keep: 'layers.*.{c,y}'",
         ),
         arg("--out", help="HDF5 file for the recorded outputs"),
+        arg(
+            "--fault",
+            metavar="RATES",
+            help="with --on integer, on placed elements: late=1e-4,drop=1e-5,flip=1e-9 (a delivery, a bit and token)",
+        ),
+        arg("--seed", type=int, default=0, help="of the faults (default 0)"),
     )
     command(
         "export",
@@ -119,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
         "check an exported directory and replay its trace",
         arg("path", metavar="DIR"),
         arg("--emulate", choices=["qemu", "qemu-together"], help="run the firmware in QEMU too, or a process a PE"),
+        arg("--against", metavar="TRACE", help="an HDF5 trace of a run elsewhere: name the first integer that differs"),
     )
     command(
         "inspect",

@@ -10,56 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rheobase.backends import export, verify
-from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, load_images, products
-from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, Image, key, layout_header
+from rheobase.backends.exporters.spinnaker2.image import layout_header
 from rheobase.backends.exporters.spinnaker2.machine import Machine, fold
-from rheobase.backends.exporters.spinnaker2.partition import build, head_image
+from rheobase.backends.exporters.spinnaker2.partition import build
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.samples import random_machine
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking.errors import FormatError, ShapeError
 
 needs_c = pytest.mark.skipif(host.library() is None, reason="no C compiler at install")
 needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
-
-
-def random_machine(seed: int, *, extreme: bool = False, density: float = 1.0, zoneout: int = 0):
-    """PEs of an embedding, two layers of two slices and a head, their numbers at random or at their ends."""
-    rng = np.random.default_rng(seed)
-    vocabulary, width, units = 7, 5, (6, 4)
-
-    def weights(rows, columns):
-        w = rng.choice([-128, 127], (rows, columns)) if extreme else rng.integers(-128, 128, (rows, columns))
-        return np.where(rng.random((rows, columns)) < density, w, 0)
-
-    def named(port, weight, columns):
-        shift = rng.choice([1, 30], columns) if extreme else rng.integers(4, 12, columns)
-        bias = rng.choice([-(2**29), 0, 2**29], columns) if extreme else rng.integers(-(2**20), 2**20, columns)
-        made = {f"{name}_{port}": array for name, array in products.pack(weight).items()}
-        return made | {f"shift_{port}": shift, f"bias_{port}": bias}
-
-    table = {"exponent": rng.integers(0, 9, vocabulary)} | products.pack(weights(vocabulary, width))
-    fields = {"layer": 0, "slice": 0, "unit_lo": 0, "units": vocabulary, "width": width, "x_frac": 8}
-    pes = [("embedding", Image.of(EMBEDDING, fields, table))]
-    inputs, before = width, [(0, width)]
-    for layer, n in enumerate(units):
-        slices = [(0, n // 2 - 1), (n // 2 - 1, n)]
-        keys = [[key(layer, s), lo, hi - lo, 0] for s, (lo, hi) in enumerate(before)]
-        keys += [[key(layer + 1, s), lo, hi - lo, 1] for s, (lo, hi) in enumerate(slices)]
-        for s, (lo, hi) in enumerate(slices):
-            own, columns = hi - lo, 3 * (hi - lo)
-            regions = {"cell": np.zeros(own), "accumulators": np.zeros(2 * columns), "keys": np.array(keys)}
-            regions["thr"] = rng.choice([0, 1, ints.ONE], own) if extreme else rng.integers(0, ints.ONE // 4, own)
-            regions |= named("a", weights(inputs, columns), columns) | named("q", weights(n, columns), columns)
-            regions |= {"sigmoid": ints.sigmoid_table(), "tanh": ints.tanh_table()}
-            fields = {"layer": layer, "slice": s, "unit_lo": lo, "units": own, "inputs": inputs}
-            fields |= {"layer_units": n, "listens": len(keys), "zoneout": zoneout}
-            pes.append((f"layer {layer}.{s}", Image.of(EGRU, fields, regions)))
-        inputs, before = n, slices
-    keys = [[key(2, s), lo, hi - lo, 0] for s, (lo, hi) in enumerate(before)]
-    place = {"layer": 2, "slice": 0, "unit_lo": 0}
-    head = head_image(place, weights(4, vocabulary), rng.integers(-99, 99, vocabulary), np.full(vocabulary, 3), keys)
-    return Machine(None, [*pes, ("head", head)], record=True), [*pes, ("head", head)]
 
 
 def by_numpy(machine, tokens):

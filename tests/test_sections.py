@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact
-from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
-from rheobase.backends.exporters.spinnaker2 import arithmetic_rwkv as rwkv
 from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, partition
 from rheobase.backends.exporters.spinnaker2.image import PROGRAM, Image, key
 from rheobase.backends.exporters.spinnaker2.machine import Machine, ProgramElement
 from rheobase.backends.exporters.spinnaker2.partition import build
-from rheobase.backends.exporters.spinnaker2.program import GRADED, OPS, RESETS, TERNARY, Sizes, check, instruction
+from rheobase.backends.exporters.spinnaker2.program import OPS, Sizes, check
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.samples import random_element
 from rheobase.backends.exporters.spinnaker2.sections import plan_of
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking.errors import FormatError, UnsupportedError
@@ -125,71 +124,6 @@ def test_a_model_that_needs_more_chips_says_so():
     with pytest.raises(UnsupportedError, match="expected at most 0 processing elements"):
         build(graph, chips=0)
     assert needed == len(build(graph, chips=4).placed) < 10
-
-
-def random_element(seed: int, n: int = 5, extreme: bool = False):
-    """One PE that runs every op on numbers drawn at random within their formats."""
-    rng = np.random.default_rng(seed)
-
-    def draw(low, high, *size):
-        ends = rng.choice([low, high - 1], size)
-        return ends if extreme else np.where(rng.random(size) < 0.2, ends, rng.integers(low, high, size))
-
-    small = draw(-(2**14), 2**14, 3, n)
-    leak = draw(0, 2**14 + 1, n)
-    factors = np.concatenate(
-        [
-            draw(-(2**15), 2**15, 1, n),
-            draw(-(2**29), 2**29, 1, n),
-            small[:2],
-            draw(-(2**29), 2**29, 1, n),
-            np.stack([leak, 2**14 - leak, draw(-9, 9, n), draw(0, 2**15, n), draw(0, 2**15, n)]),
-            draw(0, 2**28, 1, n),
-            draw(-(2**28), 2**28, 1, n),
-        ]
-    )
-    vectors, flags = 1, (0, RESETS, TERNARY, RESETS | TERNARY | GRADED, GRADED)
-    program = [
-        instruction("slice", out=0, port=1),
-        instruction("norm", out=1, port=1, factor=0, s0=int(draw(9, 18)), s1=1),
-        instruction("product", out=2, port=0, s0=1),
-        instruction("product", out=3, port=0, s0=0),
-        instruction("mix", out=4, a=0, b=1, factor=2, s0=int(draw(12, 17))),
-        instruction("sigmoid", out=5, a=2, s0=int(draw(-3, 3))),
-        instruction("squared_relu", out=6, a=1, s0=int(draw(10, 18))),
-        instruction("multiply", out=7, a=4, b=5, s0=14),
-        instruction("add", out=8, a=7, b=1, s0=int(draw(0, 8)), s1=int(draw(0, 8)), s2=int(draw(0, 8))),
-        *(instruction("lif", out=9, a=4, b=10 + i, factor=5, s0=7, s1=flag) for i, flag in enumerate(flags)),
-        instruction("wkv", out=15, a=0, b=1, c=16, d=17, factor=10, s0=int(draw(7, 17)), s1=18),
-        instruction("spike", out=19, a=8),
-        instruction("move", out=20, a=15),
-        instruction("send", a=9, s0=2),
-        instruction("send", a=15, s0=3),
-    ]
-    initial = np.zeros(21)
-    initial[18] = rwkv.START
-    weight = draw(-128, 128, 7, n)
-    regions = {
-        "products": np.array([[7, 0, 0, 0, 0xFFFFFFFF]]),
-        "vectors": np.array([[n + 3, 0]]),
-        "gathered": np.zeros(n + 3),
-        "bias": draw(-(2**20), 2**20, 1, n),
-        "shift": draw(-4, 12, 1, n),
-        "accumulators": np.zeros((1, n)),
-        "rows": [],
-        "gaps": [],
-        "weight": weight.reshape(-1),
-        "factors": factors,
-        "registers": np.zeros((21, n)),
-        "initial": initial,
-        "program": np.array(program),
-        "sigmoid": ints.sigmoid_table(),
-        "power": rwkv.power_table(),
-        "keys": np.array([[key(0, 0), 0, 7, 0], [key(1, 0), 0, n + 3, 1]]),
-    }
-    fields = {"layer": 0, "slice": 0, "unit_lo": 2, "units": n, "products": 1, "vectors": vectors, "registers": 21}
-    fields |= {"factors": len(factors), "instructions": len(program), "listens": 2}
-    return Image.of(PROGRAM, fields, regions), program
 
 
 @needs_c

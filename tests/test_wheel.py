@@ -37,6 +37,8 @@ def test_the_wheel_runs_quickstart_in_a_folder_of_anothers(tmp_path):
     table = json.loads(run("-m", "rheobase", "verify", "quickstart/spinnaker2", "--json", cwd=work, env=environment))
     assert table["ok"] and table["mismatches"] == 0 and table["compared"] > 10_000
     assert (work / "quickstart" / "report.html").stat().st_size > 10_000
+    sources = {p.name for p in (work / "quickstart" / "spinnaker2" / "csrc").iterdir()}
+    assert {"pe.c", "pe.h", "pe.ld", "main.c", "board.c", "selftest.c", "selftest_data.h"} <= sources
     library = run(
         "-c", "from rheobase.spiking.ops.native import library; print(library() is not None)", cwd=work, env=environment
     )

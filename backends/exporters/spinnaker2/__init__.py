@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
-from rheobase.backends.exporters.spinnaker2 import emulate, host, routing
+from rheobase.backends.exporters.spinnaker2 import divergence, emulate, host, routing
+from rheobase.backends.exporters.spinnaker2.firmware import selftest
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.exporters.spinnaker2.overview import Overview, open_overview
@@ -17,7 +18,7 @@ from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, PES, buil
 from rheobase.backends.exporters.spinnaker2.plan import fired_of, tick_plan
 from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise, refuse_other_ops
 from rheobase.backends.simulators import simulate
-from rheobase.backends.trace import TRACE, StoredTrace, artifact_trace, compare, trace_tensors
+from rheobase.backends.trace import TRACE, StoredTrace, artifact_trace, compare, load_trace, trace_tensors
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EventGraph, Tokens
 
@@ -36,7 +37,7 @@ def export(
     chips: int = 1,
 ) -> Artifact:
     """Write the artefact directory `out`: manifest, its hash, partition.json, placements.json, routing_tables.json,
-    machine.json, pe/NNN.bin, dram.bin, TRACE.
+    machine.json, pe/NNN.bin, dram.bin, TRACE, csrc/ with the firmware's C for a board's owner, which verify never runs.
 
     dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
     chips        how many chips there are
@@ -67,6 +68,7 @@ def export(
         table.append(entry | {"bytes": len(files[name]), "regions": pe.image.sizes()})
     pes = [(entry["file"], pe.image) for entry, pe in zip(table, partition.placed, strict=True)]
     files |= routing.files(partition.dram, pes)
+    files |= {f"csrc/{name}": data for name, data in selftest.sources().items()}
     files["partition.json"] = json.dumps({"pe_bytes": PE_BYTES, "pes": table}, indent=1).encode() + b"\n"
     manifest = {
         "format": FORMAT,
@@ -138,12 +140,19 @@ def _replay(machine: Machine, manifest, tokens, progress=iter) -> tuple[dict[str
 EMULATIONS = {"qemu": emulate.alone, "qemu-together": emulate.together}
 
 
-def verify(artifact: Artifact, emulation: str | None = None) -> Report:
+def verify(artifact: Artifact, emulation: str | None = None, against: str | Path | None = None) -> Report:
     """Replay the recorded tokens on the packed PEs and compare every integer of every step.
 
     The firmware's C on the host, where it was compiled, must give the same hashes and logits, and so must the firmware
     in QEMU if asked for: "qemu", an element after the other, or "qemu-together", a process an element.
+
+    against  a trace in HDF5 of a run elsewhere, such as on a board: its tokens and signals are compared, and not the
+             artefact's own; `problem` names the first element, token and unit that differs
     """
+    if against is not None:
+        if emulation:
+            raise ConfigError("verify", "one of emulation and against", "both", "verify twice")
+        return _verify_run(artifact, Path(against))
     if emulation not in (None, *EMULATIONS):
         raise ConfigError("verify --emulate", " or ".join(EMULATIONS), repr(emulation), "choose one of them")
     trace = artifact_trace(artifact)
@@ -169,6 +178,18 @@ def verify(artifact: Artifact, emulation: str | None = None) -> Report:
         )
         problem = problem or found.first
     return Report(problem is None, compared, different, problem, (*notes, routed))
+
+
+def _verify_run(artifact: Artifact, path: Path) -> Report:
+    trace, manifest = load_trace(path), artifact.manifest
+    divergence.check_run(path, trace, manifest)
+    images = load_images(artifact)
+    streams = [_replay(Machine(*images), manifest, row)[0] for row in trace.tokens]
+    got = {name: np.concatenate([signals[name] for signals in streams]) for name in trace.signals}
+    order = [name for name in manifest["order"] if name in got]
+    compared, different, first = compare(got, trace.signals, order)
+    problem = divergence.describe(Machine(*images), manifest, trace.tokens, first) if first else None
+    return Report(problem is None, compared, different, problem)
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

@@ -301,13 +301,17 @@ class Machine:
             raise FormatError("dram.bin", "embedding and head", "a PE", "export it anew")
         self.vectors = None if dram is None else dram_vectors(dram)
         self.stages = stages(dram, pes)
-        self.elements = [[ELEMENTS[image.kind](image, where) for where, image in stage] for stage in self.stages]
+        self.elements = [[self.element(where, image) for where, image in stage] for stage in self.stages]
         self.vocabulary = sum(pe.units for pe in self.elements[-1])
         self.record = record
         self.listeners: dict[int, list[Element | EmbeddingElement]] = {}
         for pe in (pe for stage in self.elements for pe in stage):
             for base in dict.fromkeys(pe.bases()):
                 self.listeners.setdefault(base, []).append(pe)
+
+    def element(self, where: str, image: Image) -> Element | EmbeddingElement:
+        """What runs one image."""
+        return ELEMENTS[image.kind](image, where)
 
     def first_events(self, token: int) -> Events:
         """What the host sends for a token: its vector from DRAM, or its id."""

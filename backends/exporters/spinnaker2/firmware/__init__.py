@@ -25,7 +25,7 @@ FLAGS = [
     *("-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard", "-nostdlib"),
 ]
 IMAGE_AT = 0x8000
-HASH, CYCLES, STRAYS, REFUSED, GUARD = range(5)
+HASH, CYCLES, STRAYS, REFUSED, GUARD, PASSED, FAILED = range(7)
 RECORD = np.dtype([("key", "<u4"), ("payload", "<i4")])
 TICK = np.array([(key(LOG, 0), 0)], RECORD)
 
@@ -35,12 +35,14 @@ def missing() -> str | None:
     return next((tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None), None)
 
 
-def compile_elf(out: Path, *, machine: str = "qemu") -> Path:
+def compile_elf(out: Path, *, machine: str = "qemu", program: str = "main", options: Sequence[str] = ()) -> Path:
     """Compile the program of a processing element to `out`; raises UnsupportedError without a compiler."""
     if shutil.which(COMPILER) is None:
         raise UnsupportedError("firmware", f"the compiler {COMPILER}", "none", PACKAGES)
-    sources = [str(FOLDER / f"{name}.c") for name in (*KERNELS, "main", machine)]
-    subprocess.run([COMPILER, *FLAGS, f"-Wl,-T,{FOLDER / 'pe.ld'}", "-o", str(out), *sources, "-lgcc"], check=True)
+    sources = [str(FOLDER / f"{name}.c") for name in (*KERNELS, program, machine)]
+    subprocess.run(
+        [COMPILER, *FLAGS, *options, f"-Wl,-T,{FOLDER / 'pe.ld'}", "-o", str(out), *sources, "-lgcc"], check=True
+    )
     return out
 
 
@@ -59,6 +61,13 @@ def emulate(elf: Path, image: bytes, records: np.ndarray, *, where: str = "pe", 
 
     raises  UnsupportedError: no QEMU;  FormatError: the firmware refused the image, lost an event or its memory
     """
+    return parse(*execute(elf, image, records, where=where, timeout=timeout), where)
+
+
+def execute(
+    elf: Path, image: bytes, records: np.ndarray, *, where: str = "pe", timeout: float = 300.0
+) -> tuple[np.ndarray, int]:
+    """What `emulate` runs: the records that come out, events and logs, and the exit status."""
     if shutil.which(EMULATOR) is None:
         raise UnsupportedError("firmware", f"the emulator {EMULATOR}", "none", PACKAGES)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +77,7 @@ def emulate(elf: Path, image: bytes, records: np.ndarray, *, where: str = "pe", 
             done = subprocess.run(command(elf), cwd=folder, timeout=timeout, capture_output=True)
         except subprocess.TimeoutExpired:
             raise FormatError(where, f"an end within {timeout:g} s", "none", "run fewer tokens") from None
-        sent = np.frombuffer((Path(folder) / "out").read_bytes(), RECORD)
-    return parse(sent, done.returncode, where)
+        return np.frombuffer((Path(folder) / "out").read_bytes(), RECORD), done.returncode
 
 
 def command(elf: Path) -> list[str]:

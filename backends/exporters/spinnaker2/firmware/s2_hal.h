@@ -20,8 +20,8 @@ void hal_dma(void *local, uint32_t shared, uint32_t bytes);
 /* Cycles since some moment, modulo 2^32. */
 uint32_t hal_cycles(void);
 
-/* Tell the host that a tick is done: the hash of its state and the cycles that it took. */
-enum { HAL_HASH, HAL_CYCLES, HAL_STRAYS, HAL_REFUSED, HAL_GUARD };
+/* Tell the host that a tick is done: the hash of its state and the cycles that it took; or why the program ends. */
+enum { HAL_HASH, HAL_CYCLES, HAL_STRAYS, HAL_REFUSED, HAL_GUARD, HAL_PASSED, HAL_FAILED };
 void hal_log(uint32_t what, uint32_t value);
 
 /* End, with 0 for success. */
