@@ -27,7 +27,7 @@ static int32_t run(const selftest_t *test, uint8_t *image, uint32_t room)
     for (uint32_t i = 0; i < test->records; i++) {
         const uint32_t *record = test->heard + 2 * i;
         if (record[0] != S2LM_LOG) {
-            pe_receive(&pe, record[0], (int32_t)record[1]);
+            pe_receive(&pe, &(event_t){record[0], (int32_t)record[1]}, 1);
             continue;
         }
         uint32_t sent = 0;
