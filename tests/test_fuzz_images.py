@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from test_firmware import by_numpy, needs_c, random_machine
 from rheobase.backends import verify
 from rheobase.backends.artifact import MANIFEST, SEAL, _seal, open_artifact, reseal
 from rheobase.backends.exporters.spinnaker2 import TRACE, firmware, host, products
-from rheobase.backends.exporters.spinnaker2.image import ENTRY, PREFIX, REGIONS, Image, unpack
+from rheobase.backends.exporters.spinnaker2.image import ENTRY, PREFIX, PROGRAM, REGIONS, Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
+from rheobase.backends.exporters.spinnaker2.samples import random_element
 from rheobase.backends.trace import StoredTrace, read_trace_tensors, trace_tensors
 from rheobase.spiking.errors import FormatError
 
@@ -92,6 +94,15 @@ def test_regions_that_overlap_are_refused():
     data = bytearray(layer())
     data[PREFIX.size + 4 : PREFIX.size + 8] = bytes(4)
     both_refuse(bytes(data), "cell: expected a region after the last", "a region outside of the image")
+
+
+@needs_c
+def test_half_a_number_at_a_region_s_end_is_refused():
+    image = random_element(0)[0]
+    data = bytearray(Image.of(PROGRAM, image.fields, {**image.regions, "rows": np.zeros(1)}).pack())
+    at = PREFIX.size + ENTRY.size * list(REGIONS[PROGRAM]).index("rows") + 8
+    data[at : at + 4] = struct.pack("<I", 3)
+    both_refuse(bytes(data), "rows: expected a region after the last", "a region of another size")
 
 
 @needs_c

@@ -214,6 +214,8 @@ static int program_open(pe_t *pe, uint8_t *image)
     pe->registers = region(image, PROGRAM_AT_REGISTERS, (uint64_t)registers * n, 4);
     pe->initial = region(image, PROGRAM_AT_INITIAL, registers, 4);
     pe->program = region(image, PROGRAM_AT_PROGRAM, (uint64_t)field[PROGRAM_INSTRUCTIONS] * INSTRUCTION, 4);
+    if (region_bytes(image, PROGRAM_AT_ROWS) % 2 || region_bytes(image, PROGRAM_AT_GATHERED) % 2)
+        return PE_BAD_SIZE;
     if (!product || !vector || !bias || !shift || !sum || !pe->factors || !pe->registers || !pe->initial || !pe->program)
         return PE_BAD_SIZE;
     pe->instructions = field[PROGRAM_INSTRUCTIONS];
