@@ -96,15 +96,16 @@ def run(title: str, model: EGRULM, tokens: np.ndarray, *, dram: bool, table_kept
         fired = {i + 1: rng.random((tokens.size, units)) < activity for i, units in enumerate(WIDTHS)}
         fired |= {0: rng.random((tokens.size, EMBEDDING)) < table_kept, TOKEN: tokens.reshape(-1)}
         plan = tick_plan(pes, fired)
-        cycles, ticks = sum(pe["mean"] for pe in plan["pes"].values()), plan["ticks_a_token"]
+        cycles = sum(pe["mean"] for pe in plan["pes"].values())
+        ticks, prefilled = plan["ticks_a_token"], plan["ticks_prefilled"]
         print(f"\n  activity {100 * activity:.1f} %: {cycles:,} cycles a token; of a tick, worst, busiest, typical:")
         for row in plan["stages"]:
             print("    {stage:<12}{pes:>4} elements {worst:>12,}{busiest:>12,}{typical:>12,}".format(**row))
         found = []
         for level, clock in zip(LEVELS, plan["clocks"], strict=True):
             given = {"elements": len(pes), "cycles": cycles, "tick_us": max(1000.0, clock["tick_us"]["busiest"])}
-            found += [estimate(level, ticks=n, **given) for n in (ticks, 1)]
-        print(f"    a token generated ({ticks} ticks), and prefilled (1), at 1 ms or as the busiest element needs")
+            found += [estimate(level, ticks=n, **given) for n in (ticks, prefilled)]
+        print(f"    a token generated ({ticks} ticks) or prefilled ({prefilled}), at 1 ms or as the busiest needs")
         print("    " + show(found).replace("\n", "\n    "))
 
 

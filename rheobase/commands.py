@@ -35,20 +35,17 @@ from rheobase.backends.counting import (
 from rheobase.backends.exporters import spinnaker2
 from rheobase.backends.exporters.spinnaker2 import overview as image_overview
 from rheobase.backends.exporters.spinnaker2 import picture
-from rheobase.backends.exporters.spinnaker2.faults import Faults
-from rheobase.backends.exporters.spinnaker2.faults import compare as compare_faults
 from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
-from rheobase.backends.exporters.spinnaker2.partition import build
-from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, artifact_trace, compare, load_trace, save_trace
+from rheobase.faulty import with_faults
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
 from rheobase.models.training.classify import judge
-from rheobase.models.training.evaluate import bits_per_token
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.models.training.sentence_sets import read_parts
@@ -62,8 +59,6 @@ from rheobase.spiking.tally import Tally
 
 MEASURE_SECONDS = 2.0
 """Forward passes are repeated for so long: counters of energy are coarse."""
-FAULT_WORDS = {"late": "came late", "drop": "were lost", "flip": "bits flipped"}
-FAULT_CHIPS = 64
 
 
 @dataclass(frozen=True)
@@ -270,7 +265,11 @@ def simulate(args) -> Answer:
     where = {"device": args.device} if args.device else {}
     run = Run.open(args.run)
     if args.fault:
-        return _simulate_faults(run, args)
+        from tqdm import tqdm
+
+        bar = functools.partial(tqdm, desc="faults", unit="token", disable=True if args.json else None, leave=False)
+        table, text = with_faults(run, test_tokens(run, args.tokens)[0], args.fault, args.seed, bar)
+        return Answer(table, text)
     graph, tokens = run.model().lower(), test_tokens(run, args.tokens)
     if args.on == "integer":
         graph, _ = quantise(graph, calibration(run))
@@ -287,35 +286,6 @@ def simulate(args) -> Answer:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
     tally = trace.tally.to_table() if trace.tally else None
     return Answer({"tokens": tokens.size, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
-
-
-def _simulate_faults(run: Run, args) -> Answer:
-    """Bits a token of the placed integer model: without faults, with each kind alone, and with all."""
-    from tqdm import tqdm
-
-    rates, tokens = Faults.parse(args.fault), test_tokens(run, args.tokens)[0]
-    if not rates.alone():
-        raise ConfigError("simulate --fault", "a rate above 0", args.fault, "such as late=1e-4")
-    if len(tokens) < 2:
-        raise ConfigError("simulate --fault", "--tokens of 2 or more", str(len(tokens)), "the first is not predicted")
-    graph, _ = quantise(run.model().lower(), calibration(run))
-    scale = 2.0 ** formats(graph)[next(iter(graph.outputs.values()))].frac
-    # which chip an element lies on changes no integer
-    placed = build(graph, chips=FAULT_CHIPS)
-    progress = functools.partial(tqdm, desc="faults", unit="token", disable=True if args.json else None, leave=False)
-    table, lines, unit = {}, [], run.tokenizer().unit
-    for name, _, logits, happened in compare_faults(placed, tokens[:-1], rates, args.seed, progress):
-        bits = bits_per_token(logits / scale, tokens[1:])
-        counts = dataclasses.asdict(happened)
-        table[name] = {"bits_per_token": bits, **counts}
-        kinds = {"none": [], "all": list(rates.alone())}.get(name, [name])
-        said = ", ".join(f"{counts[kind]:,} {FAULT_WORDS[kind]}" for kind in kinds)
-        if kinds and not any(counts[kind] for kind in kinds):
-            said = "none happened: this says nothing; raise --tokens or the rate"
-        lines.append(f"{name:<5}{bits:.4f} bits a {unit}" + (f"  {said}" if kinds else ""))
-    size = f"{len(tokens) - 1:,} predictions, {len(placed.placed)} processing elements"
-    lines.append(f"{size}, {table['none']['deliveries']:,} deliveries without faults, seed {args.seed}")
-    return Answer({"fault": dataclasses.asdict(rates), "seed": args.seed, "runs": table}, "\n".join(lines))
 
 
 def export(args) -> Answer:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_sections import TEXT, model_of
+from spikegpts import TEXT, model_of
 
 from rheobase.backends import export, verify
 from rheobase.backends.artifact import open_artifact

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_sections import TEXT, images, model_of
+from spikegpts import TEXT, model_of
 
 from rheobase.backends.exporters.spinnaker2.faults import Faults, FaultyMachine, compare
 from rheobase.backends.exporters.spinnaker2.image import key
@@ -36,7 +36,7 @@ def test_without_faults_every_integer_is_the_machine_s(spikegpt):
     assert run_machine(machine) == run_machine(random_machine(1)[0])
     assert machine.happened.deliveries > 100
     assert not (machine.happened.late or machine.happened.drop or machine.happened.flip)
-    dram, pes = images(spikegpt)
+    dram, pes = spikegpt.images
     assert run_machine(FaultyMachine(dram, pes, Faults()), TEXT[0, :8]) == run_machine(Machine(dram, pes), TEXT[0, :8])
 
 

@@ -109,9 +109,8 @@ def test_ten_thousand_tokens_in_numpy_and_in_c(small_run, kind):
         model = SpikeGPT(SpikeGPTConfig(embedding=32, depth=2, placement="spike_fed")).eval()
         model.wake(torch.as_tensor(text[None, :512]))
     made = build(quantise(model.lower(), text[None, :512])[0])
-    images = made.dram, [(f"pe/{i:03d}.bin", p.image) for i, p in enumerate(made.placed)]
-    logits, hashes = by_numpy(Machine(*images), text)
-    got = host.Host(*images).run(text)
+    logits, hashes = by_numpy(Machine(*made.images), text)
+    got = host.Host(*made.images).run(text)
     assert np.array_equal(got[0], logits) and np.array_equal(got[1], hashes)
     print(f"{kind}: {hashes.size:,} ticks and {logits.size:,} logits compared, none differs")
 

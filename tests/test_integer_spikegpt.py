@@ -4,35 +4,17 @@ import numpy as np
 import pytest
 import torch
 from integers import draw
+from spikegpts import FORMS, TEXT, model_of
 
 from rheobase import cli
 from rheobase.backends import simulate
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerLinear, errors, formats, quantise
-from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.training import loop
 from rheobase.models.training.evaluate import bits_per_token
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import EventGraph
-
-TEXT = np.arange(240).reshape(2, 120) * 7 % 256
-FORMS = {
-    "plain": {},
-    "graded, no memory": {"graded": True, "tau": 1.0, "head": "spiking", "binary_embedding": False},
-    "ternary, static norms": {"ternary": True, "norm": "static", "learn": ("tau", "theta")},
-    "spiking head, static norms": {"norm": "static", "head": "spiking", "learn": ("theta",)},
-    "reference": {"placement": "reference", "ffn_pre": True},
-}
-
-
-def model_of(**settings) -> SpikeGPT:
-    torch.manual_seed(0)
-    config = SpikeGPTConfig(**{"embedding": 24, "depth": 2, "placement": "spike_fed", **settings})
-    model = SpikeGPT(config).eval()
-    model.wake(torch.as_tensor(TEXT) % config.vocabulary)
-    model.advance(1.0)
-    return model
 
 
 @pytest.fixture(scope="module", params=FORMS)

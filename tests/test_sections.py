@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spikegpts import FORMS, TEXT, model_of
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact
@@ -16,36 +16,15 @@ from rheobase.backends.exporters.spinnaker2.program import OPS, Sizes, check
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.exporters.spinnaker2.samples import random_element
 from rheobase.backends.exporters.spinnaker2.sections import plan_of
-from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking.errors import FormatError, UnsupportedError
 
-TEXT = np.arange(240).reshape(2, 120) * 7 % 256
-FORMS = {
-    "plain": {},
-    "graded, no memory": {"graded": True, "tau": 1.0, "head": "spiking", "binary_embedding": False},
-    "ternary, static norms": {"ternary": True, "norm": "static", "learn": ("tau", "theta")},
-    "spiking head, static norms": {"norm": "static", "head": "spiking", "learn": ("theta",)},
-    "reference": {"placement": "reference", "ffn_pre": True},
-}
 needs_c = pytest.mark.skipif(host.library() is None, reason="no C compiler at install")
 needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
-
-
-def model_of(**settings) -> SpikeGPT:
-    torch.manual_seed(0)
-    model = SpikeGPT(SpikeGPTConfig(**{"embedding": 24, "depth": 2, "placement": "spike_fed", **settings})).eval()
-    model.wake(torch.as_tensor(TEXT) % model.config.vocabulary)
-    model.advance(1.0)
-    return model
 
 
 @pytest.fixture(scope="module", params=FORMS)
 def integer(request):
     return quantise(model_of(**FORMS[request.param]).lower(), TEXT)[0]
-
-
-def images(made):
-    return made.dram, [(f"pe/{i:03d}.bin", p.image) for i, p in enumerate(made.placed)]
 
 
 def test_a_block_s_sections():
@@ -76,7 +55,7 @@ def test_the_packed_sections_compute_the_graph_s_integers(integer, bytes_, monke
     assert (len(made.placed) > len(plan_of(integer).sections)) == (bytes_ == 6000)
     names, tokens = list(made.probes.values()), TEXT[0, :60]
     run = simulate(integer, tokens[None], on="integer", record=names)
-    machine = Machine(*images(made))
+    machine = Machine(*made.images)
     logits, hashes = [], []
     for t, token in enumerate(tokens.tolist()):
         row, seen = machine.step(token)
@@ -86,13 +65,13 @@ def test_the_packed_sections_compute_the_graph_s_integers(integer, bytes_, monke
         hashes.append(machine.hashes())
     assert np.array_equal(logits, run.outputs["logits"][0])
     if host.library():
-        got = host.Host(*images(made)).run(tokens)
+        got = host.Host(*made.images).run(tokens)
         assert np.array_equal(got[0], logits) and np.array_equal(got[1], np.array(hashes, np.uint32))
 
 
 @needs_qemu
 def test_every_section_on_an_emulated_cortex_m4f(integer):
-    machine = Machine(*images(build(integer)), record=True)
+    machine = Machine(*build(integer).images, record=True)
     found = emulate.alone(machine, TEXT[0, :8])
     assert found.different == 0 and found.ticks == 8 * (len(machine.elements) - 1), found
 
@@ -101,7 +80,7 @@ def test_every_section_on_an_emulated_cortex_m4f(integer):
 @pytest.mark.slow
 def test_a_whole_spikegpt_with_a_process_a_section():
     made = build(quantise(model_of(embedding=64).lower(), TEXT)[0])
-    found = emulate.together(Machine(*images(made)), np.tile(TEXT[0], 2)[:200])
+    found = emulate.together(Machine(*made.images), np.tile(TEXT[0], 2)[:200])
     assert (found.ticks, found.different) == (200 * len(made.placed), 0), found
 
 

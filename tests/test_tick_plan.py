@@ -9,8 +9,10 @@ from rheobase.backends.artifact import open_artifact
 from rheobase.backends.exporters.spinnaker2 import emulate, firmware, load_images, plan, products, work
 from rheobase.backends.exporters.spinnaker2.image import EGRU, TOKEN, Image, key
 from rheobase.backends.exporters.spinnaker2.machine import Machine
+from rheobase.backends.exporters.spinnaker2.partition import build
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import artifact_trace
-from rheobase.models import SpikeGPT, SpikeGPTConfig
+from rheobase.models import EGRULM, EGRULMConfig, SpikeGPT, SpikeGPTConfig
 
 needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
 
@@ -43,11 +45,51 @@ def test_the_work_of_a_tick_by_hand():
 
 def test_rates_by_hand():
     """Three layers and the host at 1 ms: 250 tokens a second, whatever the clock."""
-    found = plan.clock(300, {"worst": 150_000, "busiest": 30_000, "typical": 15_000}, 4)
+    found = plan.clock(300, {"worst": 150_000, "busiest": 30_000, "typical": 15_000}, 4, 1)
     assert found["tick_us"] == {"worst": 500.0, "busiest": 100.0, "typical": 50.0}
     assert found["slack_at_tick"]["worst"] == 0.5
     assert found["generated_per_s"] == {"at_tick": 250.0, "at_worst": 500.0}
     assert found["prefilled_per_s"] == {"at_tick": 1000.0, "at_worst": 2000.0}
+    slow = plan.clock(300, {"worst": 900_000, "busiest": 600_000, "typical": 15_000}, 4, 3)
+    assert slow["generated_per_s"]["at_tick"] == 125.0 and slow["prefilled_per_s"]["at_tick"] == 166.7
+
+
+def pipelined(machine: Machine, tokens: list[int], interval: int) -> np.ndarray:
+    """Logits when a token enters every `interval` ticks; at a tick all stages step, then all hear what was sent."""
+    logits = []
+    for tick in range(interval * (len(tokens) - 1) + len(machine.elements) + 1):
+        sent = []
+        for stage, pes in enumerate(machine.elements):
+            token, waits = divmod(tick - 1 - stage, interval)
+            if not waits and 0 <= token < len(tokens):
+                done = [pe.tick() for pe in pes]
+                sent += [events for events, _ in done]
+                if pes is machine.elements[-1]:
+                    logits.append(np.concatenate([probes["out"] for _, probes in done]))
+        token, waits = divmod(tick, interval)
+        if not waits and token < len(tokens):
+            sent.append(machine.first_events(tokens[token]))
+        for events in sent:
+            machine.deliver(events)
+    return np.array(logits)
+
+
+@pytest.mark.parametrize("kind", ["egru", "spikegpt"])
+def test_a_prompt_may_follow_itself_at_the_plan_s_interval_and_no_closer(kind):
+    text = np.arange(40).reshape(1, 40) * 7 % 256
+    torch.manual_seed(0)
+    if kind == "egru":
+        model = EGRULM(EGRULMConfig(embedding=16, layers=(24, 24, 16), thr_mean=0.05))
+    else:
+        model = SpikeGPT(SpikeGPTConfig(embedding=24, depth=2, placement="spike_fed")).eval()
+        model.wake(torch.as_tensor(text))
+    made = build(quantise(model.lower(), text)[0])
+    interval, tokens = plan.ticks_prefilled(made.images[1]), text[0, :12].tolist()
+    machine = Machine(*made.images)
+    wanted = np.array([machine.step(token)[0] for token in tokens])
+    assert interval == {"egru": 1, "spikegpt": 3}[kind]
+    assert np.array_equal(pipelined(Machine(*made.images), tokens, interval), wanted)
+    assert interval == 1 or not np.array_equal(pipelined(Machine(*made.images), tokens, interval - 1), wanted)
 
 
 def test_elements_without_a_fit_give_no_numbers(monkeypatch):

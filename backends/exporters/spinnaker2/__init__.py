@@ -60,8 +60,8 @@ def export(
     if partition.dram:
         files["dram.bin"] = partition.dram.pack()
     table = []
-    for number, pe in enumerate(partition.placed):
-        name, fields = f"pe/{number:03d}.bin", pe.image.fields
+    for number, (pe, (name, _)) in enumerate(zip(partition.placed, partition.images[1], strict=True)):
+        fields = pe.image.fields
         files[name] = pe.image.pack()
         units = [fields["unit_lo"], fields["unit_lo"] + fields["units"]]
         entry = {"pe": number, "file": name, "layer": pe.name, "slice": pe.number, "units": units}
@@ -109,7 +109,9 @@ def describe(artifact: Artifact) -> Overview:
     """What an artefact holds, for `overview.text`, `overview.table` and `picture.draw`; raises FormatError."""
     try:
         return open_overview(artifact, *load_images(artifact))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except FormatError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         found = f"{type(error).__name__}: {error}"
         raise FormatError(artifact.path, "a well-formed image", found, "see rheobase verify") from None
 

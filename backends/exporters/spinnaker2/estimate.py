@@ -84,7 +84,7 @@ def estimate(level: Level, *, elements: int, cycles: float, tick_us: float, tick
 
     elements  that are switched on, the others being off
     cycles    of all elements for a token
-    ticks     that a token takes: those of the plan when generated, 1 when prefilled
+    ticks     that a token takes: those of the plan, when generated or prefilled
     """
     seconds = 1e-6 * tick_us * ticks
     asleep = level.asleep.interval.central * elements * seconds

@@ -156,9 +156,9 @@ def compare(partition: Partition, tokens, faults: Faults, seed: int = 0, progres
     progress  wraps the iteration over the tokens, such as tqdm
     yields    (name, the faults, logits [T, V], what happened)
     """
-    pes = [(f"pe/{number:03d}.bin", pe.image) for number, pe in enumerate(partition.placed)]
+    dram, pes = partition.images
     alone = faults.alone()
     for name, rates in {"none": Faults(), **alone, **({"all": faults} if len(alone) > 1 else {})}.items():
-        machine = FaultyMachine(partition.dram, pes, rates, seed)
+        machine = FaultyMachine(dram, pes, rates, seed)
         logits = np.stack([machine.step(int(token))[0] for token in progress(tokens)])
         yield name, rates, logits, machine.happened

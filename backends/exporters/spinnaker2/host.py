@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import importlib.util
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from rheobase.backends.exporters.spinnaker2.image import EMBEDDING, PROGRAM, TOKEN, Image, key
 from rheobase.backends.exporters.spinnaker2.machine import dram_vectors, stages
 from rheobase.spiking.errors import FormatError, ShapeError, UnsupportedError
+from rheobase.spiking.ops.native import compiled
 
 PROBLEMS = (
     "none",
@@ -28,10 +28,9 @@ PROBLEMS = (
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled firmware, or None where no compiler was at hand at install."""
-    spec = importlib.util.find_spec("rheobase.backends.exporters.spinnaker2.firmware._host")
-    if spec is None or spec.origin is None:
+    lib = compiled("rheobase.backends.exporters.spinnaker2.firmware._host")
+    if lib is None:
         return None
-    lib = ctypes.CDLL(spec.origin)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     lib.host_pe_bytes.restype = number
     lib.host_open.argtypes, lib.host_open.restype = [pointer, pointer, ctypes.c_uint32], ctypes.c_int32

@@ -76,7 +76,7 @@ def estimates(view: Overview) -> list[Estimate]:
     found = []
     for level, clock in zip(LEVELS, view.plan["clocks"], strict=True):
         tick = max(1e3 * TICK_MS, clock["tick_us"]["busiest"])
-        for ticks in (view.plan["ticks_a_token"], 1):
+        for ticks in (view.plan["ticks_a_token"], view.plan["ticks_prefilled"]):
             found.append(estimate(level, elements=len(view.pes), cycles=cycles, tick_us=tick, ticks=ticks))
     return found
 
@@ -145,15 +145,17 @@ def _plan_lines(view: Overview) -> list[str]:
     if "clocks" not in plan:
         return [f"tick plan: unknown: {plan['unknown']}"]
     lines = [
-        f"tick plan ({plan['confidence']}): {plan['ticks_a_token']} ticks a token generated, 1 prefilled",
+        f"tick plan ({plan['confidence']}): {plan['ticks_a_token']} ticks a token generated, "
+        f"{plan['ticks_prefilled']} prefilled",
         f"  {'':<10}{'typical':>11}{'busiest':>11}{'worst':>11}   slack at 1 ms, busiest and worst; generated a second",
     ]
     for clock in plan["clocks"]:
         us, slack, rate = (clock[name] for name in ("tick_us", "slack_at_tick", "generated_per_s"))
         times = "".join(f"{us[name]:>8,.0f} us" for name in ("typical", "busiest", "worst"))
+        tick_ms = max(TICK_MS, us["busiest"] / 1e3)
         lines.append(
             f"  {clock['mhz']} MHz   {times}   {100 * slack['busiest']:.0f} %, {100 * slack['worst']:.0f} %; "
-            f"{rate['at_tick']:,.0f} at 1 ms, {rate['at_worst']:,.0f} at the worst tick"
+            f"{rate['at_tick']:,.0f} at {tick_ms:.3g} ms, {rate['at_worst']:,.0f} at the worst tick"
         )
     return [*lines, "estimate: a token generated and one prefilled", show(estimates(view))] + [
         f"  unknown, and in no figure: {line}" for line in UNKNOWN

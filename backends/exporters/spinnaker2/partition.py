@@ -58,6 +58,11 @@ class Partition:
     probes: dict[str, str]
     where: dict[str, str]
 
+    @property
+    def images(self) -> tuple[Image | None, list[tuple[str, Image]]]:
+        """The dram image, and each PE's by the name of its file."""
+        return self.dram, [(f"pe/{number:03d}.bin", pe.image) for number, pe in enumerate(self.placed)]
+
 
 def layers_of(graph: EventGraph) -> list[Layer]:
     """The layers, first to last; raises UnsupportedError where the graph is not embedding, EGRU layers and a head."""

@@ -9,13 +9,18 @@ import numpy as np
 SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 
 
+def compiled(module: str) -> ctypes.CDLL | None:
+    """A library that was compiled at install, or None where no compiler was at hand."""
+    spec = importlib.util.find_spec(module)
+    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, or None where no compiler was at hand at install."""
-    spec = importlib.util.find_spec("rheobase.spiking.ops.native._native")
-    if spec is None or spec.origin is None:
+    """The compiled kernels, or None."""
+    lib = compiled("rheobase.spiking.ops.native._native")
+    if lib is None:
         return None
-    lib = ctypes.CDLL(spec.origin)
     for suffix in SUFFIXES.values():
         gather, egru = getattr(lib, f"gather_{suffix}"), getattr(lib, f"egru_{suffix}")
         gather.argtypes, gather.restype = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3, ctypes.c_int64
