@@ -321,16 +321,18 @@ void pe_reset(pe_t *pe)
     pe->strays = pe->heard = 0;
 }
 
-/* Events of a port's units, from `first` on. */
-static void gather(pe_t *pe, uint32_t port, uint32_t first, const event_t *event, uint32_t count)
+/* Keep what the units of a vector sent; how many events were of no such unit. */
+static uint32_t vector_keep(const vector_t *vector, uint32_t first, uint32_t units, const event_t *event, uint32_t count)
 {
-    if (port < pe->products) {
-        product_add(&pe->product[port], first, event, count);
-        return;
+    uint32_t strays = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t unit = event[i].key & ~S2LM_KEY_MASK;
+        if (unit < units)
+            vector->at[first + unit] = (int16_t)event[i].payload;
+        else
+            strays++;
     }
-    int16_t *at = pe->vector[port - pe->products].at + first;
-    for (uint32_t i = 0; i < count; i++)
-        at[event[i].key & ~S2LM_KEY_MASK] = (int16_t)event[i].payload;
+    return strays;
 }
 
 void pe_receive(pe_t *pe, const event_t *event, uint32_t count)
@@ -360,16 +362,10 @@ void pe_receive(pe_t *pe, const event_t *event, uint32_t count)
         }
         pe->heard = low;
     }
-    while (count) {
-        uint32_t known = 0;
-        while (known < count && (event[known].key & ~S2LM_KEY_MASK) < entry[2])
-            known++;
-        gather(pe, entry[3], entry[1], event, known);
-        const uint32_t passed = known + (known < count);
-        pe->strays += known < count;
-        event += passed;
-        count -= passed;
-    }
+    const uint32_t port = entry[3];
+    pe->strays += port < pe->products
+                      ? product_add(&pe->product[port], entry[1], entry[2], event, count)
+                      : vector_keep(&pe->vector[port - pe->products], entry[1], entry[2], event, count);
 }
 
 void pe_tick(pe_t *pe, send_t *send, void *to)

@@ -74,8 +74,8 @@ void pe_tick(pe_t *pe, send_t *send, void *to);
 void pe_reset(pe_t *pe);
 
 void product_begin(const product_t *product, const int32_t *bias);
-/* Add value x row for events whose units are rows from `first` on. */
-void product_add(const product_t *product, uint32_t first, const event_t *event, uint32_t count);
+/* Add value x row for events whose units, below `units`, are rows from `first` on; how many were of no such unit. */
+uint32_t product_add(const product_t *product, uint32_t first, uint32_t units, const event_t *event, uint32_t count);
 
 void egru_tick(pe_t *pe, send_t *send, void *to);
 void head_tick(pe_t *pe, send_t *send, void *to);

@@ -25,10 +25,15 @@ static inline void add_sparse(int32_t *sum, const int8_t *weight, const uint8_t 
     }
 }
 
-void product_add(const product_t *product, uint32_t first, const event_t *event, uint32_t count)
+uint32_t product_add(const product_t *product, uint32_t first, uint32_t units, const event_t *event, uint32_t count)
 {
+    uint32_t strays = 0;
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t row = first + (event[i].key & ~S2LM_KEY_MASK);
+        const uint32_t unit = event[i].key & ~S2LM_KEY_MASK, row = first + unit;
+        if (unit >= units) {
+            strays++;
+            continue;
+        }
         if (!product->start) {
             add_dense(product->sum, product->weight + row * product->width, product->width, event[i].payload);
             continue;
@@ -36,4 +41,5 @@ void product_add(const product_t *product, uint32_t first, const event_t *event,
         const uint32_t from = product->start[row], kept = product->start[row + 1] - from;
         add_sparse(product->sum, product->weight + from, product->gap + from, kept, event[i].payload);
     }
+    return strays;
 }
