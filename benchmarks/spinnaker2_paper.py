@@ -5,7 +5,7 @@ python benchmarks/spinnaker2_paper.py [--tokens 64]
 First the firmware's C on the host, one thread, processor time, the best of five runs: with a head of 10,000 words, and
 the stack alone (with one of 16); thresholds set the activity. Then elements, the fullest of them, cycles, ticks and
 the estimate at some activities beside the published figures, and the same network with embedding and head on elements,
-pruned to 10 %. There, each unit sends at each token with the probability that is named.
+pruned to 10 %. There, each unit sends at each token with the probability that is named. Last, the elements that spike-fed SpikeGPTs of random weights take.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from rheobase.backends.exporters.spinnaker2.chip import of_number
 from rheobase.backends.exporters.spinnaker2.estimate import CHIP, LEVELS, UNKNOWN, estimate, show
 from rheobase.backends.exporters.spinnaker2.host import Host
 from rheobase.backends.exporters.spinnaker2.image import TOKEN
-from rheobase.backends.exporters.spinnaker2.partition import build
-from rheobase.backends.exporters.spinnaker2.plan import tick_plan
+from rheobase.backends.exporters.spinnaker2.partition import PES, build
+from rheobase.backends.exporters.spinnaker2.plan import tick_plan, ticks_prefilled
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
-from rheobase.models import EGRULM, EGRULMConfig
+from rheobase.models import EGRULM, EGRULMConfig, SpikeGPT, SpikeGPTConfig
 
 WIDTHS, EMBEDDING, VOCABULARY, KEPT, TABLE_KEPT = (1350, 1350, 750), 750, 10_000, 0.05, 0.1
 WATTS, SECONDS, JOULES, ELEMENTS, KILOBYTES = 0.39, 0.17025, 0.0653, 150, 88.3
@@ -109,6 +109,20 @@ def run(title: str, model: EGRULM, tokens: np.ndarray, *, dram: bool, table_kept
         print("    " + show(found).replace("\n", "\n    "))
 
 
+def spikegpt(depth: int, width: int, vocabulary: int, chips: int) -> str:
+    """The elements that a SpikeGPT takes."""
+    torch.manual_seed(0)
+    shape = {"depth": depth, "embedding": width, "vocabulary": vocabulary}
+    model = SpikeGPT(SpikeGPTConfig(placement="spike_fed", binary_embedding=False, **shape))
+    integer, _ = quantise(model.lower(), np.random.default_rng(0).integers(0, vocabulary, (1, 16)))
+    _, pes = build(integer, chips=chips).images
+    fullest = max(sum(image.sizes().values()) for _, image in pes)
+    return (
+        f"SpikeGPT, {depth} blocks of {width}: {len(pes)} elements of {chips} x {PES}, the fullest {fullest:,} bytes, "
+        f"{ticks_prefilled(pes)} ticks a token prefilled"
+    )
+
+
 def published() -> str:
     """What the published power says of the level and of how busy the elements were."""
     lines = [f"published: {WATTS} W, {1e3 * SECONDS} ms, {1e3 * JOULES} mJ an inference; if of {SEQUENCE} tokens, "]
@@ -134,7 +148,9 @@ def main() -> None:
     run("95 % pruned, embedding and head in DRAM", network(), tokens, dram=True)
     title = "the same on elements alone, embedding and head pruned to 10 %"
     run(title, network(TABLE_KEPT), tokens, dram=False, table_kept=TABLE_KEPT)
-    print("\nunknown, and in no figure: " + "; ".join(UNKNOWN))
+    print("\nunknown, and in no figure: " + "; ".join(UNKNOWN) + "\n")
+    print(spikegpt(4, 128, 256, 1))
+    print(spikegpt(12, 512, 5458, 4))
 
 
 if __name__ == "__main__":
