@@ -87,7 +87,7 @@ def open_artifact(path: str | Path) -> Artifact:
         which = f"{folder / MANIFEST} and {SEAL}"
         raise FormatError(which, "a hash that fits", "another: one of the two was changed", "export it anew")
     try:
-        manifest = json.loads(text)
+        manifest = json.loads(text.decode())
         files = manifest["files"]
         sound = all(type(entry["bytes"]) is int and type(entry["sha256"]) is str for entry in files.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

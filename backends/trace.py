@@ -146,7 +146,7 @@ def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
 
     try:
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())
         rest = json.loads(header["__metadata__"]["trace"])
         known, kinds, graph, simulator = (rest[name] for name in ("format", "kinds", "graph", "simulator"))
         tokens = tensors.pop("tokens")

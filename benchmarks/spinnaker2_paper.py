@@ -5,7 +5,8 @@ python benchmarks/spinnaker2_paper.py [--tokens 64]
 First the firmware's C on the host, one thread, processor time, the best of five runs: with a head of 10,000 words, and
 the stack alone (with one of 16); thresholds set the activity. Then elements, the fullest of them, cycles, ticks and
 the estimate at some activities beside the published figures, and the same network with embedding and head on elements,
-pruned to 10 %. There, each unit sends at each token with the probability that is named. Last, the elements that spike-fed SpikeGPTs of random weights take.
+pruned to 10 %; there, each unit sends at each token with the probability that is named. Last, the elements that
+spike-fed SpikeGPTs of random weights take.
 """
 
 import argparse

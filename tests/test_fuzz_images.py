@@ -204,7 +204,8 @@ def test_folders_that_nobody_listed_are_refused(artefact):
 
 def test_manifests_that_no_parser_likes(artefact):
     manifest = json.loads((artefact / MANIFEST).read_bytes())
-    for text in (b"[" * 100_000, b"null", b"5", b"\xff", b'{"files": {"x": {"bytes": 1e999, "sha256": ""}}}'):
+    utf_16 = json.dumps(manifest).encode("utf-16-le")
+    for text in (utf_16, b"[" * 100_000, b"null", b"5", b"\xff", b'{"files": {"x": {"bytes": 1e999, "sha256": ""}}}'):
         assert "JSON with a table of files" in sealed(artefact, text)
     for entry in ({"bytes": True, "sha256": ""}, {"bytes": 1, "sha256": 5}, {"bytes": 1}, None):
         table = {**manifest, "files": {**manifest["files"], "dram.bin": entry}}

@@ -241,7 +241,7 @@ def _chip(row: Mapping, where: str) -> tuple[int, int]:
 
 def _object(data: bytes, where: str):
     try:
-        return json.loads(data)
+        return json.loads(data.decode())
     except (ValueError, RecursionError):
         raise FormatError(where, "JSON", "other", "export it anew") from None
 
