@@ -33,14 +33,6 @@ void hal_send(uint32_t key, int32_t payload)
     (void)payload;
 }
 
-/* Copy from shared memory (DRAM) to this element's memory, and return when all has come. */
-void hal_dma(void *local, uint32_t shared, uint32_t bytes)
-{
-    (void)local;
-    (void)shared;
-    (void)bytes;
-}
-
 /* The processor's cycle counter, such as DWT->CYCCNT once it is enabled. */
 uint32_t hal_cycles(void)
 {

@@ -14,9 +14,6 @@ int hal_next(uint32_t *key, int32_t *payload);
 /* Send a multicast packet with a payload of 32 bits. */
 void hal_send(uint32_t key, int32_t payload);
 
-/* Copy from shared to local memory; both on a boundary of 16 bytes. */
-void hal_dma(void *local, uint32_t shared, uint32_t bytes);
-
 /* Cycles since some moment, modulo 2^32. */
 uint32_t hal_cycles(void);
 
