@@ -56,7 +56,7 @@ def test_the_board_s_sources_compile_as_they_are(tmp_path):
         argv = [*firmware.FLAGS, "-DS2LM_BOARD", f"-I{tmp_path}", "-c", str(firmware.FOLDER / f"{name}.c")]
         subprocess.run([firmware.COMPILER, *argv, "-o", str(tmp_path / f"{name}.o")], check=True)
     declared = set(_functions((firmware.FOLDER / "s2_hal.h").read_text()))
-    assert declared == set(_functions((firmware.FOLDER / "board.c").read_text())) and len(declared) == 7
+    assert declared == set(_functions((firmware.FOLDER / "board.c").read_text())) and len(declared) == 6
 
 
 def _functions(text: str) -> list[str]:
