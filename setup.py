@@ -34,7 +34,7 @@ FIRMWARE = "backends/exporters/spinnaker2/firmware"
 host = Extension(
     "rheobase.backends.exporters.spinnaker2.firmware._host",
     sources=[f"{FIRMWARE}/{name}.c" for name in ("pe", "product", "egru", "head", "embedding", "program", "host")],
-    depends=[f"{FIRMWARE}/{name}.h" for name in ("layout", "arithmetic", "pe")],
+    depends=[f"{FIRMWARE}/{name}.h" for name in ("layout", "arithmetic", "pe", "host")],
     extra_compile_args=["-std=c99", "-O3"],
     optional=True,
 )

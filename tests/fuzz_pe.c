@@ -4,12 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pe.h"
-
-int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
-                 const int32_t *first, const int32_t *listener, const int64_t *tokens, int64_t n_tokens,
-                 int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room);
-int32_t host_open(pe_t *pe, uint8_t *image, uint32_t room);
+#include "host.h"
 
 enum { TICKS = 6, WIDTH = 8 };
 static uint64_t state = 88172645463325252u;
@@ -51,7 +46,17 @@ static void events(pe_t *pe)
         hear(pe, S2LM_TOKEN, draw() & 1 ? (int32_t)draw() : (int32_t)(pe->field[EMBEDDING_UNIT_LO] + draw() % 9));
 }
 
-static void run(pe_t *pe)
+static slice_t join(const pe_t *pe, uint32_t base, uint32_t units, const uint8_t *image)
+{
+    int64_t *start = malloc((units + 1) * sizeof *start);
+    const int64_t kept = host_join(pe, 1, base, units, (const int32_t *)image, start, NULL, NULL);
+    int32_t *at = malloc(kept * sizeof *at);
+    int8_t *weight = malloc(kept * sizeof *weight);
+    host_join(pe, 1, base, units, (const int32_t *)image, start, at, weight);
+    return (slice_t){.at = at, .weight = weight, .start = start, .units = units};
+}
+
+static void run(pe_t *pe, uint8_t *image)
 {
     const uint64_t most = pe->kind == S2LM_EMBEDDING ? pe->field[EMBEDDING_WIDTH]
                           : pe->kind == S2LM_PROGRAM ? (uint64_t)pe->instructions * pe->units
@@ -72,11 +77,26 @@ static void run(pe_t *pe)
     uint32_t hashes[2];
     const int64_t pair[2] = {0, 1};
     const int embeds = pe->kind == S2LM_EMBEDDING;
-    static int32_t first[65537], listener[65536]; /* it hears every key */
-    for (int32_t base = 0; base <= 65536; base++)
-        first[base] = base;
-    host_run(pe, &last, 1, embeds ? NULL : *vectors, WIDTH, first, listener, embeds ? tokens : pair, 2, out, logits,
-             hashes, room);
+    /* it hears every key, those of its sparse weights as joined rows */
+    static int32_t of_base[65536], itself;
+    slice_t *slice = calloc(1 + pe->listens, sizeof *slice);
+    memset(of_base, 0, sizeof of_base);
+    *slice = (slice_t){.listener = &itself, .listeners = 1};
+    for (uint32_t i = 0; i < pe->listens; i++) {
+        const uint32_t base = pe->keys[4 * i], units = pe->keys[4 * i + 2];
+        if (host_joins(pe, base)) {
+            of_base[base >> 16] = 1 + (int32_t)i;
+            slice[1 + i] = join(pe, base, units < 64 ? units : 64, image);
+        }
+    }
+    host_run(pe, &last, 1, embeds ? NULL : *vectors, WIDTH, slice, of_base, (int32_t *)image, embeds ? tokens : pair, 2,
+             out, logits, hashes, room);
+    for (uint32_t i = 0; i <= pe->listens; i++) {
+        free((void *)slice[i].at);
+        free((void *)slice[i].weight);
+        free((void *)slice[i].start);
+    }
+    free(slice);
     free(room);
     free(out);
 }
@@ -94,7 +114,7 @@ int main(int argc, char **argv)
             return 2;
         if (host_open(&pe, image, size) == PE_OK) {
             accepted++;
-            run(&pe);
+            run(&pe, image);
         }
         free(image);
     }

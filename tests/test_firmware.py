@@ -80,6 +80,11 @@ def test_numpy_and_c_agree_on_every_hash(seed, extreme, density, zoneout):
     assert np.array_equal(np.concatenate([first[1], second[1]]), hashes)
     c.reset()
     assert np.array_equal(c.run(tokens)[1], hashes)
+    joined = host.Host(None, pes, joined=True)
+    first, second = joined.run(tokens[:5]), joined.run(tokens[5:])
+    assert np.array_equal(np.concatenate([first[0], second[0]]), logits)
+    assert np.array_equal(np.concatenate([first[1], second[1]]), hashes)
+    assert joined.events == c.events / 2
     with pytest.raises(ShapeError, match="token ids from 0 to 6"):
         c.run([7])
 
@@ -110,8 +115,9 @@ def test_ten_thousand_tokens_in_numpy_and_in_c(small_run, kind):
         model.wake(torch.as_tensor(text[None, :512]))
     made = build(quantise(model.lower(), text[None, :512])[0])
     logits, hashes = by_numpy(Machine(*made.images), text)
-    got = host.Host(*made.images).run(text)
-    assert np.array_equal(got[0], logits) and np.array_equal(got[1], hashes)
+    for joined in (False, True):
+        got = host.Host(*made.images, joined=joined).run(text)
+        assert np.array_equal(got[0], logits) and np.array_equal(got[1], hashes)
     print(f"{kind}: {hashes.size:,} ticks and {logits.size:,} logits compared, none differs")
 
 

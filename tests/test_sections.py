@@ -65,8 +65,9 @@ def test_the_packed_sections_compute_the_graph_s_integers(integer, bytes_, monke
         hashes.append(machine.hashes())
     assert np.array_equal(logits, run.outputs["logits"][0])
     if host.library():
-        got = host.Host(*made.images).run(tokens)
-        assert np.array_equal(got[0], logits) and np.array_equal(got[1], np.array(hashes, np.uint32))
+        for joined in (False, True):
+            got = host.Host(*made.images, joined=joined).run(tokens)
+            assert np.array_equal(got[0], logits) and np.array_equal(got[1], np.array(hashes, np.uint32))
 
 
 @needs_qemu

@@ -35,9 +35,11 @@ def library() -> ctypes.CDLL | None:
     lib.host_pe_bytes.restype = number
     lib.host_open.argtypes, lib.host_open.restype = [pointer, pointer, ctypes.c_uint32], ctypes.c_int32
     lib.host_reset.argtypes, lib.host_reset.restype = [pointer, number], None
-    lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, pointer, pointer, number]
+    lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, pointer, pointer, pointer, number]
     lib.host_run.argtypes += [pointer, number, pointer, pointer]
-    lib.host_run.restype = number
+    lib.host_joins.argtypes, lib.host_joins.restype = [pointer, ctypes.c_uint32], ctypes.c_int32
+    lib.host_join.argtypes = [pointer, number, ctypes.c_uint32, ctypes.c_uint32, pointer, pointer, pointer, pointer]
+    lib.host_run.restype = lib.host_join.restype = number
     lib.pe_receive.argtypes, lib.pe_receive.restype = [pointer, pointer, ctypes.c_uint32], None
     lib.host_tick.argtypes, lib.host_tick.restype = [pointer, pointer, pointer], number
     return lib
@@ -53,16 +55,21 @@ def check(data: bytes, where: str) -> None:
 class Host:
     """All PEs of an image, with embedding and head from its dram if they lie there; one stream of tokens.
 
+    joined  take the rows of sparse weights that an event reads on many PEs as one: the same integers, in less time
+            (the PEs' rows are short, and a processor guesses wrong where each ends) and at five bytes a weight more
     raises  UnsupportedError: no C library;  FormatError: images that the firmware refuses or that do not fit together
     """
 
-    def __init__(self, dram: Image | None, pes: Iterable[tuple[str, Image]]):
+    def __init__(self, dram: Image | None, pes: Iterable[tuple[str, Image]], *, joined: bool = False):
         self._lib = _library()
         groups = stages(dram, pes)
         images = [(where, image) for group in groups for where, image in group]
         size = self._lib.host_pe_bytes()
         self._elements = np.zeros((len(images), size), np.uint8)
-        self._images = [_aligned(image.pack()) for _, image in images]
+        packed = [image.pack() for _, image in images]
+        begins = np.cumsum([0] + [-(-len(data) // 16) * 16 for data in packed])
+        self._memory = _aligned(b"".join(data.ljust(-(-len(data) // 16) * 16, b"\0") for data in packed))
+        self._images = [self._memory[begin:][: len(data)] for begin, data in zip(begins, packed, strict=False)]
         for element, data, (where, _) in zip(self._elements, self._images, images, strict=True):
             _open(self._lib, element, data, where)
         self._last = np.cumsum([len(group) for group in groups])
@@ -71,17 +78,44 @@ class Host:
         known = sum(i.fields["units"] for _, i in groups[0]) if dram is None else len(self._vectors)
         if known != self.vocabulary:
             raise FormatError("pe", f"{self.vocabulary} tokens in the embedding", str(known), "export it anew")
-        listens: list[list[int]] = [[] for _ in range(1 << 16)]
+        listens: dict[int, list[int]] = {}
+        units: dict[int, int] = {}
         for number, (_, image) in enumerate(images):
-            keys = image.regions["keys"].reshape(-1, 4)[:, 0] if image.kind != EMBEDDING else [key(TOKEN, 0)]
-            for base in dict.fromkeys(int(k) >> 16 for k in keys):
-                listens[base].append(number)
-        self._first = np.cumsum([0, *map(len, listens)], dtype=np.int32)
-        self._listener = np.array([number for some in listens for number in some], np.int32)
+            entries = image.regions["keys"].reshape(-1, 4) if image.kind != EMBEDDING else [[key(TOKEN, 0), 0, 0, 0]]
+            for first, _, n, _ in entries:
+                base = int(first) >> 16
+                listens.setdefault(base, []).append(number)
+                units[base] = max(units.get(base, 0), int(n))
+        self._of_base = np.zeros(1 << 16, np.int32)
+        self._of_base[list(listens)] = np.arange(1, 1 + len(listens))
+        self._keep = []
+        slices = [(0,) * 6]  # what nobody hears; slice_t of host.h
+        for base, hear in listens.items():
+            rows = self._join(base << 16, units[base]) if joined else (0, 0, 0, 0)
+            alone = [n for n in hear if not (joined and self._joins(n, base << 16))]
+            slices.append((self._hold(np.array(alone, np.int32)), *rows[:3], len(alone), rows[3]))
+        self._slices = np.array(slices, np.int64)
         most = max(sum(map(_most_events, group)) for group in groups)
         width = 0 if self._vectors is None else self._vectors.shape[1]
         self._room = np.empty(max(most, width, 1), np.uint64)
         self.events = 0
+
+    def _hold(self, array: np.ndarray) -> int:
+        """The address of an array, which stays."""
+        self._keep.append(array)
+        return array.ctypes.data
+
+    def _joins(self, number: int, base: int) -> bool:
+        return bool(self._lib.host_joins(self._elements[number].ctypes.data, base))
+
+    def _join(self, base: int, units: int) -> tuple[int, int, int, int]:
+        """Addresses of a slice's rows through all PEs: sums, weights, starts; and how many they are."""
+        start = np.zeros(units + 1, np.int64)
+        given = self._elements.ctypes.data, len(self._elements), base, units, self._memory.ctypes.data
+        kept = self._lib.host_join(*given, start.ctypes.data, None, None)
+        at, weight = np.empty(kept, np.int32), np.empty(kept, np.int8)
+        self._lib.host_join(*given, start.ctypes.data, at.ctypes.data, weight.ctypes.data)
+        return self._hold(at), self._hold(weight), self._hold(start), units
 
     def reset(self) -> None:
         """Begin a new stream of tokens."""
@@ -102,8 +136,9 @@ class Host:
             len(self._last),
             None if vectors is None else vectors.ctypes.data,
             0 if vectors is None else vectors.shape[1],
-            self._first.ctypes.data,
-            self._listener.ctypes.data,
+            self._slices.ctypes.data,
+            self._of_base.ctypes.data,
+            self._memory.ctypes.data,
             row.ctypes.data,
             row.size,
             out.ctypes.data if logits else None,

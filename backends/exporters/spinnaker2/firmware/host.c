@@ -1,7 +1,7 @@
 /* All processing elements of an image on the host: stage after stage, token after token. */
 #include <stddef.h>
 
-#include "pe.h"
+#include "host.h"
 
 typedef struct {
     event_t *at;
@@ -18,7 +18,6 @@ int64_t host_pe_bytes(void)
     return sizeof(pe_t);
 }
 
-/* Bytes of an image before use: opened in place. The error of pe_open. */
 int32_t host_open(pe_t *pe, uint8_t *image, uint32_t room)
 {
     return pe_open(pe, image, room);
@@ -30,7 +29,6 @@ void host_reset(pe_t *pe, int64_t n)
         pe_reset(pe + i);
 }
 
-/* A tick of one PE: how many events it sent to `room`, and its hash. */
 int64_t host_tick(pe_t *pe, event_t *room, uint32_t *hash)
 {
     queue_t queue = {room};
@@ -39,30 +37,69 @@ int64_t host_tick(pe_t *pe, event_t *room, uint32_t *hash)
     return queue.at - room;
 }
 
-static void deliver(pe_t *pe, const event_t *from, const event_t *end, const int32_t *first, const int32_t *listener)
+/* What a PE does with events of a slice, if a sparse product hears them. */
+static const uint32_t *sparse_entry(const pe_t *pe, uint32_t base)
+{
+    for (const uint32_t *entry = pe->keys, *end = entry + 4 * pe->listens; entry < end; entry += 4)
+        if (*entry == base)
+            return entry[3] < pe->products && pe->product[entry[3]].start ? entry : NULL;
+    return NULL;
+}
+
+int32_t host_joins(const pe_t *pe, uint32_t base)
+{
+    return sparse_entry(pe, base) != NULL;
+}
+
+int64_t host_join(const pe_t *pe, int64_t n_pes, uint32_t base, uint32_t units, const int32_t *sums, int64_t *start,
+                  int32_t *at, int8_t *weight)
+{
+    int64_t kept = 0;
+    for (uint32_t unit = 0; unit < units; unit++) {
+        start[unit] = kept;
+        for (const pe_t *to = pe; to < pe + n_pes; to++) {
+            const uint32_t *entry = sparse_entry(to, base);
+            if (!entry || unit >= entry[2])
+                continue;
+            const product_t *product = &to->product[entry[3]];
+            const int32_t *sum = product->sum;
+            for (uint32_t i = product->start[entry[1] + unit]; i < product->start[entry[1] + unit + 1]; i++) {
+                sum += product->gap[i];
+                if (at) {
+                    at[kept] = (int32_t)(sum - sums);
+                    weight[kept] = product->weight[i];
+                }
+                kept++;
+            }
+        }
+    }
+    start[units] = kept;
+    return kept;
+}
+
+static void deliver(pe_t *pe, int32_t *restrict sums, const event_t *from, const event_t *end, const slice_t *slice,
+                    const int32_t *of_base)
 {
     while (from < end) {
         const uint32_t base = from->key >> 16;
+        const slice_t *to = slice + of_base[base];
         const event_t *next = from;
-        while (next < end && next->key >> 16 == base)
-            next++;
-        for (int32_t i = first[base]; i < first[base + 1]; i++)
-            pe_receive(pe + listener[i], from, (uint32_t)(next - from));
+        for (; next < end && next->key >> 16 == base; next++) {
+            const uint32_t unit = next->key & ~S2LM_KEY_MASK;
+            if (unit >= to->units)
+                continue;
+            for (int64_t i = to->start[unit]; i < to->start[unit + 1]; i++)
+                sums[to->at[i]] = add32(sums[to->at[i]], multiply32(next->payload, to->weight[i]));
+        }
+        for (int64_t i = 0; i < to->listeners; i++)
+            pe_receive(pe + to->listener[i], from, (uint32_t)(next - from));
         from = next;
     }
 }
 
-/* Runs some tokens.
- *
- * last      of each stage, the number of its last PE plus one         vectors  [V][width] of DRAM, or NULL
- * first     where the listeners of each upper half of a key begin     listener the numbers of PEs
- * logits    [T][V], or NULL                                           hashes   [T][n_pes]
- * room      for the events of any stage
- * Returns how many events were sent, those of the embedding and the head not counted.
- */
 int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
-                 const int32_t *first, const int32_t *listener, const int64_t *tokens, int64_t n_tokens,
-                 int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room)
+                 const slice_t *slice, const int32_t *of_base, int32_t *sums, const int64_t *tokens,
+                 int64_t n_tokens, int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room)
 {
     const int64_t n_pes = last[n_stages - 1];
     int64_t n_events = 0;
@@ -76,7 +113,7 @@ int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t 
         } else {
             push(&queue, S2LM_TOKEN, (int32_t)tokens[t]);
         }
-        deliver(pe, room, queue.at, first, listener);
+        deliver(pe, sums, room, queue.at, slice, of_base);
         for (int64_t stage = 0, from = 0; stage < n_stages; from = last[stage++]) {
             queue.at = room;
             for (int64_t i = from; i < last[stage]; i++) {
@@ -85,7 +122,7 @@ int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t 
             }
             if (pe[from].kind == S2LM_EGRU || pe[from].kind == S2LM_PROGRAM)
                 n_events += queue.at - room;
-            deliver(pe, room, queue.at, first, listener);
+            deliver(pe, sums, room, queue.at, slice, of_base);
         }
         for (int64_t j = 0; logits && j < vocabulary; j++)
             logits[t * vocabulary + j] = room[j].payload;
