@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         arg(
             "--on",
             default="event",
-            choices=["event", "integer", "torch"],
+            choices=["event", "firmware", "integer", "torch"],
             help="the simulator (default event)",
         ),
         arg("--device", choices=["cpu", "cuda"], help="where --on torch runs (default cpu)"),

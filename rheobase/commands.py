@@ -271,16 +271,25 @@ def simulate(args) -> Answer:
         table, text = with_faults(run, test_tokens(run, args.tokens)[0], args.fault, args.seed, bar)
         return Answer(table, text)
     graph, tokens = run.model().lower(), test_tokens(run, args.tokens)
-    if args.on == "integer":
+    if args.on in ("integer", "firmware"):
         graph, _ = quantise(graph, calibration(run))
-    began = time.monotonic()
-    trace = simulate_graph(graph, tokens, on=args.on, record=args.record, **where)
+    began, whose = time.monotonic(), ""
+    try:
+        form = "firmware" if args.on == "integer" else args.on
+        trace = simulate_graph(graph, tokens, on=form, record=args.record, **where)
+        whose = ", by the firmware's C" if args.on == "integer" else ""
+    except UnsupportedError as why:
+        if args.on != "integer":
+            raise
+        trace = simulate_graph(graph, tokens, on="integer", record=args.record)
+        whose = f", by its specification in NumPy ({str(why).partition('; ')[0]})"
     seconds = time.monotonic() - began
     if args.out:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
-    lines = [f"{tokens.size:,} tokens on {args.on} in {seconds:.2f} s, {tokens.size / seconds:,.0f} tokens a second"]
+    speed = f"{seconds:.2f} s, {tokens.size / seconds:,.0f} tokens a second"
+    lines = [f"{tokens.size:,} tokens on {args.on} in {speed}{whose}"]
     lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
     if args.out:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")

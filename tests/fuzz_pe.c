@@ -90,7 +90,7 @@ static void run(pe_t *pe, uint8_t *image)
         }
     }
     host_run(pe, &last, 1, embeds ? NULL : *vectors, WIDTH, slice, of_base, (int32_t *)image, embeds ? tokens : pair, 2,
-             out, logits, hashes, room);
+             out, logits, hashes, room, NULL, NULL);
     for (uint32_t i = 0; i <= pe->listens; i++) {
         free((void *)slice[i].at);
         free((void *)slice[i].weight);

@@ -63,6 +63,15 @@ class Kernels:
         return None
 
 
+def by(kernels: type[Kernels]):
+    """A simulator's `run`, of its kernels, which take the options."""
+
+    def run(graph: EventGraph, tokens, state, record, **options) -> Trace:
+        return execute(graph, tokens, state, kernels(**options), record)
+
+    return run
+
+
 def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Trace:
     """Run what the graph's input takes, tokens [B, T] or frames [B, T, C, H, W], through it.
 

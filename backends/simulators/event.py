@@ -9,6 +9,7 @@ import numpy as np
 
 from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
+from rheobase.backends.simulators._executor import by
 from rheobase.spiking.graph import Conv2d, GradedLIFCell, Linear, WKVCell
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import Gather
@@ -220,4 +221,4 @@ class EventKernels(Counting):
         return {"out": inputs["a"] + inputs["b"]}
 
 
-KERNELS = EventKernels
+run = by(EventKernels)

@@ -5,7 +5,7 @@ import numpy as np
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import arithmetic_rwkv as rwkv
 from rheobase.backends.exporters.spinnaker2.quantise import embed
-from rheobase.backends.simulators._executor import Kernels
+from rheobase.backends.simulators._executor import Kernels, by
 
 
 class IntegerKernels(Kernels):
@@ -94,4 +94,4 @@ class IntegerKernels(Kernels):
         return {"y": y, "p": p, "q": q, "o": o}
 
 
-KERNELS = IntegerKernels
+run = by(IntegerKernels)

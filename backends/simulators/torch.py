@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
-from rheobase.backends.simulators._executor import arriving
+from rheobase.backends.simulators._executor import arriving, by
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import GradedLIFCell, LIFCell, Linear, WKVCell
 from rheobase.spiking.neurons.egru import EGRUState
@@ -233,4 +233,4 @@ class TorchKernels(Counting):
         return {"out": inputs["a"] + inputs["b"]}
 
 
-KERNELS = TorchKernels
+run = by(TorchKernels)

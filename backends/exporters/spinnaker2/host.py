@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rheobase.backends.exporters.spinnaker2.image import EMBEDDING, PROGRAM, TOKEN, Image, key
+from rheobase.backends.exporters.spinnaker2.image import EMBEDDING, PROGRAM, TOKEN, Image, key, unpack
 from rheobase.backends.exporters.spinnaker2.machine import dram_vectors, stages
 from rheobase.spiking.errors import FormatError, ShapeError, UnsupportedError
 from rheobase.spiking.ops.native import compiled
@@ -23,6 +23,8 @@ PROBLEMS = (
     "a program of what is not there",
 )
 """what `pe_open` returns"""
+ROOM = 1 << 22
+"""events that are kept at once"""
 
 
 @functools.cache
@@ -36,7 +38,7 @@ def library() -> ctypes.CDLL | None:
     lib.host_open.argtypes, lib.host_open.restype = [pointer, pointer, ctypes.c_uint32], ctypes.c_int32
     lib.host_reset.argtypes, lib.host_reset.restype = [pointer, number], None
     lib.host_run.argtypes = [pointer, pointer, number, pointer, number, pointer, pointer, pointer, pointer, number]
-    lib.host_run.argtypes += [pointer, number, pointer, pointer]
+    lib.host_run.argtypes += [pointer, number, pointer, pointer, pointer, pointer]
     lib.host_joins.argtypes, lib.host_joins.restype = [pointer, ctypes.c_uint32], ctypes.c_int32
     lib.host_join.argtypes = [pointer, number, ctypes.c_uint32, ctypes.c_uint32, pointer, pointer, pointer, pointer]
     lib.host_run.restype = lib.host_join.restype = number
@@ -95,9 +97,10 @@ class Host:
             alone = [n for n in hear if not (joined and self._joins(n, base << 16))]
             slices.append((self._hold(np.array(alone, np.int32)), *rows[:3], len(alone), rows[3]))
         self._slices = np.array(slices, np.int64)
-        most = max(sum(map(_most_events, group)) for group in groups)
+        most = [sum(map(_most_events, group)) for group in groups]
         width = 0 if self._vectors is None else self._vectors.shape[1]
-        self._room = np.empty(max(most, width, 1), np.uint64)
+        self._room = np.empty(max(*most, width, 1), np.uint64)
+        self._most = sum(most)
         self.events = 0
 
     def _hold(self, array: np.ndarray) -> int:
@@ -123,10 +126,35 @@ class Host:
 
     def run(self, tokens, *, logits: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Some tokens [T], the state carried on: (logits [T, V], or [0, V]; each PE's hash after each, [T, PEs])."""
+        return self._run(self._checked(tokens), logits, None, None)
+
+    def events_of(self, tokens) -> tuple[np.ndarray, np.ndarray]:
+        """As `run`, and what layers or sections send: (logits [T, V]; (token, key, payload) of each event, [E, 3])."""
+        row = self._checked(tokens)
+        at_once = max(1, ROOM // self._most)
+        sent, n_sent = np.empty((min(at_once, row.size) * self._most, 2), np.int32), np.empty(at_once, np.int64)
+        logits, events = [np.empty((0, self.vocabulary), np.int32)], [np.empty((0, 3), np.int64)]
+        for begin in range(0, row.size, at_once):
+            part = row[begin : begin + at_once]
+            logits.append(self._run(part, True, sent.ctypes.data, n_sent.ctypes.data)[0])
+            counts = np.diff(n_sent[: part.size], prepend=0)
+            got = sent[: counts.sum()]
+            token = begin + np.repeat(np.arange(part.size), counts)
+            events.append(np.stack([token, got[:, 0].view(np.uint32).astype(np.int64), got[:, 1]], 1))
+        return np.concatenate(logits), np.concatenate(events)
+
+    def images(self) -> list[Image]:
+        """Each PE's image as it is now: cells and registers are those after the last token."""
+        return [unpack(data.tobytes(), f"PE {number}") for number, data in enumerate(self._images)]
+
+    def _checked(self, tokens) -> np.ndarray:
         row = np.ascontiguousarray(np.reshape(tokens, -1), np.int64)
         if row.size and not 0 <= row.min() <= row.max() < self.vocabulary:
             wrong = row[(row < 0) | (row >= self.vocabulary)][0]
             raise ShapeError("host", f"token ids from 0 to {self.vocabulary - 1}", str(wrong), "check the tokenizer")
+        return row
+
+    def _run(self, row: np.ndarray, logits: bool, sent: int | None, n_sent: int | None):
         out = np.empty((row.size if logits else 0, self.vocabulary), np.int32)
         hashes = np.empty((row.size, len(self._elements)), np.uint32)
         vectors = self._vectors
@@ -145,6 +173,8 @@ class Host:
             self.vocabulary,
             hashes.ctypes.data,
             self._room.ctypes.data,
+            sent,
+            n_sent,
         )
         return out, hashes
 

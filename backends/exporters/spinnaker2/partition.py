@@ -307,9 +307,9 @@ def _embedding_and_head(graph: EventGraph, layers: list[Layer]) -> tuple[Node, N
     return embedding, head
 
 
-def _by_token(graph: EventGraph, source: str):
+def values_by_token(graph: EventGraph, source: str):
     """The values [V, n] of a signal that depends on the token alone."""
-    kernels = registry.get("rheobase.backends.simulators", "integer").KERNELS()
+    kernels = registry.get("rheobase.backends.simulators", "integer").IntegerKernels()
     kernels.begin(graph)
 
     def value(source):
@@ -324,7 +324,7 @@ def _by_token(graph: EventGraph, source: str):
 
 def _dram_image(graph: EventGraph, embedded: str, head: Node, stage: int, keys) -> Image:
     arrays = graph.arrays_of(head)
-    vectors, weight = _by_token(graph, embedded), arrays["weight"]
+    vectors, weight = values_by_token(graph, embedded), arrays["weight"]
     fields = {"vocabulary": len(vectors), "embedding": vectors.shape[1], "stage": stage, "slices": len(keys)}
     fields["head_inputs"] = weight.shape[1]
     shift = head.op.shift(arrays["exponent"])

@@ -23,14 +23,19 @@ HOST_TICKS = 1
 work too"""
 
 
-def fired_of(pes: list[tuple[str, Image]], signals, probes: Mapping[str, str], tokens) -> work.Fired:
-    """Which units sent at each recorded token, by stream, from a trace's signals; `probes` are the manifest's."""
+def names_of(pes: list[tuple[str, Image]], probes: Mapping[str, str]) -> dict[int, str]:
+    """The signal that each stream sends; `probes` are the manifest's."""
     names = {0: probes["embedding"]}
     for _, image in pes:
         if image.kind in (EGRU, PROGRAM):
             layer = image.fields["layer"]
             names |= {stream: probes[f"{layer}.{port}"] for stream, port in sent_by(image).items()}
-    sent = {stream: np.asarray(signals[name])[0] != 0 for stream, name in names.items()}
+    return names
+
+
+def fired_of(pes: list[tuple[str, Image]], signals, probes: Mapping[str, str], tokens) -> work.Fired:
+    """Which units sent at each recorded token, by stream, from a trace's signals; `probes` are the manifest's."""
+    sent = {stream: np.asarray(signals[name])[0] != 0 for stream, name in names_of(pes, probes).items()}
     return sent | {TOKEN: np.reshape(tokens, -1)} if any(i.kind == EMBEDDING for _, i in pes) else sent
 
 

@@ -70,7 +70,7 @@ class Plan:
 
 def plan_of(graph: EventGraph) -> Plan:
     """Cut a graph; raises UnsupportedError where it is no stack that the sections can run."""
-    by_token = _by_token_alone(graph)
+    by_token = by_token_alone(graph)
     head = next((n for n in graph.nodes if f"{n.name}.out" in graph.outputs.values()), None)
     if head is None or not isinstance(head.op, ops.IntegerLinear):
         raise UnsupportedError("graph", "a linear head", "none", "export a language model")
@@ -119,7 +119,7 @@ def plan_of(graph: EventGraph) -> Plan:
     return Plan(ordered, streams, next(iter(streams)), head, head_edge.source)
 
 
-def _by_token_alone(graph: EventGraph) -> set[str]:
+def by_token_alone(graph: EventGraph) -> set[str]:
     """Signals that depend on the token alone, up to the first that anything else reads."""
     found: set[str] = set()
     order = [graph.node(name) for group in graph.order() for name in group]

@@ -99,7 +99,8 @@ static void deliver(pe_t *pe, int32_t *restrict sums, const event_t *from, const
 
 int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
                  const slice_t *slice, const int32_t *of_base, int32_t *sums, const int64_t *tokens,
-                 int64_t n_tokens, int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room)
+                 int64_t n_tokens, int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room,
+                 event_t *sent, int64_t *n_sent)
 {
     const int64_t n_pes = last[n_stages - 1];
     int64_t n_events = 0;
@@ -120,12 +121,17 @@ int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t 
                 pe_tick(pe + i, push, &queue);
                 hashes[t * n_pes + i] = pe[i].hash;
             }
-            if (pe[from].kind == S2LM_EGRU || pe[from].kind == S2LM_PROGRAM)
+            if (pe[from].kind == S2LM_EGRU || pe[from].kind == S2LM_PROGRAM) {
+                for (const event_t *event = room; sent && event < queue.at; event++)
+                    sent[n_events + (event - room)] = *event;
                 n_events += queue.at - room;
+            }
             deliver(pe, sums, room, queue.at, slice, of_base);
         }
         for (int64_t j = 0; logits && j < vocabulary; j++)
             logits[t * vocabulary + j] = room[j].payload;
+        if (sent)
+            n_sent[t] = n_events;
     }
     return n_events;
 }

@@ -37,10 +37,12 @@ int64_t host_join(const pe_t *pe, int64_t n_pes, uint32_t base, uint32_t units, 
  * sums      from where on `slice` counts
  * logits    [T][V], or NULL                                           hashes   [T][n_pes]
  * room      for the events of any stage
+ * sent      NULL, or room for all events that are sent; n_sent [T] how many were after each token
  * Returns how many events were sent, those of the embedding and the head not counted.
  */
 int64_t host_run(pe_t *pe, const int64_t *last, int64_t n_stages, const int32_t *vectors, int64_t width,
                  const slice_t *slice, const int32_t *of_base, int32_t *sums, const int64_t *tokens,
-                 int64_t n_tokens, int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room);
+                 int64_t n_tokens, int32_t *logits, int64_t vocabulary, uint32_t *hashes, event_t *room,
+                 event_t *sent, int64_t *n_sent);
 
 #endif
