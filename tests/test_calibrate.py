@@ -84,6 +84,14 @@ def test_a_fit_by_hand():
     assert clusters == "10 blocks"
 
 
+def test_a_run_that_never_woke_fixes_nothing():
+    asleep = power.Recording("log.csv", LEVEL, 4, 0.1, np.full(60, 0.2), np.zeros(60), "a log")
+    with pytest.raises(FormatError, match="see idle and running both, got 0 to 0 M"):
+        calibrate.fit([asleep])
+    with pytest.raises(FormatError, match="expected 2 constants, got 1 that the recordings fix"):
+        calibrate.fit([asleep] * 6)
+
+
 # files
 
 
@@ -147,7 +155,9 @@ def test_several_numbers_of_elements_tell_chip_and_asleep_apart(board, tmp_path,
     assert estimate(level, elements=100, cycles=1e6, tick_us=1e3, ticks=2).watts == pytest.approx(0.37, rel=0.05)
     with pytest.raises(FormatError, match="one recording, or 6 and more, got 5"):
         calibrate.calibrate(pairs[:5])
-    one_differs = [pairs[0]] * 5 + [pairs[1]]
+    with pytest.raises(FormatError, match="recordings that differ, got one given twice"):
+        calibrate.calibrate([*pairs, pairs[0]])
+    one_differs = [pairs[0], *(board(name, elements=3, turns=4) for name in ("x", "xx", "xxx", "xxxx", "xxxxx"))]
     with pytest.raises(FormatError, match="expected 3 constants, got 2 that the recordings fix, or fix without one"):
         calibrate.calibrate(one_differs)
     with pytest.raises(FormatError, match=r"0\.8 V, 300 MHz, got 0\.5 V"):
@@ -243,7 +253,7 @@ def test_what_does_not_fix_the_constants_is_refused_in_one_line(board, capsys, c
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"turns": 2}, "expected 30 windows of 0.2 s in common with the trace, got"),
+        ({"turns": 2}, "expected 32 windows of 0.2 s in common with the trace, got 20"),
         ({"turns": 2, "spell": 6.0}, "expected 6 blocks of time that see idle and running both, got "),
         ({"cycles": np.full(1, 2_000)}, "intervals narrower than their values, got cycle"),
         ({"late": 0.6}, "a log that fits the trace better if it is +0.6 s late"),
@@ -259,14 +269,14 @@ def test_runs_that_fix_too_little_are_refused(board, options, line):
 
 
 def test_steady_work_fixes_nothing(board):
-    """Ticks throughout, each as long as the next, of cycles that are equal, or nearly."""
+    """Ticks throughout, each as long as the next: of elements busy all the time, or of cycles that are nearly equal."""
 
     def steady(ticks, **_):
         return {"ticks": np.linspace(ticks[0], ticks[-1], len(ticks))}
 
-    with pytest.raises(FormatError, match="that see idle and running both, got 120.6 to 120.6 M cycles a second"):
-        calibrate.calibrate([board(change=steady, cycles=np.full(1, 400_000))])
-    with pytest.raises(FormatError, match="intervals narrower than their values, got cycle"):
+    with pytest.raises(FormatError, match="expected 6 blocks of time that see idle and running both, got 904"):
+        calibrate.calibrate([board(change=steady, cycles=np.full(1, 3_000_000))])
+    with pytest.raises(FormatError, match="intervals narrower than their values"):
         calibrate.calibrate([board(change=steady)])
 
 

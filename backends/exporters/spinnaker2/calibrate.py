@@ -1,6 +1,10 @@
 """A level's constants out of a board's power logs: least squares over windows, with 95 % intervals.
 
-    watts = chip + elements x asleep + cycles a second x cycle
+    watts_i = chip + elements x asleep + cycle x r_i + lag x (r_i-1 - r_i) + lead x (r_i+1 - r_i)
+
+with r_i the cycles a second in window i. A log whose clock or meter is late or early by a part of a window shows a part
+of the window before or after: lag and lead take that, so that `cycle` has all the energy that comes with a cycle. They
+are fitted and not kept.
 
 With one number of elements chip and asleep cannot be told apart: their sum is `idle`, for that number alone.
 
@@ -29,6 +33,12 @@ from rheobase.spiking.errors import FormatError
 FEWEST, MOST = 6, 10
 """blocks, or recordings at least: with more blocks, noise would outlast them sooner"""
 WINDOWS_A_BLOCK = 5
+FARTHEST = 100
+"""windows by which a log is moved to find a clock that is late, or a tenth of the recording"""
+MUCH_LESS = 0.8
+"""of what is left over: by chance, other windows leave a little less"""
+SMALLEST = 1e-6
+"""of the largest singular value: what is below it is not determined"""
 T_95 = (2.571, 2.447, 2.365, 2.306, 2.262)
 """0.975 quantiles of Student's t, 5 to 9 degrees of freedom; for more recordings the last is taken, which is wider"""
 UNITS = {"chip": ("mW", 1e3), "asleep": ("mW", 1e3), "idle": ("mW", 1e3), "cycle": ("pJ", 1e12)}
@@ -78,6 +88,8 @@ def calibrate(pairs: Sequence[tuple[str | Path, str | Path]]) -> Calibration:
         if other.level != first.level:
             raise FormatError(other.where, first.level.name, other.level.name, "calibrate one level at a time")
         check_clocks(other)
+    if len({r.source for r in recordings}) < len(recordings):
+        raise FormatError(first.where, "recordings that differ", "one given twice", "give each once")
     several = len({r.elements for r in recordings}) > 1
     names = ["chip", "asleep", "cycle"] if several else ["idle", "cycle"]
     values, halves, clusters = fit(recordings)
@@ -117,11 +129,7 @@ def fit(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray, str]:
             need = f"{WINDOWS_A_BLOCK} windows of {r.window_s:.3g} s in common with the trace"
             raise FormatError(r.where, need, str(len(r.rate)), "record longer")
     differ = len({r.elements for r in recordings}) > 1
-    groups = []
-    for r in recordings:
-        columns = [np.ones(len(r.rate)), *([np.full(len(r.rate), float(r.elements))] if differ else []), r.rate]
-        rows = np.column_stack([*columns, r.watts])
-        groups += np.array_split(rows, cut)
+    groups = [part for r in recordings for part in np.array_split(_rows(r, differ), cut)]
     values = _solve(groups, where)
     without = np.array([_solve(groups[:g] + groups[g + 1 :], where) for g in range(len(groups))])
     freedom = len(groups) - 1
@@ -132,43 +140,53 @@ def fit(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray, str]:
 
 def blocks(recording: Recording) -> int:
     """Into how many blocks of time a recording can be cut, each of which sees idle and running: the most up to 10."""
-    rate, where = recording.rate, recording.where
+    rate, where = recording.rate[1:-1], recording.where
     if len(rate) < FEWEST * WINDOWS_A_BLOCK:
-        need = f"{FEWEST * WINDOWS_A_BLOCK} windows of {recording.window_s:.3g} s"
-        raise FormatError(where, f"{need} in common with the trace", str(len(rate)), "record longer")
+        need = f"{FEWEST * WINDOWS_A_BLOCK + 2} windows of {recording.window_s:.3g} s"
+        raise FormatError(where, f"{need} in common with the trace", str(len(recording.rate)), "record longer")
     for cut in range(min(MOST, len(rate) // WINDOWS_A_BLOCK), FEWEST - 1, -1):
-        if min(np.std(block) for block in np.array_split(rate, cut)) >= max(np.std(rate) / 2, 1e-3 * np.mean(rate)):
+        if min(np.std(block) for block in np.array_split(rate, cut)) > max(np.std(rate) / 2, 1e-3 * np.mean(rate)):
             return cut
     got = f"{rate.min() / 1e6:.4g} to {rate.max() / 1e6:.4g} M cycles a second, in fewer"
     raise FormatError(where, f"{FEWEST} blocks of time that see idle and running both", got, "let them take turns")
 
 
 def check_clocks(recording: Recording) -> None:
-    """Raise FormatError where the log, moved by windows against the trace, leaves less than half over: the two clocks
-    differ, and the energy of a cycle would come out too small."""
+    """Raise FormatError where the log, moved by two windows or more against the trace, leaves much less over: the two
+    clocks differ, and the energy of a cycle would come out too small."""
     n = len(recording.rate)
-    left = {}
-    for shift in range(-(n // 10), n // 10 + 1):
-        x = recording.rate[max(0, -shift) : n - max(0, shift)]
-        y = recording.watts[max(0, shift) : n - max(0, -shift)]
-        if len(x) < 3:
-            continue
-        (xx, xy), (_, yy) = np.cov(x, y)
+    most = min(n // 10, FARTHEST)
+    y, left = recording.watts[most : n - most], {}
+    for shift in range(-most, most + 1) if most > 1 else ():
+        (xx, xy), (_, yy) = np.cov(recording.rate[most - shift : n - most - shift], y)
         left[shift] = yy - xy * xy / xx if xx > 0 else yy
     # turns that come at equal times fit at many shifts about as well: the nearest is named
     best = min((s for s in left if left[s] <= 1.5 * min(left.values())), key=abs, default=0)
-    if left and left[best] < left[0] / 2:
+    if abs(best) > 1 and left[best] < MUCH_LESS * left[0]:
         got = f"a log that fits the trace better if it is {best * recording.window_s:+.3g} s late"
         raise FormatError(recording.where, "one clock", got, "set the clocks, and record it anew")
 
 
+def _rows(recording: Recording, differ: bool) -> np.ndarray:
+    """Per window: 1, elements if they differ, cycles a second, its two differences, watts. The first and last are left
+    out, since they lack a neighbour."""
+    before, own, after = recording.rate[:-2], recording.rate[1:-1], recording.rate[2:]
+    one = np.ones(len(own))
+    elements = [recording.elements * one] if differ else []
+    return np.column_stack([one, *elements, own, before - own, after - own, recording.watts[1:-1]])
+
+
 def _solve(groups: Sequence[np.ndarray], where: str) -> np.ndarray:
+    """The constants, without the two weights of neighbours; raises FormatError where they are not determined."""
     rows = np.concatenate(groups)
-    x, y = rows[:, :-1], rows[:, -1]
+    x, y, count = rows[:, :-1], rows[:, -1], rows.shape[1] - 3
     scale = np.maximum(np.abs(x).max(0), np.finfo(float).tiny)
-    found, _, rank, _ = np.linalg.lstsq(x / scale, y, rcond=1e-6)
-    if rank < len(scale):
+    scale[count:] = scale[count - 1]
+    x = x / scale
+    # the weights of neighbours need not be determined, where no window differs from the next
+    rank = np.linalg.matrix_rank(x, rtol=SMALLEST) - np.linalg.matrix_rank(x[:, count:], rtol=SMALLEST)
+    if rank < count:
         got = f"{rank} that the recordings fix, or fix without one of them"
         remedy = "let cycles a second, and the number of elements if it does, differ more often"
-        raise FormatError(where, f"{len(scale)} constants", got, remedy)
-    return found / scale
+        raise FormatError(where, f"{count} constants", got, remedy)
+    return np.linalg.lstsq(x, y, rcond=SMALLEST)[0][:count] / scale[:count]

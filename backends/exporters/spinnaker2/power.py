@@ -71,17 +71,13 @@ def read_recording(log: str | Path, trace: str | Path) -> Recording:
     if begin >= end:
         spans = (f"{name} {t[0]:.3f} to {t[-1]:.3f}" for name, t in (("log", log_s), ("trace", tick_s)))
         raise FormatError(log, f"a time in common with {trace}", ", ".join(spans), "set both clocks to Unix seconds")
-    steps = np.diff(log_s)
-    usual, inside = float(np.median(steps)), (log_s[1:] > begin) & (log_s[:-1] < end)
-    if (longest := steps[inside].max()) > LONGEST_STEP * usual:
-        got = f"{longest:.3g} s without one after {log_s[:-1][inside][np.argmax(steps[inside])]:.3f}"
-        raise FormatError(log, f"a sample every {usual:.3g} s or so", got, "record without a gap")
-    window_s = STEPS_A_WINDOW * max(usual, float(np.median(np.diff(tick_s))))
+    _check_gaps(log, log_s, begin, end)
+    window_s = STEPS_A_WINDOW * float(max(np.median(np.diff(log_s)), np.median(np.diff(tick_s))))
     edges = begin + window_s * np.arange(int((end - begin) / window_s) + 1)
-    joules = np.cumsum(steps * watts[1:])
+    joules = np.append(0.0, np.cumsum(np.diff(log_s) * watts[1:]))
     rate = np.zeros(len(edges) - 1)
-    for element, column in enumerate(cycles.T):
-        own = _means(edges, tick_s, np.cumsum(column[1:], dtype=np.float64))
+    for element, column in enumerate(cycles[1:].T):
+        own = _active(edges, tick_s, column, 1e6 * level.mhz)
         if own.max(initial=0) > OVER_CLOCK * 1e6 * level.mhz:
             got = f"{own.max() / 1e6:.3g} M"
             raise FormatError(f"{trace} cycles[:, {element}]", f"{level.mhz} M a second at most", got, "mend the times")
@@ -113,10 +109,27 @@ def read_log(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _means(edges: np.ndarray, seconds: np.ndarray, summed: np.ndarray) -> np.ndarray:
-    """A second's share in each window, of a quantity summed up to seconds[1], seconds[2], ..."""
+    """What comes a second in each window, of a quantity summed up to each of `seconds`."""
     # times from the first edge: Unix seconds leave a float too few digits for a product of two
-    at = np.interp(edges - edges[0], seconds - edges[0], np.concatenate([[0], summed]))
+    at = np.interp(edges - edges[0], seconds - edges[0], summed)
     return np.diff(at) / np.diff(edges - edges[0])
+
+
+def _active(edges: np.ndarray, tick_s: np.ndarray, cycles: np.ndarray, hertz: float) -> np.ndarray:
+    """An element's cycles a second in each window, of its cycles at each tick but the first."""
+    # it is active at the clock until it logs: after a long sleep its cycles are not of all that time
+    begins = np.maximum(tick_s[:-1], tick_s[1:] - cycles / hertz)
+    counted = np.repeat(np.cumsum(np.append(0.0, cycles)), 2)[1:-1]
+    return _means(edges, np.column_stack([begins, tick_s[1:]]).ravel(), counted)
+
+
+def _check_gaps(where: object, seconds: np.ndarray, begin: float, end: float) -> None:
+    steps = np.diff(seconds)
+    inside, usual = (seconds[1:] > begin) & (seconds[:-1] < end), np.median(steps)
+    longest = np.argmax(np.where(inside, steps, 0))
+    if steps[longest] > LONGEST_STEP * usual:
+        got = f"{steps[longest]:.3g} s without one after {seconds[longest]:.3f}"
+        raise FormatError(where, f"a sample every {usual:.3g} s or so", got, "record without a gap")
 
 
 def _check_times(where: object, seconds: np.ndarray) -> None:
