@@ -132,6 +132,13 @@ def board(tmp_path):
     return write
 
 
+@pytest.mark.parametrize("late", [-0.1, -0.02, 0.05, 0.1])
+def test_a_clock_that_differs_by_half_a_window_changes_nothing(board, late):
+    """A fit without the neighbours' weights gives 16.4 pJ at 0.1 s."""
+    cycle = calibrate.calibrate([board(late=late)]).after.cycle
+    assert cycle.low <= 1e12 * CYCLE_J <= cycle.high and cycle.high - cycle.low < 1
+
+
 def test_files_give_the_constants_back(board):
     found = calibrate.calibrate([board()])
     idle, cycle = found.after.constants.values()
