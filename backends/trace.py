@@ -7,6 +7,7 @@ An artefact holds the same as safetensors, `trace_tensors`: it is read before an
 HDF5 was seen to stall.
 """
 
+import contextlib
 import fnmatch
 import io
 import itertools
@@ -98,31 +99,38 @@ def save_trace(path: str | Path, trace: StoredTrace) -> None:
     write_atomic(path, trace_bytes(trace))
 
 
-def load_trace(path: str | Path) -> StoredTrace:
-    """Read a trace; raises FormatError where the file is not one."""
+@contextlib.contextmanager
+def open_trace(path: str | Path):
+    """Yield a trace's open HDF5 file, and what reads one of its datasets; raises FormatError where it is no trace."""
     import h5py
 
     data = read_bytes(path, "a trace")
+
+    def read(dataset):
+        if dataset.nbytes > len(data):
+            raise FormatError(path, "no more numbers than bytes", f"{dataset.nbytes} bytes", "record it anew")
+        return dataset[()]
+
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             if file.attrs["format"] != FORMAT:
                 raise FormatError(path, FORMAT, repr(file.attrs["format"]), "record it with this version")
-
-            def read(dataset):
-                if dataset.nbytes > len(data):
-                    raise FormatError(path, "no more numbers than bytes", f"{dataset.nbytes} bytes", "record it anew")
-                return dataset[()]
-
-            return StoredTrace(
-                tokens=read(file["tokens"]),
-                signals={name: read(d) for name, d in file["signals"].items()},
-                state={name: read(d) for name, d in file["state"].items()},
-                kinds={name: d.attrs["kind"] for name, d in file["signals"].items() if "kind" in d.attrs},
-                graph=str(file.attrs["graph"]),
-                simulator=str(file.attrs["simulator"]),
-            )
+            yield file, read
     except (OSError, KeyError, AttributeError) as error:
         raise FormatError(path, "a trace in HDF5", str(error), "record it anew") from None
+
+
+def load_trace(path: str | Path) -> StoredTrace:
+    """Read a trace; raises FormatError where the file is not one."""
+    with open_trace(path) as (file, read):
+        return StoredTrace(
+            tokens=read(file["tokens"]),
+            signals={name: read(d) for name, d in file["signals"].items()},
+            state={name: read(d) for name, d in file["state"].items()},
+            kinds={name: d.attrs["kind"] for name, d in file["signals"].items() if "kind" in d.attrs},
+            graph=str(file.attrs["graph"]),
+            simulator=str(file.attrs["simulator"]),
+        )
 
 
 def trace_tensors(trace: StoredTrace) -> bytes:

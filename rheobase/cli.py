@@ -132,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
         "what a run, a trace or an exported directory holds",
         arg("path", metavar="PATH"),
         arg("--out", metavar="PNG", help="draw an exported directory: its map, and energy against activity"),
+        arg("--target", metavar="TOML", help="estimate an exported directory with what targets calibrate wrote"),
     )
     command(
         "diff",
@@ -153,7 +154,14 @@ def parser() -> argparse.ArgumentParser:
         arg("--image", help="an exported directory of this run"),
         arg("--out", help="the HTML file (default RUN/report.html)"),
     )
-    command("targets", "machines that can be priced", arg("name", nargs="?", metavar="NAME"))
+    command(
+        "targets",
+        "machines that can be priced, and their constants measured on a board",
+        arg("names", nargs="*", metavar="NAME", help="a target's; or calibrate spinnaker2"),
+        arg("--power", action="append", default=[], metavar="CSV", help="calibrate by this log; may be repeated"),
+        arg("--trace", action="append", default=[], metavar="H5", help="the trace of the log's run, one for each"),
+        arg("--out", metavar="TOML", help="file for the measured constants"),
+    )
     command("cite", "the papers a run stands on, in BibTeX", run)
     command(
         "bench",

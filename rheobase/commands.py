@@ -35,6 +35,8 @@ from rheobase.backends.counting import (
 from rheobase.backends.exporters import spinnaker2
 from rheobase.backends.exporters.spinnaker2 import overview as image_overview
 from rheobase.backends.exporters.spinnaker2 import picture
+from rheobase.backends.exporters.spinnaker2.calibrate import calibrate
+from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, level_toml, read_levels
 from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
@@ -329,9 +331,9 @@ def verify(args) -> Answer:
 def inspect(args) -> Answer:
     path = Path(args.path)
     if (path / MANIFEST).is_file():
-        return _inspect_image(open_artifact(path), args.out)
-    if args.out:
-        raise ConfigError("inspect --out", "an exported directory", str(path), "leave it out")
+        return _inspect_image(open_artifact(path), args.out, args.target)
+    if args.out or args.target:
+        raise ConfigError("inspect --out, --target", "an exported directory", str(path), "leave it out")
     if path.suffix in (".pt", ".pth"):
         lines = []
         model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)
@@ -350,10 +352,10 @@ def inspect(args) -> Answer:
     )
 
 
-def _inspect_image(artifact: Artifact, out: str | None) -> Answer:
+def _inspect_image(artifact: Artifact, out: str | None, target: str | None) -> Answer:
     """Files and coverage of a SpiNNaker 2 image, its overview, the firmware's memory, and a picture."""
     m = artifact.manifest
-    view = spinnaker2.describe(artifact)
+    view = spinnaker2.describe(artifact, read_levels(target) if target else LEVELS)
     lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}"]
     lines += [f"  {n:<22}{entry['bytes']:>10,} bytes" for n, entry in m["files"].items() if not n.startswith("pe/")]
     lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
@@ -396,7 +398,11 @@ def report(args) -> Answer:
 
 
 def targets(args) -> Answer:
-    if not args.name:
+    if args.names[:1] == ["calibrate"]:
+        return _calibrate(args)
+    if len(args.names) > 1 or args.power or args.trace or args.out:
+        raise ConfigError("targets", "one NAME, or calibrate NAME", "more", "see rheobase targets --help")
+    if not args.names:
         found = [load_target(name) for name in target_names()]
         heads = {"macs": "a multiply-accumulate", "acs": "an accumulate", "weight_bytes": "a byte of weights"}
         rows = [f"{'central (low to high)':<21}" + "".join(f"{head:>25}" for head in heads.values())]
@@ -404,13 +410,28 @@ def targets(args) -> Answer:
             rows.append(f"{target.name:<21}" + "".join(f"{_span(target.terms.get(term)):>25}" for term in heads))
         rows.append("- no citable figure; rheobase targets NAME gives every constant and its source")
         return Answer({target.name: dataclasses.asdict(target) for target in found}, "\n".join(rows))
-    target = load_target(args.name)
+    target = load_target(args.names[0])
     lines = [target.title, textwrap.fill(target.note, 96)]
     quantities = {**target.terms, **({"idle_watts": target.idle_watts} if target.idle_watts else {})}
     for term, q in quantities.items():
         lines.append(f"  {term:<18}{q.each:>10}, {q.span}")
         lines.append(textwrap.fill(q.citation, 96, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return Answer(dataclasses.asdict(target), "\n".join(lines))
+
+
+def _calibrate(args) -> Answer:
+    """Measured constants of a level beside those that they replace, and the file that holds them."""
+    if args.names[1:] != ["spinnaker2"]:
+        raise ConfigError("targets calibrate", "spinnaker2", " ".join(args.names[1:]) or "none", "name it")
+    if not args.power or len(args.power) != len(args.trace):
+        got = f"{len(args.power)} and {len(args.trace)}"
+        raise ConfigError("targets calibrate", "a --power and a --trace of each run", got, "give them in pairs")
+    found = calibrate(list(zip(args.power, args.trace, strict=True)))
+    table = dataclasses.asdict(found)
+    if not args.out:
+        return Answer(table, str(found))
+    write_atomic(args.out, level_toml(found.after))
+    return Answer({**table, "out": args.out}, f"{found}\n{args.out}: for rheobase inspect DIR --target {args.out}")
 
 
 def _span(quantity: Quantity | None) -> str:

@@ -138,7 +138,7 @@ def load_target(name_or_path: str | Path) -> Target:
     for term, entry in entries.items():
         if term not in (*TERMS, *TRANSCENDENTALS):
             raise FormatError(path, "known terms", repr(term), nearest(term, (*TERMS, *TRANSCENDENTALS)))
-        terms[term] = _quantity(f"{path} terms.{term}", entry, ENERGIES)
+        terms[term] = read_quantity(f"{path} terms.{term}", entry, ENERGIES)
     idle, twin = table.get("idle_watts"), table.get("twin")
     if twin is not None and twin not in target_names():
         raise FormatError(f"{path} twin", "a known target", repr(twin), nearest(str(twin), target_names()))
@@ -147,12 +147,13 @@ def load_target(name_or_path: str | Path) -> Target:
         title=table.get("title", path.stem),
         note=table.get("note", ""),
         terms=terms,
-        idle_watts=None if idle is None else _quantity(f"{path} idle_watts", idle, POWERS),
+        idle_watts=None if idle is None else read_quantity(f"{path} idle_watts", idle, POWERS),
         twin=twin,
     )
 
 
-def _quantity(where: str, entry: object, units: Mapping[str, float]) -> Quantity:
+def read_quantity(where: str, entry: object, units: Mapping[str, float]) -> Quantity:
+    """A constant from its table, in one of `units`; raises FormatError as `load_target`."""
     if not isinstance(entry, dict):
         raise FormatError(where, "a table with value, unit and source", repr(entry), "write one")
     for key in entry:

@@ -10,6 +10,7 @@ import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.exporters.spinnaker2 import divergence, emulate, host, routing
+from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, Level
 from rheobase.backends.exporters.spinnaker2.firmware import selftest
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
@@ -105,10 +106,13 @@ def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image
     return dram, [(name, unpack(artifact.read(name), name)) for name in names if name.startswith("pe/")]
 
 
-def describe(artifact: Artifact) -> Overview:
-    """What an artefact holds, for `overview.text`, `overview.table` and `picture.draw`; raises FormatError."""
+def describe(artifact: Artifact, levels: tuple[Level, ...] = LEVELS) -> Overview:
+    """What an artefact holds, for `overview.text`, `overview.table` and `picture.draw`; raises FormatError.
+
+    levels  of the chip: as published, or those of `estimate.read_levels`
+    """
     try:
-        return open_overview(artifact, *load_images(artifact))
+        return open_overview(artifact, *load_images(artifact), levels)
     except FormatError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

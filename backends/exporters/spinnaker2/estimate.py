@@ -3,15 +3,20 @@
     joules = seconds x (chip + elements x asleep) + cycles x cycle        seconds = ticks x tick
 
 A cycle is an instruction in QEMU, so cycles are a lower bound. What has no published figure is in UNKNOWN, and no term
-of the sum stands for it.
+of the sum stands for it. `calibrate` replaces the constants of a level by measured ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from rheobase.backends.counting.target import Quantity
+from rheobase.backends.counting.target import ENERGIES, POWERS, ZERO, Interval, Quantity, read_quantity
+from rheobase.spiking.config import read_toml, to_toml
+from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.registry import nearest
 
 SOURCE = "arXiv 2607.24396, chip power at both levels"
+MEASURED = "measured"
 UNKNOWN = (
     "events over the network on chip: joules a hop are not published",
     "DRAM, where embedding and head lie there: joules a bit are not published",
@@ -29,12 +34,29 @@ CHIP = _quantity(75.2, "mW", f"{SOURCE}: elements off", "whole chip, all element
 
 @dataclass(frozen=True)
 class Level:
-    """A level of voltage and frequency: watts of an element asleep, joules of an active cycle beyond that."""
+    """A level of voltage and frequency: watts of an element asleep, joules of an active cycle beyond that, and watts
+    of the chip with its elements off.
+
+    elements  None; or how many elements were on when `chip` was measured with them asleep: `asleep` is None then
+    """
 
     name: str
     mhz: int
-    asleep: Quantity
+    asleep: Quantity | None
     cycle: Quantity
+    chip: Quantity = CHIP
+    elements: int | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether a power log gave its constants."""
+        return self.cycle.confidence == MEASURED
+
+    @property
+    def constants(self) -> dict[str, Quantity]:
+        """By their names in TOML: chip, asleep and cycle, or idle for the first two together."""
+        power = {"chip": self.chip, "asleep": self.asleep} if self.asleep else {"idle": self.chip}
+        return power | {"cycle": self.cycle}
 
 
 LEVELS = (
@@ -57,9 +79,48 @@ LEVELS = (
 )
 
 
+def level_named(name: str, where: object) -> Level:
+    """The published level of this name; raises FormatError, at `where`."""
+    known = {level.name: level for level in LEVELS}
+    if name not in known:
+        raise FormatError(f"{where} level", "a level of the chip", repr(name), nearest(name, known))
+    return known[name]
+
+
+def level_toml(level: Level) -> bytes:
+    """A level as the TOML that `read_levels` reads, each constant with the keys of a target's."""
+    table = {"title": f"SpiNNaker 2, {level.name}, {MEASURED}", "level": level.name}
+    if level.elements is not None:
+        table["elements"] = level.elements
+    for name, quantity in level.constants.items():
+        entry = asdict(quantity)
+        table[name] = {"low": entry.pop("low"), "value": entry.pop("central"), **entry}
+    return to_toml(table).encode()
+
+
+def read_levels(path: str | Path) -> tuple[Level, ...]:
+    """LEVELS, with the one that a file of `level_toml` holds in its place; raises FormatError."""
+    table = read_toml(path)
+    power = ("idle",) if "idle" in table else ("chip", "asleep")
+    wanted = {"title", "level", *power, "cycle"} | ({"elements"} if "idle" in table else set())
+    if set(table) != wanted:
+        remedy = "write it by rheobase targets calibrate"
+        raise FormatError(path, f"the keys {', '.join(sorted(wanted))}", ", ".join(sorted(table)), remedy)
+    old, elements = level_named(str(table["level"]), path), table.get("elements")
+    if "idle" in table and (type(elements) is not int or elements < 1):
+        raise FormatError(f"{path} elements", "a number above 0", repr(elements), "mend it")
+    chip, *asleep = (read_quantity(f"{path} {name}", table[name], POWERS) for name in power)
+    cycle = read_quantity(f"{path} cycle", table["cycle"], ENERGIES)
+    new = Level(old.name, old.mhz, asleep[0] if asleep else None, cycle, chip, elements)
+    return tuple(new if level is old else level for level in LEVELS)
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A token at one level and tick: seconds, and joules of the chip, the elements asleep, and their cycles."""
+    """A token at one level and tick: seconds, and joules of the chip, the elements asleep, and their cycles.
+
+    span  of the joules: all constants at their low, central or high figure at once
+    """
 
     level: Level
     tick_us: float
@@ -67,11 +128,12 @@ class Estimate:
     chip: float
     asleep: float
     cycles: float
+    span: Interval
 
     @property
     def joules(self) -> float:
         """Of all that has a figure."""
-        return self.chip + self.asleep + self.cycles
+        return self.span.central
 
     @property
     def watts(self) -> float:
@@ -85,20 +147,31 @@ def estimate(level: Level, *, elements: int, cycles: float, tick_us: float, tick
     elements  that are switched on, the others being off
     cycles    of all elements for a token
     ticks     that a token takes: those of the plan, when generated or prefilled
+    raises    ConfigError: a level measured with another number of elements alone
     """
+    if level.elements not in (None, elements):
+        expected, got = f"an image of {level.elements} elements, as it was measured with", f"{elements}"
+        raise ConfigError(f"{level.name}, {MEASURED}", expected, got, "calibrate with recordings of several numbers")
     seconds = 1e-6 * tick_us * ticks
-    asleep = level.asleep.interval.central * elements * seconds
-    active = level.cycle.interval.central * cycles
-    return Estimate(level, tick_us, seconds, CHIP.interval.central * seconds, asleep, active)
+    chip, active = level.chip.interval * seconds, level.cycle.interval * cycles
+    asleep = level.asleep.interval * (elements * seconds) if level.asleep else ZERO
+    parts = (part.central for part in (chip, asleep, active))
+    return Estimate(level, tick_us, seconds, *parts, chip + asleep + active)
 
 
 def show(estimates: Sequence[Estimate]) -> str:
-    """A line each."""
+    """A line each, and one for the constants of each measured level."""
     rows = [f"{'':<17}{'tick':>10}{'a token':>11}{'power':>10}{'energy':>11}   chip, elements asleep, cycles"]
     for e in estimates:
-        parts = ", ".join(f"{100 * part / e.joules:.0f} %" for part in (e.chip, e.asleep, e.cycles))
+        shares = (e.chip, e.asleep, e.cycles) if e.level.asleep else (e.chip, e.cycles)
+        parts = ", ".join(f"{100 * part / e.joules:.0f} %" for part in shares)
+        together = "" if e.level.asleep else " (the first two together)"
+        span = f"; {MEASURED}, {1e3 * e.span.low:.3f} to {1e3 * e.span.high:.3f} mJ" if e.level.measured else ""
         rows.append(
             f"{e.level.name:<17}{e.tick_us / 1e3:>7.3f} ms{1e3 * e.seconds:>8.3f} ms{e.watts:>8.3f} W"
-            f"{1e3 * e.joules:>8.3f} mJ   {parts}"
+            f"{1e3 * e.joules:>8.3f} mJ   {parts}{together}{span}"
         )
+    for level in dict.fromkeys(e.level for e in estimates if e.level.measured):
+        constants = ", ".join(f"{name} {q.each} ({q.span})" for name, q in level.constants.items())
+        rows.append(f"{level.name}, {MEASURED}: {constants}; {level.cycle.source}")
     return "\n".join(rows)

@@ -7,7 +7,7 @@ import numpy as np
 from rheobase.backends.artifact import Artifact
 from rheobase.backends.exporters.spinnaker2 import routing, work
 from rheobase.backends.exporters.spinnaker2.chip import QUADS, USABLE, Place
-from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, UNKNOWN, Estimate, estimate, show
+from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, UNKNOWN, Estimate, Level, estimate, show
 from rheobase.backends.exporters.spinnaker2.image import EGRU, KINDS, PROGRAM, Image
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES
 from rheobase.backends.exporters.spinnaker2.plan import TICK_MS, fired_of
@@ -19,13 +19,15 @@ Pes = list[tuple[str, Image]]
 
 @dataclass(frozen=True)
 class Overview:
-    """An opened image: its elements, where they lie, which units sent at the recorded tokens, and the tick plan."""
+    """An opened image: its elements, where they lie, which units sent at the recorded tokens, the tick plan, and the
+    levels of the chip, published or measured."""
 
     dram: Image | None
     pes: Pes
     at: dict[str, Place]
     fired: work.Fired
     plan: dict
+    levels: tuple[Level, ...] = LEVELS
 
     @property
     def stages(self) -> dict[str, Pes]:
@@ -41,12 +43,12 @@ class Overview:
         return sorted({place.chip for place in self.at.values()})
 
 
-def open_overview(artifact: Artifact, dram: Image | None, pes: Pes) -> Overview:
+def open_overview(artifact: Artifact, dram: Image | None, pes: Pes, levels: tuple[Level, ...]) -> Overview:
     """Gather it from an artefact and its images; raises FormatError, or KeyError of a manifest that lacks something."""
     manifest, trace = artifact.manifest, artifact_trace(artifact)
     fired = fired_of(pes, trace.signals, manifest["probes"], trace.tokens)
     at = routing.read_places(artifact.read(routing.PLACEMENTS), pes)
-    return Overview(dram, pes, at, fired, manifest["tick_plan"])
+    return Overview(dram, pes, at, fired, manifest["tick_plan"], levels)
 
 
 def stage_of(image: Image) -> str:
@@ -74,7 +76,7 @@ def estimates(view: Overview) -> list[Estimate]:
     """A token generated and one prefilled, at each level, at the system tick or what the busiest recorded one needs."""
     cycles = sum(pe["mean"] for pe in view.plan["pes"].values())
     found = []
-    for level, clock in zip(LEVELS, view.plan["clocks"], strict=True):
+    for level, clock in zip(view.levels, view.plan["clocks"], strict=True):
         tick = max(1e3 * TICK_MS, clock["tick_us"]["busiest"])
         for ticks in (view.plan["ticks_a_token"], view.plan["ticks_prefilled"]):
             found.append(estimate(level, elements=len(view.pes), cycles=cycles, tick_us=tick, ticks=ticks))
@@ -89,7 +91,7 @@ def what_ifs(view: Overview) -> dict[str, list[Estimate]]:
         fired = {s: row.mean(0, keepdims=True) if s == 0 else row for s, row in view.fired.items()}
         fired |= {s: np.full((1, row.shape[1]), activity) for s, row in fired.items() if s and row.ndim == 2}
         cycles = [float(work.instructions(i, work.recorded(i, fired)).mean()) for _, i in view.pes]
-        for level in LEVELS:
+        for level in view.levels:
             need = max(cycles) / level.mhz
             for name, tick in (("tick of 1 ms, or longer", max(1e3 * TICK_MS, need)), ("shortest tick", need)):
                 made = estimate(
@@ -157,9 +159,10 @@ def _plan_lines(view: Overview) -> list[str]:
             f"  {clock['mhz']} MHz   {times}   {100 * slack['busiest']:.0f} %, {100 * slack['worst']:.0f} %; "
             f"{rate['at_tick']:,.0f} at {tick_ms:.3g} ms, {rate['at_worst']:,.0f} at the worst tick"
         )
-    return [*lines, "estimate: a token generated and one prefilled", show(estimates(view))] + [
-        f"  unknown, and in no figure: {line}" for line in UNKNOWN
-    ]
+    lines += ["estimate: a token generated and one prefilled", show(estimates(view))]
+    lines += [f"  unknown, and in no figure: {line}" for line in UNKNOWN]
+    measured = [level.name for level in view.levels if level.measured]
+    return lines + [f"  but those at {name} have as much of them as the meter covered" for name in measured]
 
 
 def table(view: Overview) -> dict:
@@ -173,7 +176,10 @@ def table(view: Overview) -> dict:
         if "clocks" not in view.plan
         else [
             {"level": e.level.name, "tick_us": e.tick_us, "seconds": e.seconds, "watts": e.watts, "joules": e.joules}
+            | {"low": e.span.low, "high": e.span.high, "measured": e.level.measured}
             for e in estimates(view)
         ]
     )
-    return {"elements": elements, "traffic": traffic(view), "estimates": numbers, "unknown": list(UNKNOWN)}
+    constants = {level.name: {name: asdict(q) for name, q in level.constants.items()} for level in view.levels}
+    found = {"elements": elements, "traffic": traffic(view), "estimates": numbers, "unknown": list(UNKNOWN)}
+    return {**found, "constants": constants}
