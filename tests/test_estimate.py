@@ -24,6 +24,8 @@ def test_a_token_by_hand():
     assert found.cycles == pytest.approx(15e-6)
     assert found.watts == pytest.approx(0.0752 + 0.0322 + 15e-6 / 2e-3)
     assert "65 %, 28 %, 7 %" in show([found])
+    four = estimate(LEVELS[1], elements=10, cycles=1_000_000, tick_us=500.0, ticks=4, chips=4)
+    assert four.joules == pytest.approx(found.joules + 3 * found.chip)
 
 
 def test_every_constant_has_a_source_and_the_unknown_has_none():

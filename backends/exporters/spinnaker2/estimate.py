@@ -1,6 +1,6 @@
 """Power, time and energy a token of an image, from what its elements do at a tick.
 
-    joules = seconds x (chip + elements x asleep) + cycles x cycle        seconds = ticks x tick
+    joules = seconds x (chips x chip + elements x asleep) + cycles x cycle        seconds = ticks x tick
 
 A cycle is an instruction in QEMU, so cycles are a lower bound. What has no published figure is in UNKNOWN, and no term
 of the sum stands for it. `calibrate` replaces the constants of a level by measured ones.
@@ -141,19 +141,22 @@ class Estimate:
         return self.joules / self.seconds
 
 
-def estimate(level: Level, *, elements: int, cycles: float, tick_us: float, ticks: int) -> Estimate:
+def estimate(
+    level: Level, *, elements: int, cycles: float, tick_us: float, ticks: int, chips: int = 1
+) -> Estimate:
     """A token's estimate.
 
     elements  that are switched on, the others being off
     cycles    of all elements for a token
     ticks     that a token takes: those of the plan, when generated or prefilled
+    chips     that are on; all that was measured is one
     raises    ConfigError: a level measured with another number of elements alone
     """
     if level.elements not in (None, elements):
         expected, got = f"an image of {level.elements} elements, as it was measured with", f"{elements}"
         raise ConfigError(f"{level.name}, {MEASURED}", expected, got, "calibrate with recordings of several numbers")
     seconds = 1e-6 * tick_us * ticks
-    chip, active = level.chip.interval * seconds, level.cycle.interval * cycles
+    chip, active = level.chip.interval * (chips * seconds), level.cycle.interval * cycles
     asleep = level.asleep.interval * (elements * seconds) if level.asleep else ZERO
     parts = (part.central for part in (chip, asleep, active))
     return Estimate(level, tick_us, seconds, *parts, chip + asleep + active)

@@ -79,7 +79,8 @@ def estimates(view: Overview) -> list[Estimate]:
     for level, clock in zip(view.levels, view.plan["clocks"], strict=True):
         tick = max(1e3 * TICK_MS, clock["tick_us"]["busiest"])
         for ticks in (view.plan["ticks_a_token"], view.plan["ticks_prefilled"]):
-            found.append(estimate(level, elements=len(view.pes), cycles=cycles, tick_us=tick, ticks=ticks))
+            given = {"elements": len(view.pes), "chips": len(view.chips)}
+            found.append(estimate(level, **given, cycles=cycles, tick_us=tick, ticks=ticks))
     return found
 
 
@@ -97,6 +98,7 @@ def what_ifs(view: Overview) -> dict[str, list[Estimate]]:
                 made = estimate(
                     level,
                     elements=len(view.pes),
+                    chips=len(view.chips),
                     cycles=sum(cycles),
                     tick_us=tick,
                     ticks=view.plan["ticks_a_token"],
