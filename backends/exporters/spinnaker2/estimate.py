@@ -141,9 +141,7 @@ class Estimate:
         return self.joules / self.seconds
 
 
-def estimate(
-    level: Level, *, elements: int, cycles: float, tick_us: float, ticks: int, chips: int = 1
-) -> Estimate:
+def estimate(level: Level, *, elements: int, cycles: float, tick_us: float, ticks: int, chips: int = 1) -> Estimate:
     """A token's estimate.
 
     elements  that are switched on, the others being off
