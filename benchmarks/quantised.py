@@ -7,7 +7,8 @@ afterwards, and with [quantise]. Each is judged on the same stretch of the test 
 integer graph that `rheobase export` writes. "change" is from the float32 of the model of the same sparsity and seed
 that was trained without rounding; "own" is from the line's own float32: with [quantise], where these weights are the
 integers', it is what int16 states and events, biases and tables do. Figures are means over the seeds, ± half their
-range. Finished runs are kept, so that the command goes on where it was stopped; one of other settings is refused.
+range. Last, for the first seed without pruning, what rounding one matrix alone adds to the float32's bits. Finished
+runs are kept, so that the command goes on where it was stopped; one of other settings is refused.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from _runs import train
 
 from rheobase.backends import simulate
 from rheobase.backends.exporters.spinnaker2.arithmetic import LOGIT_FRAC
-from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.quantise import quantise, sensitivity
 from rheobase.models.training.evaluate import bits_per_token
 from rheobase.models.training.run import Run, config_path
 from rheobase.quickstart import calibration
@@ -48,15 +49,32 @@ SPARSITIES = (0.0, 0.8, 0.95)
 STREAMS, LENGTH = 20, 1000
 
 
+def streams(run: Run) -> np.ndarray:
+    """Streams of the test part, with what comes after each."""
+    return run.splits().test[: STREAMS * (LENGTH + 1)].astype(np.int64).reshape(STREAMS, LENGTH + 1)
+
+
 def judge(run: Run) -> tuple[float, float]:
     """Bits a token of a model in float32 and in integers, over streams of the test part."""
-    tokens = run.splits().test[: STREAMS * (LENGTH + 1)].astype(np.int64).reshape(STREAMS, LENGTH + 1)
-    graph = run.model().lower()
+    tokens, graph = streams(run), run.model().lower()
     floats = simulate(graph, tokens[:, :-1], on="torch").outputs["logits"]
     integer, _ = quantise(graph, calibration(run), allow_lossy=True)
     whole = simulate(integer, tokens[:, :-1], on="integer").outputs["logits"] / 2.0**LOGIT_FRAC
     targets = tokens[:, 1:].ravel()
     return tuple(bits_per_token(logits.reshape(len(targets), -1), targets) for logits in (floats, whole))
+
+
+def by_matrix(run: Run) -> str:
+    """What rounding each matrix alone costs, the most first."""
+    tokens, graph = streams(run), run.model().lower()
+    targets = tokens[:, 1:].ravel()
+
+    def bits(logits):
+        return bits_per_token(logits.reshape(len(targets), -1), targets)
+
+    added, whole = sensitivity(graph, tokens[:, :-1], bits), judge(run)[0]
+    worst = sorted(added.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * more / whole:+.3f} %" for name, more in worst)
 
 
 def shown(figures: list[float], form: str) -> str:
@@ -85,6 +103,7 @@ def main() -> None:
                 f"| {shown(integers, '.4f')} | {shown(change, '+.2f')} % | {shown(own, '+.2f')} % |",
                 flush=True,
             )
+    print("\nint8 in one matrix alone: " + by_matrix(one(args.model, args.out, 0.0, 0, args.seeds[0])))
 
 
 def one(model: str, out: Path, sparsity: float, bits: int, seed: int) -> Run:

@@ -6,6 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rheobase.backends import simulate
+from rheobase.backends.exporters.spinnaker2.quantise import sensitivity
+from rheobase.models import EGRULM, EGRULMConfig
+from rheobase.spiking.graph import EventGraph, Linear
 from rheobase.spiking.quantisation import MAX_EXPONENT, best_exponents, round_weights, rounded
 
 ONES = np.ones(2)
@@ -52,3 +56,25 @@ def test_numpy_and_torch_agree(seed, clip):
     other = best_exponents(torch.from_numpy(weight), torch.from_numpy(power), clip)
     assert np.array_equal(exponent, other.numpy())
     assert np.array_equal(rounded(weight, exponent), rounded(torch.from_numpy(weight), other).numpy())
+
+
+def test_sensitivity_is_what_one_rounded_matrix_adds():
+    """Weights that are int8 already add nothing; the others what a hand-rounded copy does."""
+    torch.manual_seed(0)
+    graph = EGRULM(EGRULMConfig(vocabulary=11, embedding=6, layers=(8, 6), thr_mean=0.02)).lower()
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 40))
+    coarse = dict(graph.arrays)
+    coarse["layers.1.kernel"] = np.round(coarse["layers.1.kernel"] * 16) / 16
+
+    def cost(logits):
+        return float(np.abs(logits).sum())
+
+    made = EventGraph(graph.nodes, graph.edges, coarse, graph.outputs)
+    found = sensitivity(made, tokens, cost)
+    assert set(found) == {n.arrays["weight"] for n in graph.nodes if isinstance(n.op, Linear)}
+    assert found["layers.1.kernel"] == 0 and all(found[name] for name in found if name != "layers.1.kernel")
+    weight = coarse["layers.0.kernel"].astype(np.float64)
+    by_hand = rounded(weight, best_exponents(weight, np.ones(len(weight)), clip=True)).astype(np.float32)
+    changed = EventGraph(graph.nodes, graph.edges, {**coarse, "layers.0.kernel": by_hand}, graph.outputs)
+    want = [cost(simulate(g, tokens, on="torch").outputs["logits"]) for g in (changed, made)]
+    assert found["layers.0.kernel"] == want[0] - want[1]

@@ -1,6 +1,6 @@
 """Quantisation: from an EventGraph in floating point to one in the integers of `arithmetic` and `arithmetic_rwkv`."""
 
-from rheobase.backends.exporters.spinnaker2.quantise.errors import errors
+from rheobase.backends.exporters.spinnaker2.quantise.errors import errors, sensitivity
 from rheobase.backends.exporters.spinnaker2.quantise.graph import quantise, refuse_other_ops
 from rheobase.backends.exporters.spinnaker2.quantise.ops import (
     Format,
@@ -23,4 +23,5 @@ __all__ = [
     "formats",
     "quantise",
     "refuse_other_ops",
+    "sensitivity",
 ]

@@ -1,10 +1,13 @@
-"""How far an integer graph is from its float graph, signal by signal."""
+"""How far an integer graph is from its float graph, signal by signal, and what the rounding of each matrix costs."""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2.quantise.ops import formats
 from rheobase.backends.simulators import simulate
-from rheobase.spiking.graph import EventGraph, Spike
+from rheobase.spiking.graph import EventGraph, Linear, Spike
+from rheobase.spiking.quantisation import best_exponents, rounded
 
 
 def errors(graph: EventGraph, integer: EventGraph, tokens: np.ndarray) -> dict[str, float]:
@@ -21,6 +24,29 @@ def errors(graph: EventGraph, integer: EventGraph, tokens: np.ndarray) -> dict[s
     floats = simulate(graph, tokens, record=names).recorded
     integers, fracs = simulate(integer, tokens, on="integer", record=names).recorded, formats(integer)
     return {name: _relative(floats[name], integers[name] * 2.0 ** -fracs[name].frac) for name in names}
+
+
+def sensitivity(graph: EventGraph, tokens: np.ndarray, cost: Callable[[np.ndarray], float]) -> dict[str, float]:
+    """What int8 weights of one matrix alone add to a cost of the float graph's output, matrix by matrix.
+
+    tokens  [B, T]
+    cost    of the output [B, T, V], such as bits a token
+    """
+
+    def of(changed: EventGraph) -> float:
+        return cost(next(iter(simulate(changed, tokens, on="torch").outputs.values())))
+
+    found, whole = {}, of(graph)
+    for node in graph.nodes:
+        if not isinstance(node.op, Linear) or node.arrays["weight"] in found:
+            continue
+        weight = graph.arrays[node.arrays["weight"]]
+        columns = np.asarray(weight.T if node.op.transposed else weight, np.float64)
+        short = rounded(columns, best_exponents(columns, np.ones(len(columns)), clip=True))
+        short = (short.T if node.op.transposed else short).astype(weight.dtype)
+        arrays = {**graph.arrays, node.arrays["weight"]: short}
+        found[node.arrays["weight"]] = of(EventGraph(graph.nodes, graph.edges, arrays, graph.outputs)) - whole
+    return found
 
 
 def _relative(wanted: np.ndarray, got: np.ndarray) -> float:
