@@ -149,6 +149,20 @@ def test_sizes_of_an_embedding_are_checked():
         both_refuse(changed.pack(), f"expected {field} from 0", "a field out of range")
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+@pytest.mark.parametrize("value", [-(2**31), 2**31 - 1])
+def test_registers_at_their_ends_do_not_overflow(bases, tmp_path, value):
+    """A damaged image may begin with sums of WKV that no sound one reaches."""
+    with open(tmp_path / "images", "wb") as file:
+        for path in sorted((bases / "gpt-dense-dram" / "pe").iterdir()):
+            image = unpack(path.read_bytes(), path.name)
+            initial = np.full_like(image.regions["initial"], value)
+            data = Image(image.kind, image.fields, {**image.regions, "initial": initial}).pack()
+            file.write(struct.pack("<I", len(data)) + data)
+    taken, images = sanitized(tmp_path)
+    assert taken == images > 5
+
+
 def test_a_forged_size_allocates_nothing():
     """Sparse weights name 10^5 x 65535 numbers in a few bytes: they are never unpacked."""
     packed = {"rows": np.zeros(65_001, "<u2"), "gaps": np.zeros(0, np.uint8), "weight": np.zeros(0, np.int8)}

@@ -97,7 +97,8 @@ static int32_t wkv(const int32_t *table, int32_t k, int32_t v, sums_t *sums, int
         sums->q = shift_right64(sums->q, 1);
         n = add32(n, 1 << EXPONENT_FRAC);
     }
-    sums->p = sums->p > sums->q ? sums->q : sums->p < -sums->q ? -sums->q : sums->p;
+    const int32_t least = multiply32(sums->q, -1);
+    sums->p = sums->p > sums->q ? sums->q : sums->p < least ? least : sums->p;
     *o = n;
     return y;
 }
