@@ -20,10 +20,16 @@ def test_notebook(path, monkeypatch, tmp_path):
 
         monkeypatch.setenv("RHEOBASE_SMALL", "1")
         notebook = nbformat.read(path, as_version=4)
+        stored = cells_with_pictures(notebook)
         client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
         client.execute()
     errors = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
-    assert not errors and any("image/png" in o.get("data", {}) for c in notebook.cells for o in c.get("outputs", []))
+    assert not errors and stored and cells_with_pictures(notebook) == stored
+
+
+def cells_with_pictures(notebook) -> list[str]:
+    """The cells that show one: what is stored, and what a run shows."""
+    return [c.id for c in notebook.cells if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]
 
 
 def test_there_are_notebooks():

@@ -12,21 +12,17 @@ SIDE, GAP = 0.42, 0.46
 
 def draw(view: Overview, path: str | Path) -> None:
     """Write the picture as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     chips = view.chips
     planned = "clocks" in view.plan
-    figure = plt.figure(figsize=(6.4 * len(chips) + 6.2 * planned, 6.2), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(chips) + 6.2 * planned, 6.2), layout="constrained")
     axes = figure.subplots(1, len(chips) + planned, squeeze=False)[0]
     for axis, chip in zip(axes, chips, strict=False):
         _chip(axis, view, chip)
     if planned:
         _energy(axes[-1], view)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _chip(axis, view: Overview, chip: tuple[int, int]) -> None:
