@@ -17,7 +17,7 @@ import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.counting import price
-from rheobase.backends.exporters.sanafe.cells import cells_of, levels_of, margin_of, scale_of
+from rheobase.backends.exporters.sanafe.cells import cells_of, levels_of, precision_of
 from rheobase.backends.exporters.sanafe.network import build
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import TRACE, StoredTrace, artifact_trace, compare, trace_tensors
@@ -55,19 +55,20 @@ def export(
     recorded = {name: array[0] for name, array in run.recorded.items()}
     scales, deviations = {}, []
     for cell in cells:
-        scales[cell.name], bound = scale_of(wide, cell, steps)
-        margin = margin_of(cell, recorded[f"{cell.name}.v"], recorded[cell.drive])
+        scales[cell.name], bound, margin = precision_of(cell, recorded[f"{cell.name}.v"], recorded[cell.drive])
         if margin <= bound and not allow_lossy:
             expected = f"a membrane that stays further than {bound:.2g} from its threshold"
             raise LossyExportError(cell.name, expected, f"{margin:.2g}", "verify what differs, with --allow-lossy")
         written = f"a multiple of 1/{64 * scales[cell.name]:.0f}"
         deviations.append({"node": cell.name, "field": "v", "wanted": "float", "written": written, "bound": bound})
     network, groups = build(wide, cells, levels, scales, recorded)
-    nodes = {name for c in cells for name in (c.name, *(product for product, _ in c.terms))}
+    nodes = {name for c in cells for name in (c.name, *c.sums, *(product for product, _ in c.terms))}
     arrays = {array for name in nodes for array in graph.node(name).arrays.values()}
     own, total = (sum(graph.arrays[a].size for a in names) for names in (arrays, graph.arrays))
     bill = price(Tally(steps, {name: run.tally.operators[name] for name in nodes}), TARGET)
-    left = {n.name: f"not exported: {reasons.get(n.name, 'no LIF layer')}" for n in graph.nodes if n.name not in nodes}
+    left = {
+        n.name: f"not exported: {reasons.get(n.name, 'in no such layer')}" for n in graph.nodes if n.name not in nodes
+    }
     manifest = {
         "format": FORMAT,
         "exporter": "sanafe",
@@ -96,7 +97,7 @@ def verify(artifact: Artifact) -> Report:
         raise UnsupportedError("sanafe", "the library", "none installed", 'pip install "sanafe>=2.2.9"')
     trace, groups = artifact_trace(artifact), artifact.manifest["groups"]
     steps = trace.tokens.shape[1]
-    run = _run(artifact.path / NETWORK, steps + max(level for _, level in groups.values()))
+    run = run_network(artifact.path / NETWORK, steps + max(level for _, level in groups.values()))
     got = {name: np.zeros_like(trace.signals[name]) for name, _ in groups.values()}
     for step, fired in enumerate(run["spikes"]):
         for group, unit in fired:
@@ -116,7 +117,8 @@ def verify(artifact: Artifact) -> Report:
     return Report(first is None, compared, different, str(first) if first else None, notes)
 
 
-def _run(network: Path, steps: int) -> dict:
+def run_network(network: Path, steps: int) -> dict:
+    """What `run.py` finds: energy, sim_time and spikes; raises FormatError where SANA-FE does not run the file."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
         command = [sys.executable, "-P", str(Path(__file__).with_name("run.py")), str(network), str(steps), str(out)]

@@ -28,6 +28,7 @@ class Cell:
     """A cell as SANA-FE has it, in float64, [n] each; v is counted from `rest`.
 
     terms   (product, its input edge) of each addend of the input
+    sums    the nodes that add them
     drive   "node.port" of what is added to v, but for the gain
     reset   where v goes after a spike; None: theta is subtracted
     strict  whether it fires at > theta, not at >=
@@ -35,6 +36,7 @@ class Cell:
 
     name: str
     terms: list[tuple[str, Edge]]
+    sums: list[str]
     drive: str
     gain: np.ndarray
     leak: np.ndarray
@@ -50,8 +52,11 @@ def cells_of(graph: EventGraph) -> tuple[list[Cell], dict[str, str]]:
     cells, reasons = [], {}
     for node in (graph.node(name) for group in graph.order() for name in group):
         if isinstance(node.op, LIFCell | CubaLIFCell):
-            terms = _terms(graph, graph.inputs_of(node.name)["x"])
-            made = _cell(graph, node, terms) if terms else "reads other values than sums of weights of binary events"
+            sums: list[str] = []
+            terms = _terms(graph, graph.inputs_of(node.name)["x"], sums)
+            made = (
+                _cell(graph, node, terms, sums) if terms else "reads other values than sums of weights of binary events"
+            )
             if isinstance(made, Cell):
                 cells.append(made)
             else:
@@ -59,20 +64,22 @@ def cells_of(graph: EventGraph) -> tuple[list[Cell], dict[str, str]]:
     return cells, reasons
 
 
-def _terms(graph: EventGraph, edge: Edge) -> list[tuple[str, Edge]] | None:
+def _terms(graph: EventGraph, edge: Edge, sums: list[str]) -> list[tuple[str, Edge]] | None:
+    """The products whose sum an edge brings, or None where it brings anything else; Add nodes are put into `sums`."""
     node = graph.node(edge.source_node)
     inputs = graph.inputs_of(node.name)
     if edge.delay:
         return None
     if isinstance(node.op, Add):
-        terms = [_terms(graph, inputs[port]) for port in "ab"]
+        sums.append(node.name)
+        terms = [_terms(graph, inputs[port], sums) for port in "ab"]
         return None if None in terms else sum(terms, [])
     if not isinstance(node.op, Linear) or inputs["x"].kind != BINARY:
         return None
     return None if isinstance(graph.node(inputs["x"].source_node).op, Tokens) else [(node.name, inputs["x"])]
 
 
-def _cell(graph: EventGraph, node: Node, terms) -> Cell | str:
+def _cell(graph: EventGraph, node: Node, terms, sums) -> Cell | str:
     """A cell in SANA-FE's terms, or why it has none."""
     op, drive = node.op, graph.inputs_of(node.name)["x"].source
     if type(op) is LIFCell:
@@ -89,7 +96,7 @@ def _cell(graph: EventGraph, node: Node, terms) -> Cell | str:
     gain, leak, decay, theta = (np.broadcast_to(np.float64(a), units) for a in (gain, leak, decay, theta))
     if theta.min() <= 0 or min(leak.min(), decay.min()) < 0 or max(leak.max(), decay.max()) > 1:
         return "has a threshold that is not above rest, or a decay outside of 0 to 1"
-    return Cell(node.name, terms, drive, gain, leak, decay, theta, reset, rest, strict)
+    return Cell(node.name, terms, sums, drive, gain, leak, decay, theta, reset, rest, strict)
 
 
 def levels_of(cells: list[Cell]) -> dict[str, int]:
@@ -116,21 +123,14 @@ def weights_of(graph: EventGraph, cell: Cell, product: str) -> tuple[np.ndarray,
     return weight * cell.gain, arrays["bias"] * cell.gain if "bias" in arrays else None
 
 
-def scale_of(graph: EventGraph, cell: Cell, steps: int) -> tuple[float, float]:
-    """S of a cell, and a bound of what the cuts of its membrane add up to, in the graph's own units."""
-    parts = [weights_of(graph, cell, product) for product, _ in cell.terms]
-    most = sum(np.abs(w).sum(0) + (0 if b is None else np.abs(b)) for w, b in parts).max()
-    peak = most * _sum_of_powers(cell.input_decay, steps) * _sum_of_powers(cell.leak, steps)
-    scale = 2.0 ** math.floor(math.log2(WHOLE / (peak + max(cell.theta.max(), abs(cell.reset or 0)))) - 1)
-    return scale, _sum_of_powers(cell.leak, steps) / (64 * scale)
+def precision_of(cell: Cell, v: np.ndarray, drive: np.ndarray) -> tuple[float, float, float]:
+    """How exactly SANA-FE holds a membrane that ran like this: v after each step, and its drive, [T, n] each.
 
-
-def _sum_of_powers(base: np.ndarray, steps: int) -> float:
-    """The largest 1 + b + b^2 + .. of `steps` terms."""
-    return float(max(min(steps, 1 / (1 - b) if b < 1 else math.inf) for b in base))
-
-
-def margin_of(cell: Cell, v: np.ndarray, drive: np.ndarray) -> float:
-    """How near a membrane came to its threshold, from v after each step and its drive, [T, n] each."""
-    before = np.concatenate([np.zeros_like(v[:1]), v[:-1] - cell.rest])
-    return float(np.abs(cell.leak * before + cell.gain * drive - cell.theta).min(initial=math.inf))
+    returns  S; a bound of what SANA-FE's cuts add up to; and how near the membrane came to its threshold
+    """
+    v = v - cell.rest
+    h = cell.leak * np.concatenate([np.zeros_like(v[:1]), v[:-1]]) + cell.gain * drive
+    peak = max(cell.theta.max(), np.abs(v).max(initial=0), np.abs(h).max(initial=0))
+    scale = 2.0 ** math.floor(math.log2(WHOLE / peak) - 1)
+    cuts = max(min(len(v), 1 / (1 - b) if b < 1 else math.inf) for b in cell.leak.tolist())
+    return scale, cuts / (64 * scale), float(np.abs(h - cell.theta).min(initial=math.inf))
