@@ -176,9 +176,9 @@ def test_what_sanafe_cannot_run_is_refused(tmp_path):
     short.layer("four", LIFCell(), "two.s", SECOND, SECOND)
     short.edges += [Edge("both.out", "last.x", DENSE, (SECOND,))]
     assert "last: expected paths of one length" in said(UnsupportedError, short.graph("last.s"))
-    wide = Builder(1200)
-    wide.layer("one", LIFCell(), "frames.out", 1200, 1000)
-    assert "at most 1,048,576 synapses" in said(UnsupportedError, wide.graph("one.s"), calibration=frames(2, 1200))
+    wide = Builder(4200)
+    wide.layer("one", LIFCell(), "frames.out", 4200, 1000)
+    assert "at most 4,194,304 synapses" in said(UnsupportedError, wide.graph("one.s"), calibration=frames(2, 4200))
     assert "no LIF cell" in said(UnsupportedError, Builder().graph("frames.out"))
     assert "calibration" in said(ConfigError, chain().graph("two.s"), calibration=None)
     assert "'chips'; leave it out" in said(ConfigError, chain().graph("two.s"), chips=2)

@@ -8,8 +8,8 @@ from rheobase.backends.exporters.sanafe.cells import Cell, weights_of
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
-MOST_SYNAPSES = 1 << 20
-"""SANA-FE 2.2.9 took 7 kB of memory a synapse"""
+MOST_SYNAPSES = 1 << 22
+"""SANA-FE 2.2.9 took 1.7 GB for its Loihi, and 1 kB more a synapse"""
 CORES, CORES_A_TILE, UNITS_A_CORE = 128, 4, 1024
 LIF_UNIT = {"soma": "loihi_lif", "dendrite": "loihi_dendrites", "synapse": "loihi_dense_synapse"}
 
