@@ -26,6 +26,7 @@ from pacman.operations.multi_cast_router_check_functionality.valid_routes_checke
 from pacman.operations.router_algorithms import route_application_graph
 from pacman.operations.routing_table_generators import basic_routing_table_generator
 from pacman.utilities.file_format_schemas import validate
+from pacman.utilities.json_utils import placement_from_json
 from spinn_machine.data import MachineDataView
 from spinn_machine.json_machine import machine_from_json
 from spinn_machine.router import Router
@@ -96,6 +97,7 @@ def main(folder: str, version: str, out: str) -> None:
     found = {
         "schemas": {name: schema(ours[name], name) for name in FILES},
         "machine": said(machine_from_json, ours["machine.json"]),
+        "placements": said(lambda: Placements(map(placement_from_json, ours["placements.json"]))),
         "quads": [MachineDataView.get_machine_version().id_to_qx_qy_qp(p) for p in range(153)],
         "free": all(p in chips[x, y].placable_processors_ids for x, y, p in places),
         "cores_read": Router.MAX_CORES_PER_ROUTER,
