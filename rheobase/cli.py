@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         "export",
         "write a model for a machine or another tool",
         run,
-        arg("--to", required=True, help="the exporter, such as spinnaker2"),
+        arg("--to", required=True, help="spinnaker2, or sanafe: LIF layers that read spikes, to check them"),
         out,
         arg("--allow-lossy", action="store_true", help="accept changes beyond the bounded, recorded ones"),
         arg("--chips", type=int, help="spinnaker2: how many chips there are, 1 unless given"),

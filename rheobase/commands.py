@@ -308,7 +308,8 @@ def export(args) -> Answer:
     worst = [
         f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
     ]
-    text = f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes\nchanged: " + "; ".join(worst)
+    lines = [f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes", *made.manifest.get("notes", ())]
+    text = "\n".join([*lines, "changed: " + "; ".join(worst)])
     return Answer({"path": str(made.path), "manifest": made.manifest}, text)
 
 
@@ -331,7 +332,7 @@ def verify(args) -> Answer:
 def inspect(args) -> Answer:
     path = Path(args.path)
     if (path / MANIFEST).is_file():
-        return _inspect_image(open_artifact(path), args.out, args.target)
+        return _inspect_artefact(open_artifact(path), args.out, args.target)
     if args.out or args.target:
         raise ConfigError("inspect --out, --target", "an exported directory", str(path), "leave it out")
     if path.suffix in (".pt", ".pth"):
@@ -352,16 +353,21 @@ def inspect(args) -> Answer:
     )
 
 
-def _inspect_image(artifact: Artifact, out: str | None, target: str | None) -> Answer:
-    """Files and coverage of a SpiNNaker 2 image, its overview, the firmware's memory, and a picture."""
+def _inspect_artefact(artifact: Artifact, out: str | None, target: str | None) -> Answer:
+    """Files and coverage; of a SpiNNaker 2 image its overview, the firmware's memory and a picture too."""
     m = artifact.manifest
-    view = spinnaker2.describe(artifact, read_levels(target) if target else LEVELS)
+    image = m["exporter"] == "spinnaker2"
+    if (out or target) and not image:
+        raise ConfigError("inspect --out, --target", "a SpiNNaker 2 image", m["format"], "leave it out")
+    view = spinnaker2.describe(artifact, read_levels(target) if target else LEVELS) if image else None
     lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}"]
     lines += [f"  {n:<22}{entry['bytes']:>10,} bytes" for n, entry in m["files"].items() if not n.startswith("pe/")]
     lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
-    lines += [image_overview.text(view)]
-    table = {"kind": "artefact", "manifest": m, **image_overview.table(view)}
-    if missing_tool() != COMPILER:
+    table = {"kind": "artefact", "manifest": m}
+    if view:
+        lines.append(image_overview.text(view))
+        table |= image_overview.table(view)
+    if view and missing_tool() != COMPILER:
         table["firmware"] = dataclasses.asdict(memory := footprint())
         lines.append(str(memory))
     if out:

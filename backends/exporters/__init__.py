@@ -1,5 +1,6 @@
 """Exporters. Each lives in a file or folder of its own with `export` and `verify`, found by its name."""
 
+import inspect
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def export(
     graph = model_or_graph.lower() if hasattr(model_or_graph, "lower") else model_or_graph
     exporter = registry.get("rheobase.backends.exporters", to)
     given = {"calibration": calibration, "allow_lossy": allow_lossy, "version": version("rheobase")}
+    _refuse_others(f"{to} export", exporter.export, options)
     return exporter.export(graph, out, **given, **options)
 
 
@@ -40,12 +42,21 @@ def verify(path: str | Path, **options) -> Report:
     try:
         artifact = open_artifact(path)
         name = artifact.manifest.get("exporter", "")
-        return registry.get("rheobase.backends.exporters", name).verify(artifact, **options)
+        exporter = registry.get("rheobase.backends.exporters", name)
+        _refuse_others(f"{name} verify", exporter.verify, options)
+        return exporter.verify(artifact, **options)
     except (FormatError, ConfigError, ShapeError) as error:
         return Report(False, 0, 0, str(error))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = FormatError(path, "a well-formed artefact", f"{type(error).__name__}: {error}", "do not use it")
         return Report(False, 0, 0, str(problem))
+
+
+def _refuse_others(where: str, function, options) -> None:
+    known = inspect.signature(function).parameters
+    for name in options:
+        if name not in known:
+            raise ConfigError(where, "options of its own", repr(name), "leave it out")
 
 
 __all__ = ["Artifact", "Report", "export", "verify"]

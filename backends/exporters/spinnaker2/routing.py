@@ -23,6 +23,8 @@ PLACEMENTS, TABLES, MACHINE = "placements.json", "routing_tables.json", "machine
 ENTRIES = 16_384
 """of a chip's router; arXiv 2607.24396 and SpiNNMachine 1!7.4.1"""
 LINKS, EAST, WEST = 6, 0, 3
+SDRAM = 1 << 30
+"""bytes of DRAM a chip, as SpiNNMachine 1!7.4.1 has them; 2 GB by arXiv 2607.24396"""
 Pes = Sequence[tuple[str, Image]]
 
 
@@ -122,14 +124,21 @@ def files(dram: Image | None, pes: Pes) -> dict[str, bytes]:
     at = places(pes)
     routers = tables(streams(dram, pes), at)
     chips = sorted({p.chip for p in at.values()} | routers.keys())
-    resources = {"monitors": 1, "routerEntries": ENTRIES, "virtual": False}
+    resources = {"monitors": 1, "routerEntries": ENTRIES, "sdram": SDRAM, "tags": [], "virtual": False}
+    last = len(chips) - 1
+
+    def details(x: int) -> dict:
+        ends = {EAST: last, WEST: 0}
+        dead = [link for link in range(LINKS) if x == ends.get(link, x)]
+        return {"cores": 1 + IN_QUAD * len(QUADS), "ethernet": [0, 0], "deadLinks": dead}
+
     machine = {
         "width": len(chips),
         "height": 1,
         "root": [0, 0],
         "ethernetResources": resources,
         "standardResources": resources,
-        "chips": [[*chip, {"cores": 1 + IN_QUAD * len(QUADS)}, {}] for chip in chips],
+        "chips": [[x, y, details(x), {}] for x, y in chips],
     }
     placed = [{"vertex_label": where, "x": at[where].chip[0], "y": 0, "p": at[where].p} for where, _ in pes]
     routes = [{"x": x, "y": y, "entries": entries} for (x, y), entries in sorted(routers.items())]
