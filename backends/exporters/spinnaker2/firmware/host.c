@@ -88,6 +88,7 @@ static void deliver(pe_t *pe, int32_t *restrict sums, const event_t *from, const
             const uint32_t unit = next->key & ~S2LM_KEY_MASK;
             if (unit >= to->units)
                 continue;
+#pragma GCC unroll 8 /* a tenth faster */
             for (int64_t i = to->start[unit]; i < to->start[unit + 1]; i++)
                 sums[to->at[i]] = add32(sums[to->at[i]], multiply32(next->payload, to->weight[i]));
         }
