@@ -21,8 +21,8 @@ EXACT = 1 << 24
 LOWEST = 128
 """the largest magnitude of an int8"""
 SIGMOID_FRAC, SIGMOID_READS = 7, 5
-"""the format of a sigmoid, and the finest that it reads: up to Q5 all its values are 1e-5 or more from the middle of two
-integers, so that no runtime's own error moves one; at Q6 one of them is 8e-8 away"""
+"""the format of a sigmoid, and the finest that it reads: up to Q5 all its values are 1e-5 or more from the middle of
+two integers, so that no runtime's own error moves one; at Q6 one of them is 8e-8 away"""
 LEAST_EXPONENT = -40
 
 
@@ -141,7 +141,8 @@ class Maker:
         fracs = [frac for _, frac in sources]
         if isinstance(node.op, Linear):
             weight = arrays["weight"].T if node.op.transposed else arrays["weight"]
-            return self._product(node, sources, weight, arrays.get("bias"), self.power[sources[0][0]])
+            power = self.power[self.graph.inputs_of(name)["x"].source]
+            return self._product(node, sources, weight, arrays.get("bias"), power)
         if isinstance(node.op, Conv2d):
             flat = arrays["weight"].reshape(len(arrays["weight"]), -1).T
             made = self._product(node, sources, flat, arrays.get("bias"), np.ones(len(flat)))

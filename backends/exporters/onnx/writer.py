@@ -10,7 +10,7 @@ import numpy as np
 
 from rheobase.backends.exporters.onnx.fragments import Fragment
 from rheobase.backends.exporters.onnx.steps import Step
-from rheobase.spiking.errors import UnsupportedError
+from rheobase.spiking.errors import FormatError, UnsupportedError
 from rheobase.spiking.graph import Embedding
 
 OPSET, IR = 17, 8
@@ -183,12 +183,20 @@ def onnx_bytes(fragment: Fragment, steps: list[Step], widths: dict[str, int], pr
     return model.SerializeToString(deterministic=True)
 
 
-def run_onnx(data: bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What onnxruntime makes of a file, with its graph optimisation off: fused int8 kernels round otherwise."""
+def run_onnx(data: bytes, feeds: dict[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
+    """What onnxruntime makes of a file, with its graph optimisation off: fused int8 kernels round otherwise.
+
+    raises  FormatError: the file does not load, or does not run
+    """
     runtime = load_runtime()
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
+    try:
+        session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:  # its errors have no common class that is public
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise FormatError(where, "a file that runs", str(error), "export it anew") from None
