@@ -23,7 +23,8 @@ LOWEST = 128
 SIGMOID_FRAC, SIGMOID_READS = 7, 5
 """the format of a sigmoid, and the finest that it reads: up to Q5 all its values are 1e-5 or more from the middle of
 two integers, so that no runtime's own error moves one; at Q6 one of them is 8e-8 away"""
-LEAST_EXPONENT = -40
+MOST_LOWERED = 4
+"""bits of a weight that are given up, at most, so that its target's sum stays below 2^24"""
 
 
 @dataclass(frozen=True)
@@ -165,15 +166,18 @@ class Maker:
         """A sum of products; reach: by how much each source's unit is coarser than the finest, 1 or [D]."""
         finest = max(frac for _, frac in sources)
         bias = np.zeros(weight_DO.shape[1]) if bias is None else bias
-        exponent = best_exponents(weight_DO, power, clip=clip).astype(np.int64)
+        best = best_exponents(weight_DO, power, clip=clip).astype(np.int64)
+        exponent = best.copy()
         while True:
             whole, offset = round_weights(weight_DO, exponent), np.floor(bias * 2.0 ** (exponent + finest) + 0.5)
             over = (np.abs(whole).T * reach).sum(1) * LOWEST + np.abs(offset) >= EXACT
             if not over.any():
                 break
             exponent[over] -= 1
-            if exponent.min() < LEAST_EXPONENT:
-                raise UnsupportedError(node.name, "sums below 2^24", "a bias far above its weights", "shrink it")
+            if (exponent < best - MOST_LOWERED).any():
+                unit = int((best - exponent).argmax())
+                got = f"{np.abs(whole[:, unit]).sum() * LOWEST + np.abs(offset[unit]):.3g} in unit {unit}"
+                raise UnsupportedError(node.name, "sums below 2^24", got, "shrink its bias, or split its inputs")
         self.notes.append((node.name, "weights", float(np.abs(weight_DO - whole * 2.0**-exponent).max())))
         self.notes.append((node.name, "what is added", float((2.0 ** -(exponent + finest + 1)).max())))
         arrays = {"weight": whole.astype(np.int8), "bias": offset.astype(np.int32)}
