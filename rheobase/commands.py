@@ -309,6 +309,9 @@ def export(args) -> Answer:
         f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
     ]
     text = f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes\nchanged: " + "; ".join(worst)
+    if "share" in made.manifest:
+        outside = [name for name, place in made.manifest["coverage"].items() if place.startswith("outside")]
+        text += f"\n{made.manifest['share']}\noutside: {', '.join(outside) or 'nothing'}"
     return Answer({"path": str(made.path), "manifest": made.manifest}, text)
 
 

@@ -243,4 +243,9 @@ def test_the_command_line_exports_and_verifies(small_run, tmp_path, capsys):
     assert run(["export", str(small_run.folder), "--to", "onnx", "--out", out]) == 0
     assert run(["verify", out]) == 0
     said = capsys.readouterr().out
-    assert ", 0 mismatches" in said and "graph optimisation off" in said and "% of weights in ONNX" in said
+    assert (
+        "\noutside: tokens, layers.0, layers.1\n" in said
+        and ", 0 mismatches" in said
+        and "graph optimisation off" in said
+        and "% of weights in ONNX" in said
+    )

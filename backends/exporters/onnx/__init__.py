@@ -14,7 +14,7 @@ from rheobase.backends.exporters.onnx.calibration import deviation, fed, measure
 from rheobase.backends.exporters.onnx.fragments import Fragment, fragments, input_name, is_tokens
 from rheobase.backends.exporters.onnx.steps import Maker, Step, requantise
 from rheobase.backends.exporters.onnx.writer import IR, OPSET, load_onnx, onnx_bytes, run_onnx
-from rheobase.backends.exporters.spinnaker2.quantise.calibration import recorded
+from rheobase.backends.simulators import simulate
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
@@ -45,7 +45,7 @@ def export(
     fracs, power, changed = measure(graph, calibration, parts)
     maker = Maker(graph, fracs, power)
     kept = {e.source for part in parts for e in part.inputs.values()}.union(*(part.outputs for part in parts))
-    seen = next(recorded(graph, calibration[:1, :TRACE_STEPS], sorted(kept)))
+    seen = simulate(graph, calibration[:1, :TRACE_STEPS], record=sorted(kept)).recorded
     files, tensors, errors = {}, {}, {}
     table = [_row(graph, f"{i:02}.onnx", part, fracs) for i, part in enumerate(parts)]
     for part, row in zip(parts, table, strict=True):
@@ -76,7 +76,7 @@ def export(
         "share": _share(graph, inside),
         "deviations": [*weights, *changed],
         "relative_error": errors,
-        "not_claimed": "equal integers with graph optimisation on, where fused kernels round otherwise",
+        "not_claimed": "equal integers with graph optimisation on, whose fused int8 kernels may round or saturate otherwise",
     }
     return write_artifact(out, files, manifest)
 

@@ -165,11 +165,11 @@ class Maker:
     def _product(self, node, sources, weight_DO, bias, power, clip=True, reach=1.0) -> Step:
         """A sum of products; reach: by how much each source's unit is coarser than the finest, 1 or [D]."""
         finest = max(frac for _, frac in sources)
-        bias = np.zeros(weight_DO.shape[1]) if bias is None else bias
+        added = np.zeros(weight_DO.shape[1]) if bias is None else bias
         best = best_exponents(weight_DO, power, clip=clip).astype(np.int64)
         exponent = best.copy()
         while True:
-            whole, offset = round_weights(weight_DO, exponent), np.floor(bias * 2.0 ** (exponent + finest) + 0.5)
+            whole, offset = round_weights(weight_DO, exponent), np.floor(added * 2.0 ** (exponent + finest) + 0.5)
             over = (np.abs(whole).T * reach).sum(1) * LOWEST + np.abs(offset) >= EXACT
             if not over.any():
                 break
@@ -179,7 +179,8 @@ class Maker:
                 got = f"{np.abs(whole[:, unit]).sum() * LOWEST + np.abs(offset[unit]):.3g} in unit {unit}"
                 raise UnsupportedError(node.name, "sums below 2^24", got, "shrink its bias, or split its inputs")
         self.notes.append((node.name, "weights", float(np.abs(weight_DO - whole * 2.0**-exponent).max())))
-        self.notes.append((node.name, "what is added", float((2.0 ** -(exponent + finest + 1)).max())))
+        if bias is not None:
+            self.notes.append((node.name, "what is added", float((2.0 ** -(exponent + finest + 1)).max())))
         arrays = {"weight": whole.astype(np.int8), "bias": offset.astype(np.int32)}
         return Step(node, sources, exponent + finest, arrays, {"weight": exponent, "bias": exponent + finest})
 

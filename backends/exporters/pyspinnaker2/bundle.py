@@ -14,6 +14,7 @@ from rheobase.spiking.errors import FormatError
 
 CONVERSION, WEIGHTS, SPIKES = "conversion.json", "weights.npz", "spike_list.json"
 EXPECTED, NET = "expected_spikes.npz", "net.nir"
+MOST_CELLS = 1 << 28
 CONSTANTS = ("threshold", "alpha_decay", "i_offset")
 RESETS = {True: ("SUBTRACT", "reset_by_subtraction"), False: ("ZERO", "reset_to_v_reset")}
 
@@ -67,7 +68,9 @@ def read(artifact: Artifact) -> Bundle:
             for name, p in said["populations"].items()
         ]
         projections = [Projection(**q, weight=w) for q, w in zip(said["projections"], weights, strict=True)]
-        ticks = said["ticks"]
+        ticks, sizes = said["ticks"], [*said["sources"].values(), *(p.size for p in populations)]
+        if not 0 < ticks * max(sizes) <= MOST_CELLS:
+            raise ValueError(f"{ticks} ticks of up to {max(sizes)} units")
         sent = {name: dense(spikes[name], size, ticks) for name, size in said["sources"].items()}
         expected = {}
         with np.load(io.BytesIO(artifact.read(EXPECTED))) as file:
