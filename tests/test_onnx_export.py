@@ -8,7 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from spikegpts import FORMS, TEXT, model_of
+from spikegpts import FORMS, model_of
+from spikegpts import TEXT as WHOLE_TEXT
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import reseal
@@ -22,6 +23,7 @@ from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.graph import Add, Edge, EventGraph, Frames, LIFCell, Linear, Node
 from rheobase.spiking.tally import DENSE
 
+TEXT = WHOLE_TEXT[:, :48]
 SMALL = {"size": (20, 20), "convolutions": ((8, 5, 2, 2), (6, 3, 1, 1)), "pooled": 1, "features": 16, "units": 12}
 
 
@@ -172,7 +174,7 @@ def test_the_files_and_the_cells_outside_are_the_model(name, tmp_path):
         logits.append(now["head.out" if name == "plain" else "decoder.out"][0])
     wanted = simulate(graph, text).outputs["logits"][0]
     error = np.sqrt(np.square(np.array(logits) - wanted).mean() / np.square(wanted).mean())
-    assert error < (0.05 if name == "egru" else 0.3), error
+    assert error < (0.03 if name == "egru" else 0.25), error
 
 
 def test_a_changed_weight_is_found(tmp_path):

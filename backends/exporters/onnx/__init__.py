@@ -76,7 +76,7 @@ def export(
         "share": _share(graph, inside),
         "deviations": [*weights, *changed],
         "relative_error": errors,
-        "not_claimed": "equal integers with graph optimisation on, whose fused int8 kernels may round or saturate otherwise",
+        "not_claimed": "equal integers with graph optimisation on: fused int8 kernels may round otherwise",
     }
     return write_artifact(out, files, manifest)
 

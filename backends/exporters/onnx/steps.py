@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rheobase.backends.exporters.spinnaker2.arithmetic import accumulate
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import Conv2d, Embedding, EventGraph, Linear, Node, Spike
 from rheobase.spiking.quantisation import LARGEST, best_exponents, round_weights
@@ -79,10 +80,11 @@ def _windows(x, kernel, stride):
 
 
 def _conv2d(step: Step, x):
-    op, weight = step.node.op, step.arrays["weight"].astype(np.int64)
+    op, weight = step.node.op, step.arrays["weight"]
     padded = np.pad(_image(step, x), ((0, 0), (0, 0), *2 * ((op.padding, op.padding),)))
-    out = np.einsum("nchwuv,ocuv->nohw", _windows(padded, weight.shape[2:], op.stride), weight)
-    return (out + step.arrays["bias"][:, None, None]).reshape(len(x), -1)
+    windows = _windows(padded, weight.shape[2:], op.stride).transpose(0, 2, 3, 1, 4, 5)
+    sums = accumulate(windows.reshape(*windows.shape[:3], -1), weight.reshape(len(weight), -1).T, step.arrays["bias"])
+    return sums.transpose(0, 3, 1, 2).reshape(len(x), -1)
 
 
 def _maxpool2d(step: Step, x):
@@ -108,7 +110,7 @@ def sigmoid_table(frac: int) -> np.ndarray:
 
 
 _RUN = {
-    "linear": lambda step, x: x @ step.arrays["weight"].astype(np.int64) + step.arrays["bias"],
+    "linear": lambda step, x: accumulate(x, step.arrays["weight"], step.arrays["bias"]),
     "embedding": lambda step, token: step.arrays["table"].astype(np.int64)[token[:, 0]],
     "conv2d": _conv2d,
     "maxpool2d": _maxpool2d,

@@ -123,18 +123,21 @@ def network(graph: EventGraph) -> Network:
     return Network(tuple(sources.values()), tuple(populations), tuple(projections), tuple(sorted(sums)))
 
 
+def _is_sum(graph: EventGraph, edge: Edge) -> bool:
+    return type(graph.node(edge.source_node).op) is Add and not edge.delay
+
+
 def _terms(graph: EventGraph, name: str) -> list[Edge]:
     """The edges that add up to what enters a node."""
     found = []
     for edge in graph.inputs_of(name).values():
-        inner = type(graph.node(edge.source_node).op) is Add and not edge.delay
-        found += _terms(graph, edge.source_node) if inner else [edge]
+        found += _terms(graph, edge.source_node) if _is_sum(graph, edge) else [edge]
     return found
 
 
 def _sums(graph: EventGraph, name: str) -> set[str]:
-    inner = [e.source_node for e in graph.inputs_of(name).values() if type(graph.node(e.source_node).op) is Add]
-    return set(inner).union(*(_sums(graph, add) for add in inner))
+    inner = {e.source_node for e in graph.inputs_of(name).values() if _is_sum(graph, e)}
+    return inner.union(*(_sums(graph, add) for add in inner))
 
 
 def _depths(graph: EventGraph, kept: list[str]) -> dict[str, int]:
