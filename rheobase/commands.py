@@ -309,7 +309,10 @@ def export(args) -> Answer:
         f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
     ]
     lines = [f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes", *made.manifest.get("notes", ())]
-    text = "\n".join([*lines, "changed: " + "; ".join(worst)])
+    if "share" in made.manifest:
+        outside = [name for name, place in made.manifest["coverage"].items() if place.startswith("outside")]
+        lines += [made.manifest["share"], f"outside: {', '.join(outside) or 'nothing'}"]
+    text = "\n".join([*lines, "changed: " + ("; ".join(worst) or "nothing")])
     return Answer({"path": str(made.path), "manifest": made.manifest}, text)
 
 
