@@ -89,7 +89,7 @@ def export(
 
 
 def verify(artifact: Artifact) -> Report:
-    """Rejoin the graph, and replay the recorded run by NIR's equations in NumPy; `compared` counts spikes and silences."""
+    """Rejoin the graph and replay the recorded run by NIR's equations in NumPy; `compared`: spikes and silences."""
     graph = rejoin(artifact)
     dt_s = artifact.manifest["dt_s"]
     data = read_nirdata(artifact.read(EVENTS))

@@ -1,6 +1,6 @@
 """Fragments as NIR nodes, and the file.
 
-NIR's units obey tau dv/dt = v_leak - v + r I, and every reader takes Euler's step: v' = v + dt / tau (v_leak - v + r I).
+NIR's units obey tau dv/dt = v_leak - v + r I; every reader takes Euler's step, v' = v + dt / tau (v_leak - v + r I).
 A product of its gain and r is thus fixed, not each; `gain` says where it goes.
 """
 
