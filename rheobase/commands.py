@@ -43,6 +43,7 @@ from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, artifact_trace, compare, load_trace, save_trace
+from rheobase.exchange import feed, import_to, tally_of
 from rheobase.faulty import with_faults
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
@@ -55,6 +56,7 @@ from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.files import new_folder, write_atomic
+from rheobase.spiking.graph.stored import is_graph, load_graph
 from rheobase.spiking.ops.choice import explain
 from rheobase.spiking.ops.native import library
 from rheobase.spiking.tally import Tally
@@ -191,9 +193,16 @@ def sample(args) -> Answer:
 
 
 def count(args) -> Answer:
-    run = Run.open(args.run)
-    model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
-    if args.prefill:
+    stored = is_graph(args.run)
+    _refuse_input(args, stored)
+    if stored and (args.prefill or args.measure):
+        raise ConfigError("count --prefill, --measure", "a run", "a stored graph", "leave it out")
+    if not stored:
+        run = Run.open(args.run)
+        model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
+    if stored:
+        phases = {"all": tally_of(args.run, args.input, args.tokens)}
+    elif args.prefill:
         phases = dict(
             zip(("prefill", "decode"), count_phases(model, tokens, args.prefill, strict=args.strict), strict=True)
         )
@@ -220,6 +229,11 @@ def count(args) -> Answer:
         "measured": measured,
     }
     return Answer(table, "\n".join(lines).rstrip())
+
+
+def _refuse_input(args, stored: bool) -> None:
+    if args.input and not stored:
+        raise ConfigError("--input", "a graph stored by import", f"the run {args.run}", "leave it out")
 
 
 def _measure(model, tokens: torch.Tensor, args) -> dict:
@@ -265,21 +279,31 @@ def simulate(args) -> Answer:
     if args.fault and (args.on != "integer" or args.out):
         raise ConfigError("simulate --fault", "--on integer, and no --record", f"--on {args.on}", "leave one out")
     where = {"device": args.device} if args.device else {}
-    run = Run.open(args.run)
+    stored = is_graph(args.run)
+    _refuse_input(args, stored)
+    if stored and args.on in ("integer", "firmware"):
+        raise ConfigError("simulate --on", "event or torch for a stored graph", args.on, "choose one")
+    run = None if stored else Run.open(args.run)
     if args.fault:
         from tqdm import tqdm
 
         bar = functools.partial(tqdm, desc="faults", unit="token", disable=True if args.json else None, leave=False)
         table, text = with_faults(run, test_tokens(run, args.tokens)[0], args.fault, args.seed, bar)
         return Answer(table, text)
-    graph, tokens = run.model().lower(), test_tokens(run, args.tokens)
+    if stored:
+        graph = load_graph(args.run)
+        tokens, whose = feed(graph, args.input, args.tokens)
+        whose = f", {whose}"
+    else:
+        graph, tokens, whose = run.model().lower(), test_tokens(run, args.tokens), ""
+    steps = tokens.shape[0] * tokens.shape[1]
     if args.on in ("integer", "firmware"):
         graph, _ = quantise(graph, calibration(run))
-    began, whose = time.monotonic(), ""
+    began = time.monotonic()
     try:
         form = "firmware" if args.on == "integer" else args.on
         trace = simulate_graph(graph, tokens, on=form, record=args.record, **where)
-        whose = ", by the firmware's C" if args.on == "integer" else ""
+        whose += ", by the firmware's C" if args.on == "integer" else ""
     except UnsupportedError as why:
         if args.on != "integer":
             raise
@@ -290,26 +314,46 @@ def simulate(args) -> Answer:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
-    speed = f"{seconds:.2f} s, {tokens.size / seconds:,.0f} tokens a second"
-    lines = [f"{tokens.size:,} tokens on {args.on} in {speed}{whose}"]
+    speed = f"{seconds:.2f} s, {steps / seconds:,.0f} tokens a second"
+    lines = [f"{steps:,} tokens on {args.on} in {speed}{whose}"]
     lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
     if args.out:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
     tally = trace.tally.to_table() if trace.tally else None
-    return Answer({"tokens": tokens.size, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
+    return Answer({"tokens": steps, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
 
 
 def export(args) -> Answer:
-    run = Run.open(args.run)
-    options = ({"dram": False} if args.no_dram else {}) | ({"chips": args.chips} if args.chips else {})
-    given = {"calibration": calibration(run), "allow_lossy": args.allow_lossy}
-    made = export_model(run.model(), args.to, args.out, **given, **options)
+    own = {"dram": False if args.no_dram else None, "chips": args.chips, "dt_s": args.dt, "gain": args.gain}
+    own |= {"relay": args.relay or None, "legacy": args.legacy or None}
+    options = {name: value for name, value in own.items() if value is not None}
+    if wrong := set(options) - OPTIONS.get(args.to, set(options)):
+        got = ", ".join(sorted(wrong))
+        raise ConfigError(f"export --to {args.to}", "its own options", got, "leave them out")
+    if is_graph(args.run):
+        source, tokens = load_graph(args.run), None
+    else:
+        run = Run.open(args.run)
+        source, tokens = run.model(), calibration(run)
+    made = export_model(source, args.to, args.out, calibration=tokens, allow_lossy=args.allow_lossy, **options)
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     worst = [
         f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
     ]
-    text = f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes\nchanged: " + "; ".join(worst)
+    text = f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes\nchanged: " + (
+        "; ".join(worst) or "nothing"
+    )
+    if "weights_in_nir" in made.manifest:
+        text += f"\n{made.manifest['weights_in_nir']}"
     return Answer({"path": str(made.path), "manifest": made.manifest}, text)
+
+
+OPTIONS = {"spinnaker2": {"dram", "chips"}, "nir": {"dt_s", "gain", "relay", "legacy"}}
+"""the options of an exporter"""
+
+
+def import_(args) -> Answer:
+    return Answer(*import_to(args))
 
 
 def verify(args) -> Answer:
@@ -345,6 +389,10 @@ def inspect(args) -> Answer:
         lines += [f"  {name:<28}{a.dtype!s:<10}{a.shape}" for name, a in trace.signals.items()]
         shapes = {name: a.shape for name, a in trace.signals.items()}
         return Answer({"kind": "trace", "tokens": trace.tokens.shape, "signals": shapes}, "\n".join(lines))
+    if is_graph(path):
+        graph = load_graph(path)
+        lines = [f"graph {graph.hash()[:12]}", *(f"  {n.name:<28}{n.op}" for n in graph.nodes)]
+        return Answer({"kind": "graph", "graph": graph.hash()}, "\n".join(lines))
     run = Run.open(path)
     m = run.metrics()
     return Answer(
@@ -355,6 +403,10 @@ def inspect(args) -> Answer:
 def _inspect_image(artifact: Artifact, out: str | None, target: str | None) -> Answer:
     """Files and coverage of a SpiNNaker 2 image, its overview, the firmware's memory, and a picture."""
     m = artifact.manifest
+    if m.get("exporter") == "nir":
+        lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}", m["weights_in_nir"]]
+        lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
+        return Answer({"kind": "artefact", "manifest": m}, "\n".join([*lines, f"not claimed: {m['not_claimed']}"]))
     view = spinnaker2.describe(artifact, read_levels(target) if target else LEVELS)
     lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}"]
     lines += [f"  {n:<22}{entry['bytes']:>10,} bytes" for n, entry in m["files"].items() if not n.startswith("pe/")]

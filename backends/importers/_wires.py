@@ -95,13 +95,17 @@ def step_order(nodes, edges) -> tuple[list[str], set[tuple[str, str]]]:
 
 
 def early(nodes, edges, late) -> set[tuple[str, str]]:
-    """The edges that close a cycle, but a product without a bias reads late in place of being read late: the same
-    values, of which the product then reads events alone."""
+    """The edges that close a cycle, but a product reads late in place of being read late: what it gives depends on
+    what it reads alone, so that a bias acts from the first step on, and it reads events."""
     moved = set()
     for product, reader in late:
         sources = [e for e in edges if e[1] == product]
         readers = [e for e in edges if e[0] == product]
-        if type(nodes[product]).__name__ == "Linear" and len(sources) == len(readers) == 1 and sources[0] not in late:
+        if (
+            type(nodes[product]).__name__ in ("Linear", "Affine")
+            and len(sources) == len(readers) == 1
+            and sources[0] not in late
+        ):
             moved.add(sources[0])
         else:
             moved.add((product, reader))

@@ -38,6 +38,7 @@ def export(
     version: str,
     dt_s: float = 1e-4,
     gain: str = "weights",
+    relay: bool = False,
     legacy: bool = False,
 ) -> Artifact:
     """Write the fragments of a graph as NIR; see `rheobase.backends.export`.
@@ -46,6 +47,7 @@ def export(
     dt_s         duration of a step; snnTorch takes 1e-4 whatever it is told
     gain         "weights": r = 1 and any gain in the products, for Norse too;  "r": r = tau / dt, weights as they are
                  where the membrane does not divide its input by tau (snn-mlir, older tools)
+    relay        recurrences through a Flatten that does nothing: snnTorch 1.0 misreads a cycle of two nodes
     legacy       without v_reset, for nir before 1.0.5; it must be 0
     raises       UnsupportedError: no LIF units, or a reset by subtraction, which NIR cannot say;
                  LossyExportError: the file's spikes are not the graph's, and not `allow_lossy`
@@ -56,7 +58,8 @@ def export(
     wiring = wire(graph)
     said = {"dt": dt_s, "format": FORMAT, "integrator": "forward_euler", "reset": "to v_reset, in the spike's step"}
     kinds = {name: edge.kind for name, edge in wiring.inputs.items()}
-    made = build(graph, wiring, dt_s=dt_s, gain=gain, metadata=said | {"fire": "v > v_threshold", "inputs": kinds})
+    said |= {"fire": "v > v_threshold", "inputs": kinds}
+    made = build(graph, wiring, dt_s=dt_s, gain=gain, relay=relay, metadata=said)
     events, compared, mismatches = _record(graph, wiring, made, dt_s, calibration)
     if mismatches and not allow_lossy:
         got = f"{mismatches} of {compared} differ over {PROBE_STEPS} steps: sums in another order at a threshold"
@@ -78,6 +81,7 @@ def export(
         "graph": graph.hash(),
         "dt_s": dt_s,
         "gain": {"asked": gain, **made.gains},
+        "relay": relay,
         "legacy": legacy,
         "coverage": {n.name: NET if n.name in within else "beside, in graph.json" for n in graph.nodes},
         "weights_in_nir": f"{100 * inside / max(numbers, 1):.0f} % of weights in NIR ({inside:,} of {numbers:,})",

@@ -34,12 +34,12 @@ class Written:
     deviations: list[dict]
 
 
-def build(graph: EventGraph, wiring: Wiring, *, dt_s: float, gain: str, metadata: Mapping) -> Written:
+def build(graph: EventGraph, wiring: Wiring, *, dt_s: float, gain: str, relay: bool, metadata: Mapping) -> Written:
     """The NIR graph of the fragments; see `export` for the options."""
     import nir
 
     writer = _Writer(graph, wiring, dt_s, gain)
-    nodes, edges = writer.nodes(), writer.edges
+    nodes, edges = writer.nodes(relay), writer.edges
     table = {**metadata, "gain": gain}
     return Written(nir.NIRGraph(nodes, edges, metadata=table), writer.arrays, writer.gains, writer.deviations)
 
@@ -51,7 +51,7 @@ class _Writer:
         self.arrays, self.gains, self.deviations, self.scale = {}, {}, [], {}
         self.edges = list(wiring.edges)
 
-    def nodes(self) -> dict:
+    def nodes(self, relay: bool) -> dict:
         import nir
 
         images = self._images()
@@ -62,11 +62,20 @@ class _Writer:
         outs = {name: nir.Output(np.array(images[end])) for name, end in self.wiring.outputs.items()}
         flat = {}
         for a, b in self.wiring.edges:
-            if b in made and type(self.graph.node(b).op) is Linear and len(images[a]) > 1:
+            if b not in made or type(self.graph.node(b).op) is not Linear:
+                continue
+            if len(images[a]) > 1:
                 flat[f"{a}.flat"] = nir.Flatten({"input": np.array(images[a])}, 0, -1)
-                at = self.edges.index((a, b))
-                self.edges[at : at + 1] = [(a, f"{a}.flat")] * ((a, f"{a}.flat") not in self.edges) + [(f"{a}.flat", b)]
+                self._through(a, f"{a}.flat", b)
+            elif relay and self.graph.inputs_of(b)["x"].delay and a not in ins:
+                flat[f"{b}.relay"] = nir.Flatten({"input": np.array(images[a])}, 0, 0)
+                self._through(a, f"{b}.relay", b)
         return {**ins, **{n: made[n] for n in self.wiring.nodes}, **flat, **outs}
+
+    def _through(self, a: str, middle: str, b: str) -> None:
+        """Lead an edge through a node, in its place: Norse runs nodes in the order of edges."""
+        at = self.edges.index((a, b))
+        self.edges[at : at + 1] = [e for e in ((a, middle), (middle, b)) if e not in self.edges]
 
     def _images(self) -> dict[str, tuple[int, ...]]:
         """The shape that each node gives: an image where a convolution is near, a vector elsewhere."""
