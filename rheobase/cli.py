@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         arg("--dt", type=float, metavar="S", help="nir: seconds a step (default 1e-4)"),
         arg("--gain", choices=["weights", "r"], help="nir: r = 1 and gains in the weights (default), or r = tau / dt"),
         arg("--relay", action="store_true", help="nir: recurrences through a Flatten, which snnTorch needs"),
-        arg("--legacy", action="store_true", help="nir: without v_reset, for nir before 1.0.5"),
+        arg("--legacy", action="store_true", help="nir: without v_reset, for nir before 1.0.6"),
     )
     command(
         "import",

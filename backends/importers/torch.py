@@ -20,8 +20,8 @@ from rheobase.spiking.adapters._library import load
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
-NEURONS = {
-    "snntorch": ("Leaky", "Lapicque", "Synaptic", "RLeaky", "RSynaptic"),
+NEURONS = {  # of which the adapters refuse some, and say why
+    "snntorch": ("Leaky", "Lapicque", "Synaptic", "Alpha", "RLeaky", "RSynaptic"),
     "norse.torch": ("LIFBoxCell", "LIFCell", "IAFCell"),
 }
 

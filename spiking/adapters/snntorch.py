@@ -178,14 +178,14 @@ def make(kind: str, units: int, settings: dict) -> SnnTorch:
 
 
 def op_of(neuron: nn.Module) -> Op:
-    """The graph op of a neuron of somebody's network, RLeaky and RSynaptic without their recurrent layer.
+    """The graph op of a neuron of somebody's network, of RLeaky without its recurrent layer.
 
     raises  UnsupportedError: no graph op computes it, or its units differ in a parameter
     """
     kind = type(neuron).__name__
-    name, plain = f"snntorch:{kind}", kind.removeprefix("R")
+    name, plain = f"snntorch:{kind}", "Leaky" if kind == "RLeaky" else kind
     if plain not in STATES:
-        raise UnsupportedError(name, f"one of {', '.join(STATES)}", kind, "replace it")
+        raise UnsupportedError(name, f"one of {', '.join(STATES)}, RLeaky", kind, "replace it")
     if neuron.graded_spikes_factor.ne(1).any() or neuron.inhibition:
         raise UnsupportedError(name, "spikes of 1, each unit for itself", "others", "leave those settings out")
     neuron = copy.deepcopy(neuron)

@@ -48,7 +48,7 @@ def export(
     gain         "weights": r = 1 and any gain in the products, for Norse too;  "r": r = tau / dt, weights as they are
                  where the membrane does not divide its input by tau (snn-mlir, older tools)
     relay        recurrences through a Flatten that does nothing: snnTorch 1.0 misreads a cycle of two nodes
-    legacy       without v_reset, for nir before 1.0.5; it must be 0
+    legacy       without v_reset, for nir before 1.0.6; it must be 0
     raises       UnsupportedError: no LIF units, or a reset by subtraction, which NIR cannot say;
                  LossyExportError: the file's spikes are not the graph's, and not `allow_lossy`
     """

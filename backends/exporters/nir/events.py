@@ -17,6 +17,8 @@ def observed(values_TBn: np.ndarray, kind: str, dt_s: float):
         return nir.TimeGriddedData(np.ascontiguousarray(values_TBn.swapaxes(0, 1)), dt_s)
     events = Events.from_dense(values_TBn.swapaxes(0, 1))
     t_max = events.n_steps * dt_s
+    if int(t_max / dt_s) < events.n_steps:  # nir counts steps so
+        t_max = np.nextafter(t_max, np.inf)
     per_stream = np.bincount(events.stream, minlength=events.n_streams)
     shape = events.n_streams, int(per_stream.max(initial=0))
     idx, time, value = np.full(shape, -1), np.full(shape, np.inf), np.zeros(shape, events.value.dtype)

@@ -94,7 +94,7 @@ def _product(name, node, kind, x):
         weight = node.weight.astype(x.dtype)
         return x @ weight.T + (node.bias.astype(x.dtype) if kind == "Affine" else 0)
     if kind == "Conv2d":
-        weight, bias, image = (torch.from_numpy(np.ascontiguousarray(a, x.dtype)) for a in (node.weight, node.bias, x))
+        weight, bias, image = (torch.tensor(np.asarray(a, x.dtype)) for a in (node.weight, node.bias, x))
         stride, padding = tuple(map(int, node.stride)), tuple(map(int, node.padding))
         return torch.nn.functional.conv2d(image, weight, bias, stride, padding).numpy()
     if kind == "Flatten":

@@ -202,7 +202,7 @@ def restored(written: np.ndarray, place: Mapping) -> np.ndarray:
 
 
 def nir_bytes(graph, *, legacy: bool) -> bytes:
-    """The HDF5 file; `legacy` leaves out v_reset, which is 0 in readers of nir before 1.0.5."""
+    """The HDF5 file; `legacy` leaves out v_reset, which is 0 in readers of nir before 1.0.6."""
     import h5py
     import nir
 
