@@ -94,10 +94,10 @@ def export(
 
 def verify(artifact: Artifact) -> Report:
     """Rejoin the graph and replay the recorded run by NIR's equations in NumPy; `compared`: spikes and silences."""
-    graph = rejoin(artifact)
-    dt_s = artifact.manifest["dt_s"]
-    data = read_nirdata(artifact.read(EVENTS))
-    compared, mismatches = _replay(read_nir(artifact.read(NET)), data, dt_s)
+    net = read_nir(artifact.read(NET))
+    graph = _joined(artifact, net)
+    seen = {name: node["spikes"] for name, node in read_nirdata(artifact.read(EVENTS)).items()}
+    compared, mismatches = _replay(net, seen, artifact.manifest["dt_s"])
     wrong = mismatches != artifact.manifest["replay"]["mismatches"]
     problem = f"{artifact.path / NET}: {mismatches} of {compared} spikes are not those recorded" if wrong else None
     notes = artifact.manifest["weights_in_nir"], f"joined again to graph {graph.hash()[:12]}"
@@ -106,13 +106,16 @@ def verify(artifact: Artifact) -> Report:
 
 def rejoin(artifact: Artifact) -> EventGraph:
     """The very graph that was exported, of `net.nir` and what lies beside; raises FormatError where it is another."""
+    return _joined(artifact, read_nir(artifact.read(NET)))
+
+
+def _joined(artifact: Artifact, net) -> EventGraph:
     where = artifact.path / TABLE
     table = parse_table(artifact.read(TABLE), where)
     arrays = arrays_of_bytes(artifact.read(REST), artifact.path / REST)
-    nodes = read_nir(artifact.read(NET)).nodes
     try:
         for name, place in table["in_nir"].items():
-            arrays[name] = restored(getattr(nodes[place["node"]], place["field"]), place)
+            arrays[name] = restored(getattr(net.nodes[place["node"]], place["field"]), place)
         graph = graph_of(table["graph"], arrays, where)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, FormatError):
@@ -133,8 +136,7 @@ def _record(graph: EventGraph, wiring: Wiring, made: Written, dt_s: float, calib
     values = {name: array.swapaxes(0, 1) for name, array in simulate(graph, fed, record=kept).recorded.items()}
     nodes = {name: observed(_arriving(graph, e, values[e.source]), e.kind, dt_s) for name, e in wiring.inputs.items()}
     nodes |= {n: observed(values[f"{n}.s"], graph.node(n).op.outputs["s"], dt_s) for n in neurons}
-    data = nirdata_bytes(nodes)
-    return data, *_replay(made.nir, read_nirdata(data), dt_s)
+    return nirdata_bytes(nodes), *_replay(made.nir, nodes, dt_s)
 
 
 def _arriving(graph: EventGraph, edge, whole: np.ndarray) -> np.ndarray:
@@ -159,10 +161,10 @@ def probe(graph: EventGraph, steps: int = PROBE_STEPS, seed: int = 0) -> np.ndar
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def _replay(net, data, dt_s: float) -> tuple[int, int]:
+def _replay(net, seen, dt_s: float) -> tuple[int, int]:
     """Spikes and silences compared, and how many differ."""
     dtype = np.result_type(*(a for n in net.nodes.values() for a in vars(n).values() if _is_threshold(n, a)))
-    values = {name: dense(node.observables["spikes"], dt_s, dtype) for name, node in data.nodes.items()}
+    values = {name: dense(data, dt_s, dtype) for name, data in seen.items()}
     inputs = {
         name: values[name].reshape(*values[name].shape[:2], *map(int, node.input_type["input"]))
         for name, node in net.nodes.items()
