@@ -1,9 +1,11 @@
 """A program: HDF5 of a stranger on standard input, its numbers as .npz on standard output, or one line of JSON.
 
-It runs by itself, since the HDF5 library was seen to stall for good on damaged files, where no signal reaches it: the
-parent then ends it. It looks a file over before it reads any of it: links, depth, kinds and sizes.
+It runs by itself, since the HDF5 library was seen to turn in circles on damaged files, where nothing but the system
+ends it: its argument is how many seconds of the processor it may take. It looks a file over before it reads any of it:
+links, depth, kinds and sizes.
 """
 
+import contextlib
 import io
 import json
 import sys
@@ -65,6 +67,11 @@ def _plain(path, array):
 
 
 def main() -> None:
+    with contextlib.suppress(ImportError):  # not on Windows, where the parent's patience ends it
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1]) + 1))
     try:
         found = flatten(sys.stdin.buffer.read())
         buffer = io.BytesIO()

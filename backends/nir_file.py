@@ -1,4 +1,4 @@
-"""NIR files from strangers, read by a process of their own (`_hdf5.py`) that is given so many seconds."""
+"""NIR files from strangers, read by a process of their own (`_hdf5.py`) that is given so many seconds of the processor."""
 
 import io
 import json
@@ -12,8 +12,8 @@ from rheobase.backends import _hdf5
 from rheobase.spiking.errors import FormatError, UnsupportedError
 from rheobase.spiking.files import read_bytes
 
-SECONDS, BYTES_A_SECOND = 20.0, 1e7
-"""for one file, of which a small one takes less than one second"""
+SECONDS, BYTES_A_SECOND, PATIENCE = 10, 1e7, 600.0
+"""of the processor for one file, of which a small one takes a fraction of one; and of the clock for any"""
 
 
 def load_nir():
@@ -73,15 +73,15 @@ def _tree(where, source) -> dict:
     data = source if isinstance(source, bytes) else read_bytes(source, "a NIR file")
     if len(data) > _hdf5.MOST_BYTES:
         raise FormatError(where, f"at most {_hdf5.MOST_BYTES} bytes", str(len(data)), "do not use it")
-    program = [sys.executable, "-P", _hdf5.__file__]
-    limit = SECONDS + len(data) / BYTES_A_SECOND
+    limit = SECONDS + int(len(data) / BYTES_A_SECOND)
+    program = [sys.executable, "-P", _hdf5.__file__, str(limit)]
     try:
-        done = subprocess.run(program, input=data, capture_output=True, timeout=limit)
+        done = subprocess.run(program, input=data, capture_output=True, timeout=PATIENCE)
+        ended = f"status {done.returncode}" if done.returncode or not done.stdout else None
     except subprocess.TimeoutExpired:
-        raise FormatError(where, f"HDF5 read within {limit:.0f} s", "a stall of the library", "do not use it") from None
-    if done.returncode or not done.stdout:
-        got = f"a reader that ended with status {done.returncode}"
-        raise FormatError(where, "HDF5", got, "do not use it")
+        ended = f"nothing in {PATIENCE:g} s"
+    if ended:
+        raise FormatError(where, f"HDF5 that is read in {limit} s", f"{ended} of the reader", "do not use it")
     if done.stdout[:1] == b"[":
         raise FormatError(where, *json.loads(done.stdout), "do not use it, or write it anew")
     tree: dict = {}
