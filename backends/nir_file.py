@@ -1,4 +1,4 @@
-"""NIR files from strangers, read by a process of their own (`_hdf5.py`) that is given so many seconds of the processor."""
+"""NIR files from strangers, read by a process of their own (`_hdf5.py`) of limited processor time."""
 
 import io
 import json
