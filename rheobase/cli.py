@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
         return names, options
 
     run = arg("run", metavar="RUN", help="a run folder, the --out of a training")
+    either = arg("run", metavar="RUN", help="a run folder, or a graph stored by import")
+    fed = arg("--input", metavar="NPY", help="what a stored graph is fed, [B, T, ...]; noise if not given")
     tokens = arg("--tokens", type=_positive, default=1000, help="tokens of the test part (default 1000)")
     out = arg("--out", required=True, help="where to write; must not exist yet")
     command(
@@ -73,8 +75,9 @@ def parser() -> argparse.ArgumentParser:
     command(
         "count",
         "operations a token, and what they cost on a target",
-        run,
+        either,
         tokens,
+        fed,
         arg("--target", action="append", default=[], help="a target's name or TOML file; may be repeated"),
         arg(
             "--prefill", type=_positive, metavar="N", help="count the first N tokens in one call, then one call a token"
@@ -86,8 +89,9 @@ def parser() -> argparse.ArgumentParser:
     command(
         "simulate",
         "run the lowered model on a simulator",
-        run,
+        either,
         tokens,
+        fed,
         arg(
             "--on",
             default="event",
@@ -113,12 +117,26 @@ def parser() -> argparse.ArgumentParser:
     command(
         "export",
         "write a model for a machine or another tool",
-        run,
-        arg("--to", required=True, help="spinnaker2, or sanafe: LIF layers that read spikes, to check them"),
+        either,
+        arg("--to", required=True, help="spinnaker2, nir, onnx, pyspinnaker2, or sanafe"),
         out,
         arg("--allow-lossy", action="store_true", help="accept changes beyond the bounded, recorded ones"),
         arg("--chips", type=int, help="spinnaker2: how many chips there are, 1 unless given"),
         arg("--no-dram", action="store_true", help="spinnaker2: embedding and head on processing elements too"),
+        arg("--dt", type=float, metavar="S", help="nir: seconds a step (default 1e-4)"),
+        arg("--gain", choices=["weights", "r"], help="nir: r = 1 and gains in the weights (default), or r = tau / dt"),
+        arg("--relay", action="store_true", help="nir: recurrences through a Flatten, which snnTorch needs"),
+        arg("--legacy", action="store_true", help="nir: without v_reset, for nir before 1.0.6"),
+    )
+    command(
+        "import",
+        "a network of another tool as a graph, to simulate, count, price and export",
+        arg("source", metavar="SOURCE", help="FILE.nir, a directory exported to nir, or FILE.py:NAME, which is run"),
+        out,
+        arg("--dt", type=float, metavar="S", help="FILE.nir: seconds a step, unless the file says"),
+        arg("--input-kind", metavar="KIND", help="BINARY, TERNARY, GRADED or DENSE (default, unless the file says)"),
+        arg("--written-by", metavar="TOOL", help="norse: mend what its to_nir writes"),
+        arg("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="FILE.py: the image that a convolution reads"),
     )
     command(
         "verify",
@@ -195,7 +213,7 @@ def run(argv: list[str]) -> int:
         from rheobase import commands
 
         sys.stdout.reconfigure(errors="replace")
-        answer = getattr(commands, args.command)(args)
+        answer = getattr(commands, {"import": "import_"}.get(args.command, args.command))(args)
         shown = json.dumps({"ok": answer.ok, **answer.table}, indent=2, default=str) if args.json else answer.text
         if shown:
             print(shown, flush=True)

@@ -43,6 +43,7 @@ from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.trace import StoredTrace, artifact_trace, compare, load_trace, save_trace
+from rheobase.exchange import feed, import_to, tally_of
 from rheobase.faulty import with_faults
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
@@ -55,6 +56,7 @@ from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.files import new_folder, write_atomic
+from rheobase.spiking.graph.stored import is_graph, load_graph
 from rheobase.spiking.ops.choice import explain
 from rheobase.spiking.ops.native import library
 from rheobase.spiking.tally import Tally
@@ -191,9 +193,16 @@ def sample(args) -> Answer:
 
 
 def count(args) -> Answer:
-    run = Run.open(args.run)
-    model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
-    if args.prefill:
+    stored = is_graph(args.run)
+    _refuse_input(args, stored)
+    if stored and (args.prefill or args.measure):
+        raise ConfigError("count --prefill, --measure", "a run", "a stored graph", "leave it out")
+    if not stored:
+        run = Run.open(args.run)
+        model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
+    if stored:
+        phases = {"all": tally_of(args.run, args.input, args.tokens)}
+    elif args.prefill:
         phases = dict(
             zip(("prefill", "decode"), count_phases(model, tokens, args.prefill, strict=args.strict), strict=True)
         )
@@ -220,6 +229,11 @@ def count(args) -> Answer:
         "measured": measured,
     }
     return Answer(table, "\n".join(lines).rstrip())
+
+
+def _refuse_input(args, stored: bool) -> None:
+    if args.input and not stored:
+        raise ConfigError("--input", "a graph stored by import", f"the run {args.run}", "leave it out")
 
 
 def _measure(model, tokens: torch.Tensor, args) -> dict:
@@ -265,21 +279,31 @@ def simulate(args) -> Answer:
     if args.fault and (args.on != "integer" or args.out):
         raise ConfigError("simulate --fault", "--on integer, and no --record", f"--on {args.on}", "leave one out")
     where = {"device": args.device} if args.device else {}
-    run = Run.open(args.run)
+    stored = is_graph(args.run)
+    _refuse_input(args, stored)
+    if stored and args.on in ("integer", "firmware"):
+        raise ConfigError("simulate --on", "event or torch for a stored graph", args.on, "choose one")
+    run = None if stored else Run.open(args.run)
     if args.fault:
         from tqdm import tqdm
 
         bar = functools.partial(tqdm, desc="faults", unit="token", disable=True if args.json else None, leave=False)
         table, text = with_faults(run, test_tokens(run, args.tokens)[0], args.fault, args.seed, bar)
         return Answer(table, text)
-    graph, tokens = run.model().lower(), test_tokens(run, args.tokens)
+    if stored:
+        graph = load_graph(args.run)
+        tokens, whose = feed(graph, args.input, args.tokens)
+        whose = f", {whose}"
+    else:
+        graph, tokens, whose = run.model().lower(), test_tokens(run, args.tokens), ""
+    steps = tokens.shape[0] * tokens.shape[1]
     if args.on in ("integer", "firmware"):
         graph, _ = quantise(graph, calibration(run))
-    began, whose = time.monotonic(), ""
+    began = time.monotonic()
     try:
         form = "firmware" if args.on == "integer" else args.on
         trace = simulate_graph(graph, tokens, on=form, record=args.record, **where)
-        whose = ", by the firmware's C" if args.on == "integer" else ""
+        whose += ", by the firmware's C" if args.on == "integer" else ""
     except UnsupportedError as why:
         if args.on != "integer":
             raise
@@ -290,30 +314,38 @@ def simulate(args) -> Answer:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
-    speed = f"{seconds:.2f} s, {tokens.size / seconds:,.0f} tokens a second"
-    lines = [f"{tokens.size:,} tokens on {args.on} in {speed}{whose}"]
+    speed = f"{seconds:.2f} s, {steps / seconds:,.0f} tokens a second"
+    lines = [f"{steps:,} tokens on {args.on} in {speed}{whose}"]
     lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
     if args.out:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
     tally = trace.tally.to_table() if trace.tally else None
-    return Answer({"tokens": tokens.size, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
+    return Answer({"tokens": steps, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
 
 
 def export(args) -> Answer:
-    run = Run.open(args.run)
-    options = ({"dram": False} if args.no_dram else {}) | ({"chips": args.chips} if args.chips else {})
-    given = {"calibration": calibration(run), "allow_lossy": args.allow_lossy}
-    made = export_model(run.model(), args.to, args.out, **given, **options)
+    own = {"dram": False if args.no_dram else None, "chips": args.chips, "dt_s": args.dt, "gain": args.gain}
+    own |= {"relay": args.relay or None, "legacy": args.legacy or None}
+    options = {name: value for name, value in own.items() if value is not None}
+    if is_graph(args.run):
+        source, tokens = load_graph(args.run), None
+    else:
+        run = Run.open(args.run)
+        source, tokens = run.model(), calibration(run)
+    made = export_model(source, args.to, args.out, calibration=tokens, allow_lossy=args.allow_lossy, **options)
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     worst = [
         f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
     ]
     lines = [f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes", *made.manifest.get("notes", ())]
-    if "share" in made.manifest:
-        outside = [name for name, place in made.manifest["coverage"].items() if place.startswith("outside")]
-        lines += [made.manifest["share"], f"outside: {', '.join(outside) or 'nothing'}"]
+    if outside := [name for name, place in made.manifest["coverage"].items() if place.startswith("outside")]:
+        lines.append(f"outside: {', '.join(outside)}")
     text = "\n".join([*lines, "changed: " + ("; ".join(worst) or "nothing")])
     return Answer({"path": str(made.path), "manifest": made.manifest}, text)
+
+
+def import_(args) -> Answer:
+    return Answer(*import_to(args))
 
 
 def verify(args) -> Answer:
@@ -349,6 +381,10 @@ def inspect(args) -> Answer:
         lines += [f"  {name:<28}{a.dtype!s:<10}{a.shape}" for name, a in trace.signals.items()]
         shapes = {name: a.shape for name, a in trace.signals.items()}
         return Answer({"kind": "trace", "tokens": trace.tokens.shape, "signals": shapes}, "\n".join(lines))
+    if is_graph(path):
+        graph = load_graph(path)
+        lines = [f"graph {graph.hash()[:12]}", *(f"  {n.name:<28}{n.op}" for n in graph.nodes)]
+        return Answer({"kind": "graph", "graph": graph.hash()}, "\n".join(lines))
     run = Run.open(path)
     m = run.metrics()
     return Answer(
@@ -363,7 +399,7 @@ def _inspect_artefact(artifact: Artifact, out: str | None, target: str | None) -
     if (out or target) and not image:
         raise ConfigError("inspect --out, --target", "a SpiNNaker 2 image", m["format"], "leave it out")
     view = spinnaker2.describe(artifact, read_levels(target) if target else LEVELS) if image else None
-    lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}"]
+    lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}", *m.get("notes", ())]
     lines += [f"  {n:<22}{entry['bytes']:>10,} bytes" for n, entry in m["files"].items() if not n.startswith("pe/")]
     lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
     table = {"kind": "artefact", "manifest": m}

@@ -129,7 +129,7 @@ def test_dense_values_are_no_spikes_and_the_layer_that_they_feed_is_named(tmp_pa
         "outside: LIFCell, fed by products of other than binary spikes, its spikes are in the spike list"
     )
     assert (place["b"], place["first"]) == ("population", "outside: Linear")
-    assert made.manifest["share"].endswith("1 of 2 layers of LIF units")
+    assert made.manifest["notes"][0].endswith("1 of 2 layers of LIF units")
     with pytest.raises(ConfigError, match="calibration"):
         export(layered(), "pyspinnaker2", tmp_path / "other")
 

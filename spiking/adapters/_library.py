@@ -4,6 +4,7 @@ import importlib
 import warnings
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from rheobase.spiking.errors import ShapeError, UnsupportedError
@@ -27,3 +28,11 @@ def require_sizes(name: str, units: int, x_BD: Tensor, state: tuple) -> None:
     if x_BD.shape[1:] != (units,) or any(part.shape != x_BD.shape for part in state):
         got = f"x {tuple(x_BD.shape)}, state {[tuple(part.shape) for part in state]}"
         raise ShapeError(name, f"x and state of [B, {units}]", got, "start a new state")
+
+
+def alike(name: str, value) -> float:
+    """The one number that a setting of a library's module has for all units; raises UnsupportedError else."""
+    numbers = torch.as_tensor(value).detach().flatten()
+    if numbers.numel() == 0 or not (numbers == numbers[0]).all():
+        raise UnsupportedError(name, "one value for all units", f"{numbers.numel()} values", "split the layer")
+    return numbers[0].item()

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import torch
 
-from rheobase.spiking.adapters._library import load, require_sizes
+from rheobase.spiking.adapters._library import alike, load, require_sizes
 from rheobase.spiking.config import checked
 from rheobase.spiking.errors import ConfigError, UnsupportedError
-from rheobase.spiking.graph import CubaLIFCell, LIFCell
+from rheobase.spiking.graph import CubaLIFCell, LIFCell, Op
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.registry import nearest
 from rheobase.spiking.tally import BINARY, announce, mark
@@ -155,6 +155,18 @@ def make(kind: str, units: int, settings: dict) -> Norse:
     rest = built.state_fallback(torch.zeros(1, 1, dtype=torch.float64))
     rest = type(rest)(*(part.detach().item() for part in rest))
     return Norse(name, units, built.activation, SimpleNamespace(**values), dt, rest)
+
+
+def op_of(cell) -> Op:
+    """The graph op of a feed-forward cell of somebody's network.
+
+    raises  UnsupportedError: no graph op computes it, or its units differ in a parameter
+    """
+    name = f"norse:{type(cell).__name__.removesuffix('Cell')}"
+    numbers = {
+        k: alike(f"{name} {k}", v) if isinstance(v, Number | torch.Tensor) else v for k, v in cell.p._asdict().items()
+    }
+    return Norse(name, 1, cell.activation, SimpleNamespace(**numbers), cell.dt, ()).lower()
 
 
 def examples() -> list[Norse]:

@@ -5,6 +5,7 @@ surrogates give float32 whatever they are given. Here the state goes in and out,
 that of a surrogate of ours, and the type is that of the input.
 """
 
+import copy
 import inspect
 import math
 from typing import NamedTuple
@@ -12,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rheobase.spiking.adapters._library import load, require_sizes
+from rheobase.spiking.adapters._library import alike, load, require_sizes
 from rheobase.spiking.config import checked
 from rheobase.spiking.errors import ConfigError, UnsupportedError
-from rheobase.spiking.graph import CubaLIFCell, LIFCell
+from rheobase.spiking.graph import CubaLIFCell, LIFCell, Op
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.registry import nearest
 from rheobase.spiking.surrogates import ATan, Surrogate
@@ -174,6 +175,27 @@ def make(kind: str, units: int, settings: dict) -> SnnTorch:
     for buffer, value in list(neuron.named_buffers()):
         neuron.register_buffer(buffer, value, persistent=False)
     return SnnTorch(name, units, neuron, STATES[kind], surrogate)
+
+
+def op_of(neuron: nn.Module) -> Op:
+    """The graph op of a neuron of somebody's network, of RLeaky without its recurrent layer.
+
+    raises  UnsupportedError: no graph op computes it, or its units differ in a parameter
+    """
+    kind = type(neuron).__name__
+    name, plain = f"snntorch:{kind}", "Leaky" if kind == "RLeaky" else kind
+    if plain not in STATES:
+        raise UnsupportedError(name, f"one of {', '.join(STATES)}, RLeaky", kind, "replace it")
+    if neuron.graded_spikes_factor.ne(1).any() or neuron.inhibition:
+        raise UnsupportedError(name, "spikes of 1, each unit for itself", "others", "leave those settings out")
+    neuron = copy.deepcopy(neuron)
+    for setting, value in [*neuron.named_buffers(recurse=False), *neuron.named_parameters(recurse=False)]:
+        if setting in _KINDS:
+            value.data = torch.tensor(alike(f"{name} {setting}", value), dtype=value.dtype)
+    if kind != plain and (neuron.reset_mechanism != "zero" or getattr(neuron, "reset_delay", True)):
+        got = f'"{neuron.reset_mechanism}"' + (", a step late" if getattr(neuron, "reset_delay", True) else "")
+        raise UnsupportedError(name, 'reset_mechanism="zero", reset_delay=False', got, "set them")
+    return SnnTorch(f"snntorch:{plain}", 1, neuron, STATES[plain], ATan()).lower()
 
 
 def examples() -> list[SnnTorch]:

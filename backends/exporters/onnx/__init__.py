@@ -73,7 +73,7 @@ def export(
         "opset": OPSET,
         "ir": IR,
         "coverage": {n.name: inside.get(n.name, f"outside: {type(n.op).__name__}") for n in graph.nodes},
-        "share": _share(graph, inside),
+        "notes": [_share(graph, inside)],
         "deviations": [*weights, *changed],
         "relative_error": errors,
         "not_claimed": "equal integers with graph optimisation on: fused int8 kernels may round otherwise",
@@ -101,7 +101,7 @@ def verify(artifact: Artifact) -> Report:
             if wrong.any() and first is None:
                 step, unit = (int(i[0]) for i in np.nonzero(wrong))
                 first = f"{where}: {source} differs first in step {step}, unit {unit}"
-    notes = f"{len(table)} files in onnxruntime, graph optimisation off", artifact.manifest["share"]
+    notes = f"{len(table)} files in onnxruntime, graph optimisation off", *artifact.manifest["notes"]
     return Report(first is None, compared, different, first, notes)
 
 

@@ -83,7 +83,7 @@ def export(
         "version": version,
         "graph": graph.hash(),
         "coverage": coverage(graph, net),
-        "share": share(graph, net),
+        "notes": [share(graph, net)],
         "deviations": deviations(graph, net),
         "spikes": spiking,
         "not_claimed": "that it ran by py-spinnaker2 or on a chip; that an element's memory holds its synapses",
@@ -102,7 +102,7 @@ def verify(artifact: Artifact) -> Report:
         compared, different = compared + fired.size, different + int((fired != bundle.expected[name]).sum())
         singles += int((fired != short[name][0]).sum())
     problems = lint(*words(said["sources"], net, bundle.projections), said["config"])
-    notes = [artifact.manifest["share"], f"with membranes in float32: {singles} of {compared} differ"]
+    notes = [*artifact.manifest["notes"], f"with membranes in float32: {singles} of {compared} differ"]
     if NET in artifact.manifest["files"]:
         if has_nir():
             problems += nir_problems(artifact, bundle)

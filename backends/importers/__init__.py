@@ -1,0 +1,1 @@
+"""Importers: what other tools wrote, as an EventGraph. Each lives in a file of its own."""

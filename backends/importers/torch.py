@@ -1,0 +1,148 @@
+"""A network of snnTorch or Norse, one step of it, to an EventGraph; nirtorch finds what follows what.
+
+nirtorch traces the module to a NIR graph. Its neurons travel in it as the graph ops that the adapters lower them to,
+so that what NIR itself cannot say, such as snnTorch's reset by subtraction one step late, comes through.
+"""
+
+import importlib.util
+import inspect
+import operator
+import sys
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from rheobase.backends.importers.nir import graph_of_nir
+from rheobase.backends.nir_file import load_nir
+from rheobase.spiking import registry
+from rheobase.spiking.adapters._library import load
+from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
+from rheobase.spiking.graph import EventGraph
+
+NEURONS = {  # of which the adapters refuse some, and say why
+    "snntorch": ("Leaky", "Lapicque", "Synaptic", "Alpha", "RLeaky", "RSynaptic"),
+    "norse.torch": ("LIFBoxCell", "LIFCell", "IAFCell"),
+}
+
+
+def import_named(source: str, **options) -> EventGraph:
+    """The graph of `module.py:name`: a module, or a function of no arguments that makes one. The file is run."""
+    path, _, name = source.rpartition(":")
+    if not Path(path).is_file():
+        raise FormatError(path, "a Python file", "none", "check the path")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise ConfigError(source, "a name in that file", repr(name), registry.nearest(name, public))
+    net = getattr(module, name)
+    net = net if isinstance(net, nn.Module) or not callable(net) else net()
+    if not isinstance(net, nn.Module):
+        raise ConfigError(source, "a torch module", type(net).__name__, "name the network, or what makes it")
+    return import_module(net, source, **options)
+
+
+def import_module(
+    net: nn.Module, where: object = "network", *, input_kind: str | None = None, shape: tuple[int, ...] | None = None
+) -> EventGraph:
+    """The graph of a network whose `forward` is one step: layers, neurons and sums.
+
+    input_kind  BINARY, TERNARY, GRADED or DENSE (the default): values never decide
+    shape       (C, H, W) of a step's image, where the network begins with a convolution
+    raises      UnsupportedError: a layer, a neuron or an operation that no graph op computes, and which
+    """
+    nir, nirtorch = load_nir(), load("nirtorch", "nirtorch>=2.6")
+    neurons = {kind: _neuron_map(library) for library in NEURONS for kind in _kinds(library)}
+    layers = {nn.Conv2d: _conv2d, nn.Flatten: _flatten, nn.Dropout: _nothing, nn.Identity: _nothing}
+    given = {"state": None} if "state" in inspect.signature(net.forward).parameters else None
+    try:
+        _refuse_constants(nirtorch, net, (*neurons, *layers), given)
+        stateful = {"stateful_modules": set(neurons), "concrete_args": given, "type_check": False}
+        traced = nirtorch.torch_to_nir(net, neurons | layers, **stateful)
+    except RheobaseError:
+        raise
+    except KeyError as error:
+        kind = getattr(error.args[0], "__name__", str(error))
+        raise UnsupportedError(where, "layers and neurons that lower to a graph", kind, "replace it") from None
+    except Exception as error:  # whatever torch.fx meets in somebody's forward
+        got = f"{type(error).__name__}: {error}"
+        raise UnsupportedError(where, "a forward of one step, layers and sums", got, "give one step of it") from None
+    if shape is not None:
+        for node in traced.nodes.values():
+            if isinstance(node, nir.Input):
+                node.input_type = {"input": np.array(shape)}
+    return graph_of_nir(traced, where, input_kind=input_kind)
+
+
+def _kinds(library: str) -> list[type]:
+    """The neurons of a library, if the program that is imported has loaded it at all."""
+    loaded = sys.modules.get(library)
+    return [getattr(loaded, name) for name in NEURONS[library]] if loaded else []
+
+
+def _neuron_map(library: str):
+    adapter = registry.get("rheobase.spiking.adapters", library.partition(".")[0])
+
+    def placeholder(neuron):
+        """A NIR node that holds the op; with the recurrent layer, if it has one, a sub-graph."""
+        import nir
+
+        made = nir.Threshold(np.ones(1), metadata={"op": adapter.op_of(neuron), "arrays": {}})
+        if not hasattr(neuron, "recurrent"):
+            return made
+        w = _recurrent(neuron)
+        ends = {"input": nir.Input(np.array([len(w.weight)])), "output": nir.Output(np.array([len(w.weight)]))}
+        edges = [("input", "lif"), ("w_rec", "lif"), ("lif", "w_rec"), ("lif", "output")]
+        return nir.NIRGraph({**ends, "lif": made, "w_rec": w}, edges, type_check=False)
+
+    return placeholder
+
+
+def _recurrent(neuron):
+    import nir
+
+    layer = neuron.recurrent
+    if isinstance(layer, nn.Linear):
+        weight = layer.weight.detach().numpy()
+        return nir.Linear(weight) if layer.bias is None else nir.Affine(weight, layer.bias.detach().numpy())
+    v = getattr(layer, "V", None)
+    if v is None or v.ndim != 1:
+        name = type(neuron).__name__
+        raise UnsupportedError(name, "a linear recurrent layer, or one weight a unit", str(layer), "give it so")
+    return nir.Linear(np.diag(v.detach().numpy()))
+
+
+def _conv2d(module):
+    import nir
+
+    weight = module.weight.detach().numpy()
+    if module.padding_mode != "zeros":
+        raise UnsupportedError("Conv2d", "padding with zeros", module.padding_mode, "set padding_mode")
+    bias = np.zeros(len(weight), weight.dtype) if module.bias is None else module.bias.detach().numpy()
+    return nir.Conv2d(None, weight, module.stride, module.padding, module.dilation, module.groups, bias)
+
+
+def _flatten(module):
+    import nir
+
+    if (module.start_dim, module.end_dim) != (1, -1):
+        raise UnsupportedError("Flatten", "all axes but the batch", f"{module}", "write nn.Flatten()")
+    return nir.Flatten(None, 0, -1)
+
+
+def _nothing(module):
+    import nir
+
+    return nir.Flatten(None, 0, 0)
+
+
+def _refuse_constants(nirtorch, net, leaves, given) -> None:
+    """nirtorch drops a constant or a parameter that is added; refuse it."""
+    for node in nirtorch.torch_tracer.NIRTorchTracer(leaves).trace(net, concrete_args=given).nodes:
+        added = node.target in (operator.add, "add")
+        alone = added and len(set(node.all_input_nodes)) != 2
+        if alone or node.op == "get_attr" or (added and node.kwargs):
+            got = f"{node.format_node()}"
+            raise UnsupportedError("forward", "sums of two layers' outputs", got, "put it into a layer's bias")

@@ -1,0 +1,84 @@
+"""Graphs that come from other tools: importing them, and what the commands do with a stored graph in place of a run."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from rheobase.backends import simulate
+from rheobase.backends.artifact import MANIFEST, open_artifact
+from rheobase.backends.exporters import nir as nir_exporter
+from rheobase.backends.importers.nir import import_file
+from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.files import read_bytes
+from rheobase.spiking.graph import EventGraph
+from rheobase.spiking.graph.stored import load_graph, save_graph
+from rheobase.spiking.tally import Tally
+
+
+def import_to(args) -> tuple[dict, str]:
+    """Read a .nir file, an exported directory of NIR, or a network `file.py:name`, and store its graph."""
+    graph = _read(args)
+    save_graph(args.out, graph)
+    kinds = [type(n.op).__name__ for n in graph.nodes]
+    numbers = sum(a.size for a in graph.arrays.values())
+    counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    text = f"{args.out}: graph {graph.hash()[:12]}, {numbers:,} numbers: {counted}"
+    nodes = {n.name: repr(n.op) for n in graph.nodes}
+    return {"path": args.out, "graph": graph.hash(), "numbers": numbers, "nodes": nodes}, text
+
+
+def _read(args) -> EventGraph:
+    path = Path(args.source)
+    of_file = {"dt_s": args.dt, "written_by": args.written_by}
+    of_module = {"shape": tuple(args.shape) if args.shape else None}
+    if (path / MANIFEST).is_file():
+        _refuse(args.source, of_file | of_module | {"input_kind": args.input_kind})
+        artifact = open_artifact(path)
+        if artifact.manifest.get("exporter") != "nir":
+            got = repr(artifact.manifest.get("exporter"))
+            raise FormatError(path, "a directory exported to nir", got, "import its run's own export to nir")
+        return nir_exporter.rejoin(artifact)
+    if ".py:" in args.source:
+        from rheobase.backends.importers.torch import import_named
+
+        _refuse(args.source, of_file)
+        return import_named(args.source, input_kind=args.input_kind, **of_module)
+    _refuse(args.source, of_module)
+    return import_file(path, input_kind=args.input_kind, **of_file)
+
+
+def _refuse(source: str, options: dict) -> None:
+    given = [f"--{name.removesuffix('_s').replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError("import", f"options with an effect on {source}", ", ".join(given), "leave them out")
+
+
+def feed(graph: EventGraph, path: str | None, steps: int) -> tuple[np.ndarray, str]:
+    """What a stored graph is fed, and in words: a .npy file [B, T, ...], or noise of a fixed seed."""
+    if path is None:
+        return nir_exporter.probe(graph, steps), f"{steps:,} steps of noise (seed 0; --input feeds yours)"
+    try:
+        values = np.load(io.BytesIO(read_bytes(path, "an array")), allow_pickle=False)
+        steps = values.shape[1]
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        SyntaxError,
+        EOFError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise FormatError(path, "an array [B, T, ...] in .npy", str(error), "save it with numpy.save") from None
+    size = next((n.op.size for n in graph.nodes if hasattr(n.op, "size") and len(n.op.size) == 3), None)
+    if values.ndim == 3 and size is not None and size[1:] == (1, 1):
+        values = values[..., None, None]
+    return values, f"{steps:,} steps of {path}"
+
+
+def tally_of(path: str, given: str | None, steps: int) -> Tally:
+    """What the event simulator counts of a stored graph."""
+    graph = load_graph(path)
+    return simulate(graph, feed(graph, given, steps)[0]).tally
