@@ -1,0 +1,75 @@
+"""Event Stream (.es), version 2, events of a DVS: a byte of polarity and time since the last event, then x and y.
+
+Own code: event_stream, the format's own library, is GPL, and ends in silence where a file is cut. 0xFF adds 127 us,
+0xFE does nothing. y is taken as it is stored, which the format counts from the bottom; faery turns it around.
+Source: the public description of Event Stream; checked against event_stream.
+"""
+
+import re
+
+import numpy as np
+
+from rheobase.backends.events._record import CHUNK, Limits, Recording, events
+from rheobase.spiking.errors import FormatError
+
+SUFFIXES = (".es",)
+LIMITS = Limits(t=1 << 32)
+"""The format sets no limit to the time; beyond this one the bytes of 127 us would outweigh the events."""
+READ_LIMITS = Limits()
+NEEDS_SENSOR = True
+_MAGIC, _DVS = b"Event Stream", 1
+_NO_EVENT = re.compile(rb"[\xfe\xff]+")
+_EVENT = np.dtype([("tp", "u1"), ("x", "<u2"), ("y", "<u2")])
+
+
+def read(file, where: object) -> Recording:
+    """A recording from an open file."""
+    head = file.read(20)
+    if len(head) < 20 or head[:12] != _MAGIC or head[12] != 2 or head[15] != _DVS:
+        got = f"{head[:12]!r}, version and kind {head[12:16].hex()}"
+        raise FormatError(where, "Event Stream version 2 of DVS events", got, "it is damaged or another kind")
+    sensor = int.from_bytes(head[16:18], "little"), int.from_bytes(head[18:20], "little")
+    return Recording(_chunks(file, where), sensor)
+
+
+def _chunks(file, where):
+    t, left = 0, b""
+    while data := file.read(CHUNK):
+        data, at, found = left + data, 0, []
+        while at < len(data):
+            if empty := _NO_EVENT.match(data, at):
+                t += 127 * empty[0].count(0xFF)
+                at = empty.end()
+                continue
+            run, width, rest = np.empty(0, _EVENT), 64, (len(data) - at) // 5
+            while len(run) < rest:  # up to the next byte without an event, in growing steps: most have few, some many
+                run = np.frombuffer(data, _EVENT, min(width, rest), at)
+                over = np.flatnonzero(run["tp"] >= 0xFE)
+                if len(over):
+                    run = run[: over[0]]
+                    break
+                width *= 8
+            if not len(run):
+                break
+            times = t + np.cumsum(run["tp"] >> 1, dtype=np.int64)
+            found.append(events(times, run["x"], run["y"], run["tp"] & 1))
+            t, at = int(times[-1]), at + 5 * len(run)
+        left = data[at:]
+        yield from [np.concatenate(found)] if found else []
+    if left:
+        raise FormatError(where, "a whole last event", f"{len(left)} bytes of it", "the file is cut: fetch it anew")
+
+
+def write(file, where: object, sensor, chunks) -> None:
+    """Events into an open file."""
+    file.write(_MAGIC + bytes([2, 0, 0, _DVS]) + b"".join(size.to_bytes(2, "little") for size in sensor))
+    last = 0
+    for chunk in chunks:
+        over, rest = np.divmod(np.diff(chunk["t"], prepend=last), 127)
+        last = int(chunk["t"][-1])
+        event = np.empty(len(chunk), _EVENT)
+        event["tp"], event["x"], event["y"] = rest << 1 | chunk["p"], chunk["x"], chunk["y"]
+        end = np.cumsum(over + 5)
+        out = np.full(end[-1], 0xFF, "u1")
+        out[end[:, None] - 5 + np.arange(5)] = event.view("u1").reshape(-1, 5)
+        file.write(out.data)
