@@ -35,7 +35,7 @@ def open_events(path: str | Path, *, sensor: tuple[int, int] | None = None, **op
 
     sensor   (width, height), where neither the file nor its sidecar says it, or says it wrongly
     options  sample=N of shd and nirdata, signal="node.observable" of nirdata
-    raises   FormatError: no file, another format, damage, an event beyond the sensor, fewer events than the sidecar says
+    raises   FormatError: no file, another format, damage, an event beyond the sensor, or not what the sidecar says
              ConfigError: an unknown suffix, or an option that the format does not have
              UnsupportedError: a library is missing that the file needs
     """

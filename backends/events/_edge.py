@@ -75,7 +75,7 @@ def to_edge(recording: Recording) -> Events:
         if width < 1 or not step_us >= 1:
             raise ValueError(f"width {width}, step_us {step_us}")
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError("sidecar", "a mapping of units", f"{type(error).__name__}: {error}", "write it anew") from None
+        raise FormatError("sidecar", "a mapping of units", repr(error), "write it anew") from None
     parts = list(recording.chunks)
     all_of = np.concatenate(parts) if parts else events([], [], [], [])
     unit = all_of["x"].astype(np.int64) + width * all_of["y"].astype(np.int64)

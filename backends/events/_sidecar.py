@@ -2,7 +2,7 @@
 
 events, sha256   of the file, so that a cut or changed one is told from a whole one, whatever its format
 sensor           [width, height] in pixels, or null
-kind             "camera", or "model edge"; then `mapping` says how units, steps and signs became pixels, times, polarity
+kind             "camera", or "model edge", whose `mapping` says how unit, step and sign became pixel, time, polarity
 shift_us         what was taken off every time, where the format could not hold it; readers add it again
 lost             lines, one a loss; empty where every event came through with all that it had
 """

@@ -1,6 +1,7 @@
 """Prophesee's EVT 2.0: a word of 32 bits an event, the upper 28 bits of the time in words of their own.
 
-Own code: expelliarmus reads and writes it rightly, but skips damage in silence; faery panics on some.
+Own code: expelliarmus and faery read and write it rightly, but take a file that is cut within a word in silence, and
+expelliarmus loses the size of the sensor.
 Source: Prophesee's public description of EVT 2.0; checked against expelliarmus and faery.
 """
 
