@@ -21,6 +21,8 @@ from rheobase.backends import export as export_model
 from rheobase.backends import price
 from rheobase.backends import simulate as simulate_graph
 from rheobase.backends import verify as verify_artifact
+from rheobase.backends.events import convert as convert_events
+from rheobase.backends.events import described, write_edge, writer
 from rheobase.backends.artifact import MANIFEST, Artifact, open_artifact
 from rheobase.backends.counting import (
     Quantity,
@@ -264,7 +266,13 @@ def simulate(args) -> Answer:
         raise ConfigError("simulate --device", "--on torch", f"--on {args.on}", "leave --device out")
     if args.fault and (args.on != "integer" or args.out):
         raise ConfigError("simulate --fault", "--on integer, and no --record", f"--on {args.on}", "leave one out")
+    as_events = bool(args.out) and Path(args.out).suffix not in (".h5", ".hdf5")
+    if as_events:
+        writer(args.out)
+    elif args.sensor or args.dt:
+        raise ConfigError("simulate --sensor, --dt", "an event file as --out", str(args.out), "leave them out")
     where = {"device": args.device} if args.device else {}
+    recorded = [] if as_events else args.record
     run = Run.open(args.run)
     if args.fault:
         from tqdm import tqdm
@@ -278,25 +286,35 @@ def simulate(args) -> Answer:
     began, whose = time.monotonic(), ""
     try:
         form = "firmware" if args.on == "integer" else args.on
-        trace = simulate_graph(graph, tokens, on=form, record=args.record, **where)
+        trace = simulate_graph(graph, tokens, on=form, record=recorded, **where)
         whose = ", by the firmware's C" if args.on == "integer" else ""
     except UnsupportedError as why:
         if args.on != "integer":
             raise
-        trace = simulate_graph(graph, tokens, on="integer", record=args.record)
+        trace = simulate_graph(graph, tokens, on="integer", record=recorded)
         whose = f", by its specification in NumPy ({str(why).partition('; ')[0]})"
     seconds = time.monotonic() - began
-    if args.out:
+    if as_events:
+        sidecar = write_edge(trace.events, args.record, args.out, args.sensor, args.dt)
+    elif args.out:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
     speed = f"{seconds:.2f} s, {tokens.size / seconds:,.0f} tokens a second"
     lines = [f"{tokens.size:,} tokens on {args.on} in {speed}{whose}"]
     lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
-    if args.out:
+    if as_events:
+        lines.append(described(args.out, sidecar))
+    elif args.out:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
     tally = trace.tally.to_table() if trace.tally else None
     return Answer({"tokens": tokens.size, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
+
+
+def convert(args) -> Answer:
+    options = {"sensor": args.sensor, "shift": args.shift, "sample": args.sample, "signal": args.signal}
+    sidecar = convert_events(args.source, args.out, **options)
+    return Answer({"out": args.out, "sidecar": sidecar}, described(args.out, sidecar))
 
 
 def export(args) -> Answer:

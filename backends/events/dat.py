@@ -1,7 +1,8 @@
 """Prophesee's DAT, version 2: 32 bits of time and 32 of place and polarity an event.
 
 Own code: expelliarmus and faery read it rightly, but take a file that is cut within an event in silence; expelliarmus
-loses the size of the sensor, faery refuses the kind "2d" of older files. Source: Prophesee's public description of DAT; checked against both.
+loses the size of the sensor, faery refuses the kind "2d" of older files.
+Source: Prophesee's public description of DAT; checked against both.
 """
 
 import numpy as np

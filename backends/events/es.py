@@ -1,7 +1,8 @@
 """Event Stream (.es), version 2, events of a DVS: a byte of polarity and time since the last event, then x and y.
 
-Own code: event_stream, the format's own library, is GPL, and takes a file that is cut within an event in silence. 0xFF adds 127 us,
-0xFE does nothing. y is taken as it is stored, which the format counts from the bottom; faery turns it around.
+Own code: event_stream, the format's own library, is GPL, and takes a file that is cut within an event in
+silence. 0xFF adds 127 us, 0xFE does nothing. y is taken as it is stored, which the format counts from the bottom; faery
+turns it around.
 Source: the public description of Event Stream; checked against event_stream.
 """
 
