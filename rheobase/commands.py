@@ -21,8 +21,6 @@ from rheobase.backends import export as export_model
 from rheobase.backends import price
 from rheobase.backends import simulate as simulate_graph
 from rheobase.backends import verify as verify_artifact
-from rheobase.backends.events import convert as convert_events
-from rheobase.backends.events import described, write_edge, writer
 from rheobase.backends.artifact import MANIFEST, Artifact, open_artifact
 from rheobase.backends.counting import (
     Quantity,
@@ -34,6 +32,8 @@ from rheobase.backends.counting import (
     show,
     target_names,
 )
+from rheobase.backends.events import convert as convert_events
+from rheobase.backends.events import described, event_writer, from_edge, write_events
 from rheobase.backends.exporters import spinnaker2
 from rheobase.backends.exporters.spinnaker2 import overview as image_overview
 from rheobase.backends.exporters.spinnaker2 import picture
@@ -44,7 +44,7 @@ from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_t
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
-from rheobase.backends.trace import StoredTrace, artifact_trace, compare, load_trace, save_trace
+from rheobase.backends.trace import StoredTrace, artifact_trace, compare, expand, load_trace, save_trace
 from rheobase.faulty import with_faults
 from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
@@ -56,6 +56,7 @@ from rheobase.models.training.sentence_sets import read_parts
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
+from rheobase.spiking.events import Events
 from rheobase.spiking.files import new_folder, write_atomic
 from rheobase.spiking.ops.choice import explain
 from rheobase.spiking.ops.native import library
@@ -268,7 +269,7 @@ def simulate(args) -> Answer:
         raise ConfigError("simulate --fault", "--on integer, and no --record", f"--on {args.on}", "leave one out")
     as_events = bool(args.out) and Path(args.out).suffix not in (".h5", ".hdf5")
     if as_events:
-        writer(args.out)
+        event_writer(args.out)
     elif args.sensor or args.dt:
         raise ConfigError("simulate --sensor, --dt", "an event file as --out", str(args.out), "leave them out")
     where = {"device": args.device} if args.device else {}
@@ -295,7 +296,7 @@ def simulate(args) -> Answer:
         whose = f", by its specification in NumPy ({str(why).partition('; ')[0]})"
     seconds = time.monotonic() - began
     if as_events:
-        sidecar = write_edge(trace.events, args.record, args.out, args.sensor, args.dt)
+        sidecar = _write_edge(trace.events, args)
     elif args.out:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
@@ -309,6 +310,16 @@ def simulate(args) -> Answer:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
     tally = trace.tally.to_table() if trace.tally else None
     return Answer({"tokens": tokens.size, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
+
+
+def _write_edge(sent: dict[str, Events], args) -> dict:
+    """Write the one node's events that --record names as an event file; returns its sidecar."""
+    found = expand(args.record, sent)
+    if len(found) != 1:
+        raise ConfigError("simulate --record", "one output for an event file", ", ".join(found), "name one")
+    recording = from_edge(sent[found[0]], args.sensor, args.dt)
+    recording.about["edge"] = found[0]
+    return write_events(args.out, recording)
 
 
 def convert(args) -> Answer:

@@ -7,17 +7,15 @@ another format shares the suffix. READ_LIMITS where more can be read than is wri
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from rheobase.backends.events._edge import from_edge, to_edge
 from rheobase.backends.events._record import CHUNK, EVENT, Limits, Recording, checked, from_array
 from rheobase.backends.events._sidecar import read_sidecar, sidecar_path, write_sidecar
-from rheobase.backends.trace import expand
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
-from rheobase.spiking.events import Events
 from rheobase.spiking.files import open_atomic
 
 
@@ -81,7 +79,7 @@ def _restored(chunks, path, about):
         raise FormatError(path, f"{about['events']:,} events", f"{n:,}", "the file and its sidecar differ")
 
 
-def writer(path: str | Path) -> ModuleType:
+def event_writer(path: str | Path) -> ModuleType:
     """The format that a file of this name is written in; raises ConfigError or UnsupportedError where there is none."""
     suffix = Path(path).suffix
     written = [module for module in formats(suffix) if hasattr(module, "write")]
@@ -99,7 +97,7 @@ def write_events(path: str | Path, recording: Recording, *, shift: bool = False)
             UnsupportedError: the format is read only
     """
     path, sensor = Path(path), recording.sensor
-    module = writer(path)
+    module = event_writer(path)
     if sensor is None and module.NEEDS_SENSOR:
         raise ConfigError(path, "a sensor's size", "none in what is read", "give --sensor WxH")
     if sensor and (sensor[0] > module.LIMITS.x or sensor[1] > module.LIMITS.y):
@@ -142,28 +140,11 @@ def convert(
         return write_events(out, recording, shift=shift)
 
 
-def write_edge(
-    sent: Mapping[str, Events],
-    patterns: Iterable[str],
-    out: str | Path,
-    sensor: tuple[int, int] | None = None,
-    dt_s: float | None = None,
-) -> dict:
-    """Write one of a trace's events, "node.port" by a pattern, as a recording; errors as from_edge and write_events."""
-    found = expand(patterns, sent)
-    if len(found) != 1:
-        raise ConfigError("record", "one output in an event file", ", ".join(found), "name one")
-    recording = from_edge(sent[found[0]], sensor, dt_s)
-    recording.about["edge"] = found[0]
-    return write_events(out, recording)
-
-
 def described(path: str | Path, sidecar: dict) -> str:
     """A written file in a line, and one for each loss."""
     size = "x".join(map(str, sidecar["sensor"])) + " pixels" if sidecar["sensor"] else "a sensor of unknown size"
-    return "\n".join(
-        [f"{path}: {sidecar['events']:,} events of {size}", *(f"lost: {loss}" for loss in sidecar["lost"])]
-    )
+    lines = [f"{path}: {sidecar['events']:,} events of {size}"]
+    return "\n".join(lines + [f"lost: {loss}" for loss in sidecar["lost"]])
 
 
 __all__ = [
@@ -172,11 +153,10 @@ __all__ = [
     "Recording",
     "convert",
     "described",
+    "event_writer",
     "from_array",
     "from_edge",
     "open_events",
     "to_edge",
-    "write_edge",
     "write_events",
-    "writer",
 ]
