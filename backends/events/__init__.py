@@ -110,8 +110,8 @@ def write_events(path: str | Path, recording: Recording, *, shift: bool = False)
     sidecar_path(path).unlink(missing_ok=True)
     with open_atomic(path) as file:
         module.write(file, path, sensor, checked(counted, path, sensor, module.LIMITS))
-    table = {"events": counted.n, "sensor": sensor, "kind": "camera", **recording.about, "shift_us": taken}
-    return write_sidecar(path, table | {"lost": recording.lost})
+    table = {"events": counted.n, "sensor": sensor and list(sensor), "kind": "camera", **recording.about}
+    return write_sidecar(path, table | {"shift_us": taken, "lost": recording.lost})
 
 
 class _Counted:

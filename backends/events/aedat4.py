@@ -115,7 +115,7 @@ def _unpacker(compression: int, where):
         if compression in (3, 4):
             import zstandard
 
-            return lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)
+            return lambda data: zstandard.ZstdDecompressor().stream_reader(data).read(LARGEST_PACKET)
     except ModuleNotFoundError as missing:
         raise UnsupportedError(where, f"{missing.name}", "none", "pip install 'rheobase[events]'") from None
     raise FormatError(where, "compression 0 to 4", str(compression), "the file is damaged")

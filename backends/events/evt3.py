@@ -1,8 +1,9 @@
 """Prophesee's EVT 3.0, read only: words of 16 bits that set the row, the time or the column, or give events.
 
-Own code: evt3 and faery read it rightly, but leave out triggers, events before the first time and (faery) half a word
-at the end without a word; expelliarmus wraps the time wrongly. EVT 2.0 is written in its place, which the same readers
-take. Source: Prophesee's public description of EVT 3.0; checked against evt3, faery and evlib.
+Own code: evt3 and evlib read it rightly, but leave out triggers and events before the first time without a word;
+faery lets no time fall back, and so gives 1,455 events of a real recording up to 11 us late, where a camera sends two
+times in a row; expelliarmus wraps the time wrongly. EVT 2.0 is written in its place, which the same readers take.
+Source: Prophesee's public description of EVT 3.0; checked against evt3 and evlib.
 """
 
 import numpy as np
