@@ -74,7 +74,7 @@ def to_edge(recording: Recording) -> Events:
         step_us, dt_s = float(said["step_us"]), said["dt_s"] and float(said["dt_s"])
         if width < 1 or not step_us >= 1:
             raise ValueError(f"width {width}, step_us {step_us}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError("sidecar", "a mapping of units", repr(error), "write it anew") from None
     parts = list(recording.chunks)
     all_of = np.concatenate(parts) if parts else events([], [], [], [])

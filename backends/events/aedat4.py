@@ -1,9 +1,9 @@
 """iniVation's AEDAT4: packets of FlatBuffers behind a header in XML.
 
-Own code: faery and aedat read and write it rightly, but a damaged header panics in a destructor and ends the process,
-and dv-processing, which hangs on one, takes one event a Python call. Packets may be compressed: reading such needs lz4
-or zstandard; packets are written plain. Source: the public AEDAT 4.0 description and the schemas of dv-processing
-(ioheader.fbs, events.fbs); checked against dv-processing, aedat, faery and evlib.
+Own code: faery and aedat read it rightly, and faery writes it, but damage makes both panic, in a destructor too, which
+ends the process; dv-processing hangs on some damage, and writes one event a Python call. Packets may be compressed,
+and reading such needs lz4 or zstandard; they are written plain. Source: the public AEDAT 4.0 description and the
+schemas of dv-processing (ioheader.fbs, events.fbs); checked against dv-processing, aedat, faery and evlib.
 """
 
 import struct

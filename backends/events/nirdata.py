@@ -22,10 +22,12 @@ def read(file, where: object, sample: int | None = None, signal: str | None = No
         for node, group in h5["nodes"].items():
             if group.attrs["__type__"] == "NIRNodeData":
                 found |= {f"{node}.{name}": f"nodes/{node}/observables/{name}" for name in group["observables"]}
+        if not found:
+            raise FormatError(where, "a node's observables", "none", "it is damaged or another file")
         path = found.get(signal) if signal else next(iter(found.values())) if len(found) == 1 else None
         if path is None:
             got = repr(signal) if signal else f"{len(found)} signals"
-            raise ConfigError(where, "one signal", got, f"choose --signal from {', '.join(found) or 'none'}")
+            raise ConfigError(where, "one signal", got, f"choose --signal from {', '.join(found)}")
         if h5[path].attrs["__type__"] not in ("EventData", "ValuedEventData"):
             raise FormatError(where, "events", h5[path].attrs["__type__"], "choose another --signal")
         n, rows = int(h5[path].attrs["n_neurons"]), len(h5[path]["idx"])

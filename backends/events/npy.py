@@ -12,6 +12,6 @@ def read(file, where: object) -> Recording:
     """A recording from an open file; the fields' order and types are free, time is in microseconds."""
     try:
         array = np.lib.format.open_memmap(file.name, mode="r")
-    except (ValueError, TypeError, OSError, SyntaxError, OverflowError, EOFError) as error:
-        raise FormatError(where, "a NumPy array", str(error), "the file is cut or damaged") from None
+    except Exception as error:  # a damaged header goes through Python's tokenizer and parser, which raise many kinds
+        raise FormatError(where, "a NumPy array", repr(error), "the file is cut or damaged") from None
     return Recording(array_chunks(array, where))
