@@ -6,6 +6,7 @@ another format shares the suffix. READ_LIMITS where more can be read than is wri
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,16 @@ from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.files import open_atomic
 
 
+@functools.cache
+def _every() -> tuple[ModuleType, ...]:
+    return tuple(registry.get(__name__, name) for name in registry.names(__name__))
+
+
 def formats(suffix: str) -> list[ModuleType]:
     """The formats of a suffix; raises ConfigError with all suffixes where there is none."""
-    every = [registry.get(__name__, name) for name in registry.names(__name__)]
-    found = [module for module in every if suffix.lower() in module.SUFFIXES]
+    found = [module for module in _every() if suffix.lower() in module.SUFFIXES]
     if not found:
-        known = sorted({s for module in every for s in module.SUFFIXES})
+        known = sorted({s for module in _every() for s in module.SUFFIXES})
         raise ConfigError("event file", "a known suffix", repr(suffix), registry.nearest(suffix, known))
     return found
 

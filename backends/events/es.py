@@ -6,11 +6,9 @@ turns it around.
 Source: the public description of Event Stream; checked against event_stream.
 """
 
-import re
-
 import numpy as np
 
-from rheobase.backends.events._record import CHUNK, Limits, Recording, events
+from rheobase.backends.events._record import Limits, Recording, events
 from rheobase.spiking.errors import FormatError
 
 SUFFIXES = (".es",)
@@ -18,8 +16,8 @@ LIMITS = Limits(t=1 << 32)
 """The format sets no limit to the time; beyond this one the bytes of 127 us would outweigh the events."""
 READ_LIMITS = Limits()
 NEEDS_SENSOR = True
+_BLOCK = 1 << 16
 _MAGIC, _DVS = b"Event Stream", 1
-_NO_EVENT = re.compile(rb"[\xfe\xff]+")
 _EVENT = np.dtype([("tp", "u1"), ("x", "<u2"), ("y", "<u2")])
 
 
@@ -35,28 +33,22 @@ def read(file, where: object) -> Recording:
 
 def _chunks(file, where):
     t, left = 0, b""
-    while data := file.read(CHUNK):
-        data, at, found = left + data, 0, []
-        while at < len(data):
-            if empty := _NO_EVENT.match(data, at):
-                t += 127 * empty[0].count(0xFF)
-                at = empty.end()
-                continue
-            run, width, rest = np.empty(0, _EVENT), 64, (len(data) - at) // 5
-            while len(run) < rest:  # up to the next byte without an event, in growing steps: most have few, some many
-                run = np.frombuffer(data, _EVENT, min(width, rest), at)
-                over = np.flatnonzero(run["tp"] >= 0xFE)
-                if len(over):
-                    run = run[: over[0]]
-                    break
-                width *= 8
-            if not len(run):
-                break
-            times = t + np.cumsum(run["tp"] >> 1, dtype=np.int64)
-            found.append(events(times, run["x"], run["y"], run["tp"] & 1))
-            t, at = int(times[-1]), at + 5 * len(run)
-        left = data[at:]
-        yield from [np.concatenate(found)] if found else []
+    while data := file.read(_BLOCK):
+        data = np.frombuffer(left + data, "u1")
+        size, over = len(data), data >= 0xFE
+        following = np.minimum(np.arange(size + 1, dtype=np.int32) + np.append(np.where(over, 1, 5), 0), size)
+        places = np.zeros(1, np.int32)
+        while places[-1] < size:  # the first places, then twice as many: `following` goes twice as far each time
+            places, following = np.concatenate([places, following[places]]), following[following]
+        places = places[places < size]
+        cut = not over[places[-1]] and places[-1] + 5 > size
+        left, places = (data[places[-1] :].tobytes(), places[:-1]) if cut else (b"", places)
+        sent = ~over[places]
+        first = data[places]
+        times = t + np.cumsum(np.where(sent, first >> 1, np.where(first == 0xFF, 127, 0)), dtype=np.int64)
+        t = int(times[-1]) if len(times) else t
+        event = data[places[sent, None] + np.arange(5)].reshape(-1, 5).view(_EVENT).ravel()
+        yield events(times[sent], event["x"], event["y"], event["tp"] & 1)
     if left:
         raise FormatError(where, "a whole last event", f"{len(left)} bytes of it", "the file is cut: fetch it anew")
 
