@@ -32,8 +32,7 @@ from rheobase.backends.counting import (
     show,
     target_names,
 )
-from rheobase.backends.events import convert as convert_events
-from rheobase.backends.events import described, event_writer, from_edge, write_events
+from rheobase.backends.events import described, event_writer, from_edge, open_events, write_events
 from rheobase.backends.exporters import spinnaker2
 from rheobase.backends.exporters.spinnaker2 import overview as image_overview
 from rheobase.backends.exporters.spinnaker2 import picture
@@ -323,8 +322,18 @@ def _write_edge(sent: dict[str, Events], args) -> dict:
 
 
 def convert(args) -> Answer:
-    options = {"sensor": args.sensor, "shift": args.shift, "sample": args.sample, "signal": args.signal}
-    sidecar = convert_events(args.source, args.out, **options)
+    from tqdm import tqdm
+
+    bar = tqdm(desc="convert", unit=" events", unit_scale=True, disable=True if args.json else None, leave=False)
+    with bar, open_events(args.source, sensor=args.sensor, sample=args.sample, signal=args.signal) as recording:
+
+        def passing(chunks=recording.chunks):
+            for chunk in chunks:
+                bar.update(len(chunk))
+                yield chunk
+
+        recording.chunks = passing()
+        sidecar = write_events(args.out, recording, shift=args.shift)
     return Answer({"out": args.out, "sidecar": sidecar}, described(args.out, sidecar))
 
 
@@ -515,7 +524,7 @@ def doctor(args) -> Answer:
             return str(error)
 
     cuda = torch.cuda.is_available()
-    packages = "torch numpy h5py safetensors triton snntorch norse nir tonic tokenizers pooch".split()
+    packages = "torch numpy h5py safetensors triton snntorch norse nir lz4 tonic tokenizers pooch".split()
     table = {
         "rheobase": __version__,
         "python": sys.version.split()[0],

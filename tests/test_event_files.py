@@ -50,9 +50,9 @@ READERS = {
 
 
 def sample(name, folder):
-    path = DATA / "event-formats" / name
+    path = DATA / name
     if not path.exists():
-        pytest.skip("needs the recordings in shared/data/event-formats beside the checkout")
+        pytest.skip("needs the recordings in shared/data beside the checkout")
     if path.suffix != ".xz":
         return path
     (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
@@ -85,7 +85,7 @@ def equal(a, columns):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_real_recording_is_read_as_its_own_libraries_read_it(name, tmp_path):
     n, first, last, libraries = SAMPLES[name]
-    path = sample(name, tmp_path)
+    path = sample(f"event-formats/{name}", tmp_path)
     if path.suffix == ".aedat4":
         pytest.importorskip("lz4", reason="its packets are compressed")
     read = whole(path)
@@ -98,12 +98,27 @@ def test_a_real_recording_is_read_as_its_own_libraries_read_it(name, tmp_path):
         assert equal(read, columns), library
 
 
+@pytest.mark.parametrize(
+    "name, sensor, header",
+    [
+        ("dvs-gesture-10/4.t0-950ms.bs2.xz", (128, 128), 0),
+        ("event-formats/tonic_sample_nmnist.bin", (34, 34), 0),
+        ("event-formats/faery_dvs.es.xz", None, 20),
+        ("event-formats/tonic_sample_ncars.dat", None, -8 * 2009),
+    ],
+)
+def test_a_real_recording_is_written_again_byte_for_byte(name, sensor, header, tmp_path):
+    path = sample(name, tmp_path)
+    convert(path, tmp_path / f"again{path.suffix}", sensor=sensor)
+    assert (tmp_path / f"again{path.suffix}").read_bytes()[header:] == path.read_bytes()[header:]
+
+
 @pytest.mark.parametrize("suffix, library", [(s, r) for s, readers in READERS.items() for r in readers])
 @pytest.mark.parametrize("kind", ["random", "real"])
 def test_other_libraries_read_what_is_written(suffix, library, kind, tmp_path):
     made, sensor = scattered(), SENSOR
     if kind == "real":
-        made, sensor = whole(sample("tonic_sample_ncars.dat", tmp_path)), (120, 100)
+        made, sensor = whole(sample("event-formats/tonic_sample_ncars.dat", tmp_path)), (120, 100)
     path = tmp_path / f"made{suffix}"
     events.write_events(path, from_array(made, sensor))
     shape = sensor if library == "tonic_shd" else ()
@@ -132,7 +147,7 @@ def test_what_is_written_is_read_again(suffix, n, tmp_path, monkeypatch):
 
 
 def test_blocks_of_any_size_give_the_same_evt3(tmp_path, monkeypatch):
-    path = sample("expelliarmus_evt3_sample.raw", tmp_path)
+    path = sample("event-formats/expelliarmus_evt3_sample.raw", tmp_path)
     data = path.read_bytes()[:5_000]
     (tmp_path / "cut.raw").write_bytes(data)
     at_once = whole(tmp_path / "cut.raw")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rheobase.backends.events._edge import from_edge, to_edge
-from rheobase.backends.events._record import CHUNK, EVENT, Limits, Recording, checked, from_array
+from rheobase.backends.events._record import CHUNK, EVENT, Limits, Recording, checked, from_array, in_range
 from rheobase.backends.events._sidecar import read_sidecar, sidecar_path, write_sidecar
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
@@ -44,7 +44,7 @@ def open_events(path: str | Path, *, sensor: tuple[int, int] | None = None, **op
              ConfigError: an unknown suffix, or an option that the format does not have
              UnsupportedError: a library is missing that the file needs
     """
-    path = Path(path)
+    path, sensor = Path(path), sensor and in_range(sensor)
     candidates = formats(path.suffix)
     try:
         file = open(path, "rb")
@@ -112,9 +112,9 @@ def write_events(path: str | Path, recording: Recording, *, shift: bool = False)
     first = next(chunks, None)
     taken = int(first["t"][0]) if shift and first is not None else 0
     counted = _Counted(itertools.chain([] if first is None else [first], chunks), taken)
-    sidecar_path(path).unlink(missing_ok=True)
     with open_atomic(path) as file:
         module.write(file, path, sensor, checked(counted, path, sensor, module.LIMITS))
+        sidecar_path(path).unlink(missing_ok=True)  # of the file that is replaced now
     table = {"events": counted.n, "sensor": sensor and list(sensor), "kind": "camera", **recording.about}
     return write_sidecar(path, table | {"shift_us": taken, "lost": recording.lost})
 

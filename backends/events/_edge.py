@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rheobase.backends.events._record import CHUNK, Recording, events
+from rheobase.backends.events._record import CHUNK, Recording, events, in_range
 from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError
 from rheobase.spiking.events import Events
 
@@ -24,7 +24,7 @@ def from_edge(sent: Events, sensor: tuple[int, int] | None = None, dt_s: float |
     if sent.n_streams != 1:
         raise ConfigError("events", "one stream", f"{sent.n_streams}", "record the streams one by one")
     width = max(1, math.isqrt(sent.n_units - 1) + 1) if sent.n_units else 1
-    sensor = sensor or (width, max(1, -(-sent.n_units // width)))
+    sensor = in_range(sensor or (width, max(1, -(-sent.n_units // width))))
     if sensor[0] * sensor[1] < sent.n_units:
         got = f"{sensor[0]}x{sensor[1]}"
         raise ConfigError("sensor", f"room for {sent.n_units:,} units", got, "give a larger --sensor WxH")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rheobase.spiking.errors import FormatError
+from rheobase.spiking.errors import ConfigError, FormatError
 
 EVENT = np.dtype([("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "?")])
 """Time in microseconds, column, row, and whether the brightness (or the value of a unit) rose."""
@@ -37,6 +37,14 @@ class Recording:
     sensor: tuple[int, int] | None = None
     about: dict = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
+
+
+def in_range(sensor: tuple[int, int]) -> tuple[int, int]:
+    """The same sensor; raises ConfigError where x or y would not fit in EVENT."""
+    if not all(1 <= size <= 1 << 16 for size in sensor):
+        got = "x".join(map(str, sensor))
+        raise ConfigError("sensor", "1x1 to 65536x65536 pixels", got, "give --sensor WxH with room for every unit")
+    return sensor
 
 
 def events(t, x, y, p) -> np.ndarray:

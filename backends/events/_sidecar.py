@@ -40,7 +40,12 @@ def read_sidecar(path: Path, file) -> dict:
         table = json.loads(beside.read_bytes())
         sensor, shift, events = table["sensor"], table["shift_us"], table["events"]
         right = table["format"] == FORMAT and all(type(n) is int for n in (shift, events, *(sensor or (1, 1))))
-        if not right or len(sensor or (1, 1)) != 2 or min(sensor or (1, 1)) < 1 or not isinstance(table["lost"], list):
+        if (
+            not right
+            or len(sensor or (1, 1)) != 2
+            or not 1 <= min(sensor or (1, 1)) <= max(sensor or (1, 1)) <= 1 << 16
+            or not isinstance(table["lost"], list)
+        ):
             raise ValueError("other fields")
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise FormatError(beside, FORMAT, f"{type(error).__name__}: {error}", "delete it, or convert anew") from None

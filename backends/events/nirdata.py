@@ -7,7 +7,7 @@ Own reading with h5py: nir.read_data holds all in memory and trusts it. Unit u i
 import numpy as np
 
 from rheobase.backends.events._hdf5 import open_hdf5, without_loss
-from rheobase.backends.events._record import CHUNK, Recording, events
+from rheobase.backends.events._record import CHUNK, Recording, events, in_range
 from rheobase.spiking.errors import ConfigError, FormatError
 
 SUFFIXES = (".nirdata",)
@@ -35,7 +35,9 @@ def read(file, where: object, sample: int | None = None, signal: str | None = No
             raise ConfigError(where, "one recording", f"{rows:,} samples", f"choose one with --sample 0 to {rows - 1}")
         if not 0 <= (sample or 0) < rows:
             raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
-    recording.sensor = sensor or (n, 1)
+    recording.sensor = in_range(sensor or (max(n, 1), 1))
+    if recording.sensor[0] * recording.sensor[1] < n:
+        raise ConfigError(where, f"room for {n:,} units", f"{recording.sensor}", "give a larger --sensor WxH")
     recording.chunks = _chunks(file, where, path, sample or 0, n, recording)
     return recording
 
