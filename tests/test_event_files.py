@@ -233,6 +233,12 @@ def test_nirdata_is_read_as_nir_writes_it(tmp_path):
         assert recording.sensor == (6, 1)
         assert [chunk["p"].tolist() for chunk in recording.chunks] == [[True, False, True]]
         assert recording.lost == ["values: only their sign is kept"]
+    many = nir.EventData(np.array([[69_999]]), np.array([[0.5]]), 70_000, 1.0)
+    nir.write_data(tmp_path / "many.nirdata", nir.NIRGraphData({"lif": nir.NIRNodeData({"spikes": many})}))
+    assert whole(tmp_path / "many.nirdata", sensor=(300, 300)).tolist() == [(500000, 99, 233, True)]
+    for sensor, line in ((None, "1x1 to 65536x65536 pixels, got 70000x1"), ((1, 1000), "room for 70,000 units")):
+        with pytest.raises(ConfigError, match=line):
+            whole(tmp_path / "many.nirdata", sensor=sensor)
     for options, line in (
         ({}, "one signal, got 3 signals; choose --signal from lif"),
         ({"signal": "lif.v"}, "expected events, got TimeGriddedData"),
@@ -357,6 +363,8 @@ def test_steps_that_are_no_microseconds_are_rounded_and_come_back(tmp_path):
         from_edge(sent, dt_s=1e-7)
     with pytest.raises(ConfigError, match="room for 50 units, got 7x7"):
         from_edge(sent, (7, 7))
+    with pytest.raises(ConfigError, match="1x1 to 65536x65536 pixels, got 65537x1"):
+        from_edge(sent, (65537, 1))
     with pytest.raises(ConfigError, match="one stream, got 2"):
         from_edge(Events.from_dense(np.ones((2, 1, 1))))
     with pytest.raises(FormatError, match="a model's edge, got a camera's recording"):
@@ -381,6 +389,8 @@ def test_a_models_spikes_are_recorded_and_converted(small_run, tmp_path, capsys)
     table = json.loads(ask("convert", out, tmp_path / "y.raw", "--json").out)
     assert table["sidecar"]["mapping"]["width"] == 16 and table["sidecar"]["lost"] == recording.lost
     assert np.array_equal(whole(tmp_path / "y.raw"), whole(out))
+    said = ask(*simulate, "layers.1.y", "--on", "integer", "--out", tmp_path / "z.es", "--dt", 0.002).out
+    assert "events of 7x7 pixels" in said and whole(tmp_path / "z.es")["t"].max() <= 39 * 2000
     for argv, line in (
         ((*simulate, "layers.*.y", "--out", out), "one output for an event file, got layers.0.y, layers.1.y; name one"),
         ((*simulate, "layers.0.c", "--out", out), "record: expected a node's output, got 'layers.0.c'"),
