@@ -1,8 +1,9 @@
 """Spikes of units in HDF5 as the SHD and SSC data sets have them: rows of times in seconds and of units.
 
 h5py does the work. Times are written in float64: float16, as in the data sets, is off by up to 1 ms from 2 s on, and
-what is read from such a file is recorded as rounded. Damage can stall the HDF5 library itself, unless a sidecar's hash
-tells it before. A row is one piece in HDF5, read and written whole, so its length is bounded. A unit is x + W y, and of falling events x + W (y + H); without a sidecar x is the unit and y is 0.
+what is read from such a file is recorded as rounded. A row is one piece in HDF5, read and written whole, so its length
+is bounded. Damage can stall the HDF5 library itself, unless a sidecar's hash tells it before. A unit is x + W y, and of
+falling events x + W (y + H); without a sidecar x is the unit and y is 0.
 """
 
 import contextlib
