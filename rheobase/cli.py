@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     either = arg("run", metavar="RUN", help="a run folder, or a graph stored by import")
     fed = arg("--input", metavar="NPY", help="what a stored graph is fed, [B, T, ...]; noise if not given")
     tokens = arg("--tokens", type=_positive, default=1000, help="tokens of the test part (default 1000)")
+    sensor = arg("--sensor", type=_sensor, metavar="WxH", help="of an event file: width and height in pixels")
     out = arg("--out", required=True, help="where to write; must not exist yet")
     command(
         "quickstart",
@@ -106,13 +107,25 @@ def parser() -> argparse.ArgumentParser:
             metavar="PATTERN",
             help="outputs to keep: 'layers.*.{c,y}'",
         ),
-        arg("--out", help="HDF5 file for the recorded outputs"),
+        arg("--out", help="HDF5 file for the recorded outputs, or an event file such as spikes.aedat4 for one of them"),
+        sensor,
+        arg("--dt", type=float, metavar="SECONDS", help="of an event file: how long a step is (default 0.001)"),
         arg(
             "--fault",
             metavar="RATES",
             help="with --on integer, on placed elements: late=1e-4,drop=1e-5,flip=1e-9 (a delivery, a bit and token)",
         ),
         arg("--seed", type=int, default=0, help="of the faults (default 0)"),
+    )
+    command(
+        "convert",
+        "an event file in another format, by the files' suffixes: aedat4 bin bs2 dat es h5 nirdata npy raw",
+        arg("source", metavar="IN", help="an event file"),
+        arg("out", metavar="OUT", help="the event file to write; OUT.json beside it says what was lost"),
+        sensor,
+        arg("--sample", type=int, metavar="N", help="of .h5 and .nirdata: which recording, from 0 on"),
+        arg("--signal", metavar="NODE.NAME", help="of .nirdata: which node's observable"),
+        arg("--shift", action="store_true", help="begin at time 0; OUT.json keeps what was taken off"),
     )
     command(
         "export",
@@ -202,6 +215,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def _sensor(text: str) -> tuple[int, int]:
+    sizes = text.split("x")
+    if len(sizes) != 2 or not all(size.isascii() and size.isdigit() and 0 < int(size) <= 1 << 16 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text} is not WIDTHxHEIGHT, such as 640x480")
+    return int(sizes[0]), int(sizes[1])
 
 
 def run(argv: list[str]) -> int:

@@ -32,6 +32,7 @@ from rheobase.backends.counting import (
     show,
     target_names,
 )
+from rheobase.backends.events import described, event_writer, from_edge, open_events, write_events
 from rheobase.backends.exporters import spinnaker2
 from rheobase.backends.exporters.spinnaker2 import overview as image_overview
 from rheobase.backends.exporters.spinnaker2 import picture
@@ -42,7 +43,7 @@ from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_t
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
-from rheobase.backends.trace import StoredTrace, artifact_trace, compare, load_trace, save_trace
+from rheobase.backends.trace import StoredTrace, artifact_trace, compare, expand, load_trace, save_trace
 from rheobase.exchange import feed, import_to, tally_of
 from rheobase.faulty import with_faults
 from rheobase.models import SpikeGPT
@@ -55,6 +56,7 @@ from rheobase.models.training.sentence_sets import read_parts
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
+from rheobase.spiking.events import Events
 from rheobase.spiking.files import new_folder, write_atomic
 from rheobase.spiking.graph.stored import is_graph, load_graph
 from rheobase.spiking.ops.choice import explain
@@ -278,7 +280,13 @@ def simulate(args) -> Answer:
         raise ConfigError("simulate --device", "--on torch", f"--on {args.on}", "leave --device out")
     if args.fault and (args.on != "integer" or args.out):
         raise ConfigError("simulate --fault", "--on integer, and no --record", f"--on {args.on}", "leave one out")
+    as_events = bool(args.out) and Path(args.out).suffix not in (".h5", ".hdf5")
+    if as_events:
+        event_writer(args.out)
+    elif args.sensor or args.dt:
+        raise ConfigError("simulate --sensor, --dt", "an event file as --out", str(args.out), "leave them out")
     where = {"device": args.device} if args.device else {}
+    recorded = [] if as_events else args.record
     stored = is_graph(args.run)
     _refuse_input(args, stored)
     if stored and args.on in ("integer", "firmware"):
@@ -302,25 +310,55 @@ def simulate(args) -> Answer:
     began = time.monotonic()
     try:
         form = "firmware" if args.on == "integer" else args.on
-        trace = simulate_graph(graph, tokens, on=form, record=args.record, **where)
+        trace = simulate_graph(graph, tokens, on=form, record=recorded, **where)
         whose += ", by the firmware's C" if args.on == "integer" else ""
     except UnsupportedError as why:
         if args.on != "integer":
             raise
-        trace = simulate_graph(graph, tokens, on="integer", record=args.record)
+        trace = simulate_graph(graph, tokens, on="integer", record=recorded)
         whose = f", by its specification in NumPy ({str(why).partition('; ')[0]})"
     seconds = time.monotonic() - began
-    if args.out:
+    if as_events:
+        sidecar = _write_edge(trace.events, args)
+    elif args.out:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
     speed = f"{seconds:.2f} s, {steps / seconds:,.0f} tokens a second"
     lines = [f"{steps:,} tokens on {args.on} in {speed}{whose}"]
     lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
-    if args.out:
+    if as_events:
+        lines.append(described(args.out, sidecar))
+    elif args.out:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
     tally = trace.tally.to_table() if trace.tally else None
     return Answer({"tokens": steps, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
+
+
+def _write_edge(sent: dict[str, Events], args) -> dict:
+    """Write the one node's events that --record names as an event file; returns its sidecar."""
+    found = expand(args.record, sent)
+    if len(found) != 1:
+        raise ConfigError("simulate --record", "one output for an event file", ", ".join(found), "name one")
+    recording = from_edge(sent[found[0]], args.sensor, args.dt)
+    recording.about["edge"] = found[0]
+    return write_events(args.out, recording)
+
+
+def convert(args) -> Answer:
+    from tqdm import tqdm
+
+    bar = tqdm(desc="convert", unit=" events", unit_scale=True, disable=True if args.json else None, leave=False)
+    with bar, open_events(args.source, sensor=args.sensor, sample=args.sample, signal=args.signal) as recording:
+
+        def passing(chunks=recording.chunks):
+            for chunk in chunks:
+                bar.update(len(chunk))
+                yield chunk
+
+        recording.chunks = passing()
+        sidecar = write_events(args.out, recording, shift=args.shift)
+    return Answer({"out": args.out, "sidecar": sidecar}, described(args.out, sidecar))
 
 
 def export(args) -> Answer:
@@ -531,7 +569,7 @@ def doctor(args) -> Answer:
             return str(error)
 
     cuda = torch.cuda.is_available()
-    packages = "torch numpy h5py safetensors triton snntorch norse nir tonic tokenizers pooch".split()
+    packages = "torch numpy h5py safetensors triton snntorch norse nir lz4 tonic tokenizers pooch".split()
     table = {
         "rheobase": __version__,
         "python": sys.version.split()[0],

@@ -1,0 +1,84 @@
+"""A model's edge as a recording of a camera, and back: x = u % W, y = u // W, p = sign, t = step x step_us."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from rheobase.backends.events._record import CHUNK, Recording, events, in_range
+from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError
+from rheobase.spiking.events import Events
+
+STEP_US = 1000.0
+"""A step where neither the events nor the caller say how long it is."""
+
+
+def from_edge(sent: Events, sensor: tuple[int, int] | None = None, dt_s: float | None = None) -> Recording:
+    """Events of one stream as a recording.
+
+    sensor   (width, height) with room for every unit; the smallest near-square unless given
+    dt_s     seconds a step; that of the events unless given, and 1 ms where they have none
+    raises   ConfigError: several streams, or too small a sensor
+             LossyExportError: two steps within one microsecond
+    """
+    if sent.n_streams != 1:
+        raise ConfigError("events", "one stream", f"{sent.n_streams}", "record the streams one by one")
+    width = max(1, math.isqrt(sent.n_units - 1) + 1) if sent.n_units else 1
+    sensor = in_range(sensor or (width, max(1, -(-sent.n_units // width))))
+    if sensor[0] * sensor[1] < sent.n_units:
+        got = f"{sensor[0]}x{sensor[1]}"
+        raise ConfigError("sensor", f"room for {sent.n_units:,} units", got, "give a larger --sensor WxH")
+    dt_s = dt_s or sent.dt_s
+    step_us = dt_s * 1e6 if dt_s else STEP_US
+    step_us = float(round(step_us)) if abs(step_us - round(step_us)) < 1e-9 * step_us else step_us
+    if not 1 <= step_us < 2**32:
+        raise LossyExportError("events", "steps of 1 us to an hour", f"{step_us:g} us", "give another --dt")
+    values = np.unique(sent.value).tolist()
+    lost = []
+    if not set(values) <= {-1, 1}:
+        lost.append(f"values: only their sign is kept, of {min(values):g} to {max(values):g}")
+    if not step_us.is_integer():
+        lost.append("times rounded to 1 us; the step of each is kept")
+    about = {
+        "kind": "model edge",
+        "mapping": {
+            "x": "u % width",
+            "y": "u // width",
+            "p": "value > 0",
+            "t": "round(step * step_us)",
+            "width": sensor[0],
+            "units": sent.n_units,
+            "steps": sent.n_steps,
+            "step_us": step_us,
+            "dt_s": dt_s,
+        },
+    }
+    return Recording(_chunks(sent, sensor[0], step_us), sensor, about, lost)
+
+
+def _chunks(sent: Events, width: int, step_us: float) -> Iterator[np.ndarray]:
+    for start in range(0, len(sent), CHUNK):
+        part = slice(start, start + CHUNK)
+        unit = sent.unit[part]
+        t = np.rint(sent.step[part] * step_us).astype(np.int64)
+        yield events(t, unit % width, unit // width, sent.value[part] > 0)
+
+
+def to_edge(recording: Recording) -> Events:
+    """The edge that a recording was made of, with values 1 and -1; raises FormatError where it was made of none."""
+    said = recording.about.get("mapping")
+    if recording.about.get("kind") != "model edge" or not isinstance(said, dict):
+        raise FormatError("events", "a model's edge", "a camera's recording", "keep the sidecar beside the file")
+    try:
+        width, units, steps = (int(said[name]) for name in ("width", "units", "steps"))
+        step_us, dt_s = float(said["step_us"]), said["dt_s"] and float(said["dt_s"])
+        if width < 1 or not step_us >= 1:
+            raise ValueError(f"width {width}, step_us {step_us}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError("sidecar", "a mapping of units", repr(error), "write it anew") from None
+    parts = list(recording.chunks)
+    all_of = np.concatenate(parts) if parts else events([], [], [], [])
+    unit = all_of["x"].astype(np.int64) + width * all_of["y"].astype(np.int64)
+    step = np.rint(all_of["t"] / step_us).astype(np.int64)
+    value = np.where(all_of["p"], 1, -1).astype(np.int8)
+    return Events(np.zeros_like(unit), step, unit, value, 1, steps, units, dt_s)

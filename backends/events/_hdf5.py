@@ -1,0 +1,40 @@
+"""What the formats in HDF5 share: a file that opens or is refused, and seconds as whole microseconds."""
+
+import contextlib
+
+import numpy as np
+
+from rheobase.spiking.errors import FormatError, RheobaseError
+
+
+@contextlib.contextmanager
+def open_hdf5(file, where: object):
+    """Yield an open HDF5 file; whatever h5py raises in the block becomes a FormatError."""
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as h5:
+            yield h5
+    except RheobaseError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise FormatError(where, "events in HDF5", f"{type(error).__name__}: {error}", "check the file") from None
+
+
+def without_loss(seconds: np.ndarray, where: object, lost: list[str]) -> np.ndarray:
+    """Times in seconds as int64 microseconds; a time that is not whole is rounded, and that is recorded in `lost`."""
+    us = seconds.astype(np.float64) * 1e6
+    if not np.isfinite(us).all() or (np.abs(us) >= 2**62).any():
+        raise FormatError(where, "finite times", "others", "the file is damaged")
+    t = np.rint(us)
+    off = np.abs(us - t).max(initial=0)
+    if off > max(1e-3, 4 * np.finfo(np.float64).eps * np.abs(us).max(initial=0)):
+        _say(lost, "times rounded to 1 us")
+    if seconds.dtype.itemsize < 8:
+        _say(lost, f"times as exact as {seconds.dtype} seconds are")
+    return t.astype(np.int64)
+
+
+def _say(lost: list[str], line: str) -> None:
+    if line not in lost:
+        lost.append(line)

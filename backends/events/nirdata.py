@@ -1,0 +1,62 @@
+"""NIRData, the Neuromorphic Intermediate Representation's own events: read only, here as pixels of one row.
+
+Own reading with h5py: nir.read_data holds all in memory and trusts it. Unit u is pixel x = u % W, y = u // W;
+`value` of a ValuedEventData keeps its sign alone. Source: nir 1.0.8, `nir.write_data`.
+"""
+
+import numpy as np
+
+from rheobase.backends.events._hdf5 import open_hdf5, without_loss
+from rheobase.backends.events._record import CHUNK, Recording, events, in_range
+from rheobase.spiking.errors import ConfigError, FormatError
+
+SUFFIXES = (".nirdata",)
+OPTIONS = ("sample", "signal", "sensor")
+
+
+def read(file, where: object, sample: int | None = None, signal: str | None = None, sensor=None) -> Recording:
+    """One sample of one observable, "node.observable", of an open file, or the only one."""
+    recording = Recording(None, sensor)
+    with open_hdf5(file, where) as h5:
+        found = {}
+        for node, group in h5["nodes"].items():
+            if group.attrs["__type__"] == "NIRNodeData":
+                found |= {f"{node}.{name}": f"nodes/{node}/observables/{name}" for name in group["observables"]}
+        if not found:
+            raise FormatError(where, "a node's observables", "none", "it is damaged or another file")
+        path = found.get(signal) if signal else next(iter(found.values())) if len(found) == 1 else None
+        if path is None:
+            got = repr(signal) if signal else f"{len(found)} signals"
+            raise ConfigError(where, "one signal", got, f"choose --signal from {', '.join(found)}")
+        if h5[path].attrs["__type__"] not in ("EventData", "ValuedEventData"):
+            raise FormatError(where, "events", h5[path].attrs["__type__"], "choose another --signal")
+        n, rows = int(h5[path].attrs["n_neurons"]), len(h5[path]["idx"])
+        if sample is None and rows != 1:
+            raise ConfigError(where, "one recording", f"{rows:,} samples", f"choose one with --sample 0 to {rows - 1}")
+        if not 0 <= (sample or 0) < rows:
+            raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
+    recording.sensor = in_range(sensor or (max(n, 1), 1))
+    if recording.sensor[0] * recording.sensor[1] < n:
+        raise ConfigError(where, f"room for {n:,} units", f"{recording.sensor}", "give a larger --sensor WxH")
+    recording.chunks = _chunks(file, where, path, sample or 0, n, recording)
+    return recording
+
+
+def _chunks(file, where, path, sample, n, recording):
+    width = recording.sensor[0]
+    with open_hdf5(file, where) as h5:
+        group = h5[path]
+        valued = "value" in group
+        if valued:
+            recording.lost.append("values: only their sign is kept")
+        columns = [group[name] for name in ("idx", "time", *(["value"] if valued else []))]
+        if len({column.shape for column in columns}) != 1:
+            raise FormatError(where, "a time for each index", str([c.shape for c in columns]), "the file is damaged")
+        for start in range(0, columns[0].shape[1], CHUNK):
+            unit, seconds, *value = (column[sample, start : start + CHUNK] for column in columns)
+            sent = unit != -1
+            unit, seconds = unit[sent].astype(np.int64), seconds[sent]
+            if len(unit) and not 0 <= unit.min() <= unit.max() < n:
+                raise FormatError(where, f"units of 0 to {n - 1}", f"{unit.min()} to {unit.max()}", "mend the file")
+            p = value[0][sent] > 0 if valued else np.ones(len(unit), bool)
+            yield events(without_loss(seconds, where, recording.lost), unit % width, unit // width, p)
