@@ -48,6 +48,7 @@ from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
 from rheobase.models.training.classify import judge
+from rheobase.models.training.event_task import judge_frames
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.models.training.sentence_sets import read_parts
@@ -91,7 +92,12 @@ def train(args) -> Answer:
         config = RunConfig.from_table(table, args.config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
     m = run.metrics()
-    if run.config.classifies:
+    if run.config.sees:
+        events = run.config.events
+        own = events.fit_all or events.folds == 1
+        which = "recordings that it was trained on" if own else "the recordings held out"
+        valid = f"{100 * m['valid']['accuracy']:.1f} % right on {which}"
+    elif run.config.classifies:
         which = "a tenth of its training sentences" if run.config.sentences.fit_all else "the sentences held out"
         valid = f"{100 * m['valid']['accuracy']:.1f} % right on {which}"
     else:
@@ -107,9 +113,14 @@ def eval(args) -> Answer:
         return _eval_sentences(run, [Run.open(other) for other in args.beside])
     if args.beside:
         raise ConfigError("eval --beside", "a run that classifies sentences", str(args.run), "leave it out")
-    result = test(run)
+    if run.config.sees:
+        result = judge_frames(run.model(), run.corpus().test, run.config.events, run.config.train.evaluate_batch)
+        quality = f"{100 * result.accuracy:.1f} % of {result.recordings:,} recordings right"
+    else:
+        result = test(run)
+        quality = _quality(result, run.tokenizer().unit)
     run.add_metrics(test=result)
-    lines = [_quality(result, run.tokenizer().unit), *_layers(result, run.model()), *_sparsity(run)]
+    lines = [quality, *_layers(result, run.model()), *_sparsity(run)]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
 
 
@@ -166,7 +177,7 @@ def _quality(result, unit: str) -> str:
 
 def sample(args) -> Answer:
     run = Run.open(args.run)
-    if run.config.classifies:
+    if run.config.classifies or run.config.sees:
         raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "sample from the former")
     names = [f.name for f in dataclasses.fields(SampleConfig)]
     config = SampleConfig(**{name: getattr(args, name) for name in names})
@@ -241,7 +252,7 @@ def _measure(model, tokens: torch.Tensor, args) -> dict:
             passes += 1
 
     measured = measure(forward, args.device)
-    return {"tokens": passes * tokens.numel(), **dataclasses.asdict(measured)}
+    return {"tokens": passes * tokens.shape[0] * tokens.shape[1], **dataclasses.asdict(measured)}
 
 
 def _measured(m: dict) -> str:
@@ -290,13 +301,14 @@ def simulate(args) -> Answer:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
-    speed = f"{seconds:.2f} s, {tokens.size / seconds:,.0f} tokens a second"
-    lines = [f"{tokens.size:,} tokens on {args.on} in {speed}{whose}"]
+    n, unit = tokens.shape[0] * tokens.shape[1], "frames" if run.config.sees else "tokens"
+    speed = f"{seconds:.2f} s, {n / seconds:,.0f} {unit} a second"
+    lines = [f"{n:,} {unit} on {args.on} in {speed}{whose}"]
     lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
     if args.out:
         lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
     tally = trace.tally.to_table() if trace.tally else None
-    return Answer({"tokens": tokens.size, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
+    return Answer({"tokens": n, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
 
 
 def export(args) -> Answer:
