@@ -138,7 +138,12 @@ def _tonic(config: EventsConfig, test: bool):
     kind = getattr(tonic.datasets, name, None)
     if kind is None:
         raise ConfigError("events.set", "one of tonic's data sets", repr(name), "see tonic.datasets")
-    data = kind(config.folder or str(cache_folder() / "tonic"), train=not test)
+    folder = config.folder or str(cache_folder() / "tonic")
+    try:
+        data = kind(folder, train=not test)
+    except (OSError, RuntimeError) as error:
+        remedy = f"put what it downloads at {folder}"
+        raise FormatError(f"events.set {config.set!r}", "tonic's download", type(error).__name__, remedy) from None
     width, height, _ = data.sensor_size
 
     def source():

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
+from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import Shape
 
 LARGEST = 1 << 28
@@ -186,7 +186,7 @@ def frame(
                first event's time and d the time up to the last's end;  "count": frame floor(T i / N) of the i-th event
     window_ms  what is read of a recording; later events are left out. All of it if not given
     pool       pixels along each axis that one of the frame adds up
-    raises     FormatError: an event outside the sensor, or no event in the window
+    raises     FormatError: an event outside the sensor, no event in the window, or 65,536 or more at one place
                ConfigError: another `by`, or a size below 1
     """
     if by not in ("time", "count") or min(steps, pool, *size) < 1 or (window_ms is not None and window_ms <= 0):
@@ -211,5 +211,5 @@ def frame(
     where = np.ravel_multi_index((at, p[kept], y[kept] // pool, x[kept] // pool), shape)
     counts = np.bincount(where, minlength=int(np.prod(shape))).reshape(shape)
     if counts.max() > np.iinfo(np.uint16).max:
-        raise ShapeError(recording.where, "at most 65535 events a pixel and frame", f"{counts.max()}", "more frames")
+        raise FormatError(recording.where, "at most 65535 events a pixel and frame", f"{counts.max()}", "more frames")
     return counts.astype(np.uint16)

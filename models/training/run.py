@@ -139,7 +139,7 @@ class RunConfig:
             raise ConfigError(where, wanted, repr(name), f'name one, such as "{such}"')
         if sees and sections["sentences"].train is not None:
             raise ConfigError(where, "[events] or [sentences]", "both", "drop one")
-        if sections["data"].tokenizer != "bytes":
+        if not sees and sections["data"].tokenizer != "bytes":
             model.setdefault("vocabulary", FROM_TOKENIZER)
         config = cls(model=name, settings=from_table(module.Config, model, "model"), **sections)
         if config.train.threads is not None and config.train.threads < 1:
