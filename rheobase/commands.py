@@ -40,8 +40,9 @@ from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, level_toml, 
 from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
+from rheobase.backends.exporters.spinnaker2.frames import as_tokens
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
-from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.quantise import quantise, refuse_other_ops
 from rheobase.backends.trace import StoredTrace, artifact_trace, compare, load_trace, save_trace
 from rheobase.faulty import with_faults
 from rheobase.models import SpikeGPT
@@ -285,7 +286,9 @@ def simulate(args) -> Answer:
         return Answer(table, text)
     graph, tokens = run.model().lower(), test_tokens(run, args.tokens)
     if args.on in ("integer", "firmware"):
-        graph, _ = quantise(graph, calibration(run))
+        refuse_other_ops(graph)
+        graph, (text, tokens) = as_tokens(graph, calibration(run), tokens)
+        graph, _ = quantise(graph, text)
     began, whose = time.monotonic(), ""
     try:
         form = "firmware" if args.on == "integer" else args.on
