@@ -5,8 +5,9 @@
 ARCHIVE holds the recordings and train1K.txt, their labels. The folds are fixed (`event_corpus.load_events`). Settings
 and numbers of steps are those below: they were chosen with fold 0 left out, by the accuracy on a fifth of the other
 recordings (docs/event_cameras.md); no fold chooses anything, the last step is kept. Finished runs are kept, so that the
-command goes on where it was stopped; one of other settings is refused. A ridge regression on the events of each pixel,
-its one number chosen within the four fifths, stands beside them.
+command goes on where it was stopped; one of other settings is refused. The network without convolutions is also judged
+in SpiNNaker 2's integers, by the firmware's C on the host, and that of the last fold exported and verified. A ridge
+regression on the events of each pixel, its one number chosen within the four fifths, stands beside them.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import numpy as np
 import torch
 from _runs import train
 
-from rheobase.backends import count
+from rheobase.backends import count, export, simulate, verify
+from rheobase.backends.exporters.spinnaker2.frames import as_tokens
+from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.models.training.event_corpus import EventCorpus, load_events
 from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.event_task import as_pixels, judge_frames
@@ -63,13 +66,32 @@ def ridge(corpus: EventCorpus) -> float:
     return accuracy(solve(*whole, best), test, judged)
 
 
+def in_integers(model, frames: np.ndarray, calibration: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of a model's integers on frames."""
+    graph, (before, tokens) = as_tokens(model.lower(), calibration, frames)
+    integer, _ = quantise(graph, before)
+    (logits,) = simulate(integer, tokens, on="firmware").outputs.values()
+    return float((logits.mean(1).argmax(1) == labels).mean())
+
+
+def image(model, calibration: np.ndarray, folder: Path) -> None:
+    """Export a model, or keep the image that is there, and verify it."""
+    if not folder.exists():
+        export(model, "spinnaker2", folder, calibration=calibration)
+    report = verify(folder)
+    if not report.ok:
+        raise SystemExit(f"{folder}: not verified: {report.problem}")
+    print(f"{folder}: verified, {report.compared:,} integers compared, {report.mismatches} differ")
+    print("\n".join(report.notes))
+
+
 def _parts(corpus: EventCorpus):
     return corpus.train, corpus.held_out, corpus.test
 
 
 def folds(archive: str, out: Path, name: str) -> None:
     """Train, judge and count the five networks of a model."""
-    found, seconds, tallies = [], 0.0, []
+    found, integers, seconds, tallies = [], [], 0.0, []
     for fold in range(FOLDS):
         steps = STEPS[name]
         table = {
@@ -86,10 +108,20 @@ def folds(archive: str, out: Path, name: str) -> None:
         tallies.append(count(model, pixels, strict=True))
         seconds += run.metrics()["train_seconds"]
         active = ", ".join(f"{100 * rate:.0f}" for rate in verdict.rates)
-        print(f"{name} fold {fold}: {100 * verdict.accuracy:.1f} % of {verdict.recordings}; layers {active} % active")
+        line = f"{name} fold {fold}: {100 * verdict.accuracy:.1f} % of {verdict.recordings}; layers {active} % active"
+        if name == "egru":
+            given, held = (
+                as_pixels(p.frames, model.config, events).numpy() for p in (corpus.test, corpus.held_out[:8])
+            )
+            integers.append(in_integers(model, given, held, corpus.test.labels))
+            line += f"; {100 * integers[-1]:.1f} % in integers"
+        print(line, flush=True)
     tally = sum(tallies[1:], tallies[0])
     per = tally.tokens / events.steps
     print(f"{name}: mean {100 * mean(found):.2f} %, {model.n_parameters:,} parameters, trained in {seconds:.0f} s")
+    if integers:
+        print(f"{name}: mean {100 * mean(integers):.2f} % in integers")
+        image(model, held, out / "spinnaker2")
     total = tally.total
     done = f"{total.macs / per:,.0f} multiply-accumulates and {total.acs / per:,.0f} accumulates"
     dense = f"{total.dense_macs / per:,.0f} dense products"

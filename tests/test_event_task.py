@@ -231,13 +231,16 @@ def test_the_built_in_configurations(name, monkeypatch):
     assert model(frames)[0].shape == (1, 2, config.settings.classes)
 
 
-def test_ten_gestures_are_learnt_by_heart(tmp_path):
+@pytest.mark.parametrize(
+    "form", [{}, pytest.param({"neurons": "lif", "channels": 2, "frames": BINARY}, marks=pytest.mark.slow)]
+)
+def test_ten_gestures_are_learnt_by_heart(tmp_path, form):
     if not GESTURES.is_dir():
         pytest.skip("needs the recordings in shared/data/dvs-gesture-10 beside the checkout")
     given = read_toml(config_path("dvs128_gesture"))
     model = given["model"] | {
-        "size": [32, 32],
-        "convolutions": [[8, 5, 2, 2], [16, 3, 1, 1]],
+        "size": [64, 64],
+        "convolutions": [[8, 5, 4, 2], [16, 3, 1, 1]],
         "pooled": 2,
         "features": 32,
         "units": 32,
@@ -246,9 +249,10 @@ def test_ten_gestures_are_learnt_by_heart(tmp_path):
         "zoneout": 0.0,
         "dropconnect": 0.0,
         "thr_mean": 0.05,
+        **form,
     }
-    events = {"set": str(GESTURES), "steps": 19, "window_ms": 950.0, "pool": 4, "folds": 1, "scale": 38.0}
-    train = TRAIN | {"steps": 120, "batch": 10, "learning_rate": 5e-3, "evaluate_every": 40, "checkpoint_every": 120}
+    events = {"set": str(GESTURES), "steps": 19, "window_ms": 950.0, "pool": 2, "folds": 1, "scale": 38.0}
+    train = TRAIN | {"steps": 200, "batch": 10, "learning_rate": 1e-2, "evaluate_every": 50, "checkpoint_every": 200}
     run = loop.start(tmp_path / "run", RunConfig.from_table({"model": model, "events": events, "train": train}))
     corpus = run.corpus()
     verdict = judge_frames(run.model(), corpus.test, run.config.events, 10)
