@@ -107,14 +107,14 @@ def test_the_same_events_from_bs2_npy_and_a_structured_array():
 def test_frames_are_a_slow_count(by, window_ms):
     events = random_events(2)
     counts = frame(read_bs2(bs2(*events), "here"), (6, 5), 4, by=by, window_ms=window_ms, pool=2)
-    kept = [e for e in events if window_ms is None or e[3] < 1000 * window_ms]
-    wanted = np.zeros((4, 2, 3, 3), int)
     first, last = events[0][3], events[-1][3]
+    kept = [e for e in events if window_ms is None or e[3] - first < 1000 * window_ms]
+    wanted = np.zeros((4, 2, 3, 3), int)
     for i, (x, y, p, t) in enumerate(kept):
         if by == "count":
             at = 4 * i // len(kept)
         elif window_ms:
-            at = 4 * t // 60_000
+            at = 4 * (t - first) // 60_000
         else:
             at = 4 * (t - first) // (last + 1 - first)
         wanted[at, p, y // 2, x // 2] += 1
@@ -126,8 +126,8 @@ def test_frames_that_cannot_be():
     for size in ((5, 5), (6, 4)):
         with pytest.raises(FormatError, match="here: expected events below"):
             frame(recording, size, 4)
-    with pytest.raises(FormatError, match="events in the window, got none"):
-        frame(recording, (6, 5), 4, window_ms=0.5)
+    with pytest.raises(FormatError, match="here: expected events, got none"):
+        frame(Recording("here", *np.zeros((4, 0), np.int64)), (6, 5), 4)
     for bad in ({"by": "events"}, {"pool": 0}, {"window_ms": 0.0}):
         with pytest.raises(ConfigError, match='expected "time" or "count"'):
             frame(recording, (6, 5), 4, **bad)
@@ -284,7 +284,7 @@ def test_spoken_digits_in_hdf5(tmp_path, monkeypatch):
     known_set(monkeypatch, "shd", tmp_path, {"a.zip": packed(20)}, {"b.zip": packed(2)}, (1, 700))
     test = load_events(EventsConfig(set="shd", folder=str(tmp_path), steps=4, window_ms=1000.0)).test
     assert test.frames.shape == (2, 4, 2, 1, 700)
-    assert [tuple(at) for at in np.argwhere(test.frames[1])] == [(1, 0, 0, 1), (2, 0, 0, 699), (3, 0, 0, 3)]
+    assert [tuple(at) for at in np.argwhere(test.frames[1])] == [(0, 0, 0, 1), (1, 0, 0, 699), (2, 0, 0, 3)]
 
 
 def test_digits_pixel_by_pixel(tmp_path, monkeypatch):

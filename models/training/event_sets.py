@@ -27,7 +27,7 @@ class EventsConfig:
     by: str = "time"
     """"time" or "count": whether frames last equally long or hold equally many events"""
     window_ms: float | None = None
-    """what is read of a recording from time 0 on; all of it if not given"""
+    """what is read of a recording from its first event on; all of it if not given"""
     pool: int = 1
     """pixels along each axis that one of a frame adds up"""
     scale: float = 1.0

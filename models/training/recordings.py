@@ -182,11 +182,11 @@ def frame(
 
     size       (height, width) of the sensor; H and W are those over `pool`, upwards
     steps      T
-    by         "time": frame floor(T (t - t_0) / d) of an event, t_0 = 0 and d the window if there is one, else t_0 the
-               first event's time and d the time up to the last's end;  "count": frame floor(T i / N) of the i-th event
-    window_ms  what is read of a recording; later events are left out. All of it if not given
+    by         "time": frame floor(T (t - t_0) / d) of an event, t_0 the first event's time and d the window or, without
+               one, the time up to the last event's end;  "count": frame floor(T i / N) of the i-th event
+    window_ms  what is read of a recording from its first event on; later events are left out. All of it if not given
     pool       pixels along each axis that one of the frame adds up
-    raises     FormatError: an event outside the sensor, no event in the window, or 65,536 or more at one place
+    raises     FormatError: no event, one outside the sensor, or 65,536 or more at one place
                ConfigError: another `by`, or a size below 1
     """
     if by not in ("time", "count") or min(steps, pool, *size) < 1 or (window_ms is not None and window_ms <= 0):
@@ -194,19 +194,16 @@ def frame(
         raise ConfigError("frames", '"time" or "count", and sizes above 0', got, "mend it")
     height, width = size
     x, y, p, t = recording.x, recording.y, recording.p, recording.t
-    if len(t) and (x.min() < 0 or y.min() < 0 or x.max() >= width or y.max() >= height):
+    if not len(t):
+        raise FormatError(recording.where, "events", "none", "leave it out")
+    if x.min() < 0 or y.min() < 0 or x.max() >= width or y.max() >= height:
         got = f"{x.max()}, {y.max()}"
         raise FormatError(recording.where, f"events below x {width}, y {height}", got, "set the size of the sensor")
-    window_us = None if window_ms is None else int(1000 * window_ms)
-    kept = t < window_us if window_us else np.ones(len(t), bool)
+    since = t - t[0]
+    span = since[-1] + 1 if window_ms is None else max(int(1000 * window_ms), 1)
+    kept = since < span
     n = int(kept.sum())
-    if not n:
-        raise FormatError(recording.where, "events in the window", "none", "set a longer window")
-    if by == "count":
-        at = np.arange(n) * steps // n
-    else:
-        start, span = (0, window_us) if window_us else (t[0], t[-1] - t[0] + 1)
-        at = (t[kept] - start) * steps // span
+    at = np.arange(n) * steps // n if by == "count" else since[kept] * steps // span
     shape = (steps, 2, -(-height // pool), -(-width // pool))
     where = np.ravel_multi_index((at, p[kept], y[kept] // pool, x[kept] // pool), shape)
     counts = np.bincount(where, minlength=int(np.prod(shape))).reshape(shape)
