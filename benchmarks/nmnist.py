@@ -104,7 +104,7 @@ def folds(archive: str, out: Path, name: str) -> None:
         verdict = judge_frames(model, corpus.test, events, 50)
         run.add_metrics(test=verdict)
         found.append(verdict.accuracy)
-        pixels = as_pixels(corpus.test.frames[:COUNTED], model.config, events)
+        pixels = as_pixels(corpus.test[:COUNTED].frames, model.config, events)
         tallies.append(count(model, pixels, strict=True))
         seconds += run.metrics()["train_seconds"]
         active = ", ".join(f"{100 * rate:.0f}" for rate in verdict.rates)

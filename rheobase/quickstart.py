@@ -54,7 +54,7 @@ def test_tokens(run: Run, n: int) -> np.ndarray:
 def _frames(run: Run, part: Frames, n: int) -> np.ndarray:
     """The first whole recordings of n frames or fewer, at least one, as the model reads them."""
     events = run.config.events
-    return as_pixels(part.frames[: max(n // events.steps, 1)], run.config.settings, events).numpy()
+    return as_pixels(part[: max(n // events.steps, 1)].frames, run.config.settings, events).numpy()
 
 
 def calibration(run: Run) -> np.ndarray:

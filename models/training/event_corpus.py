@@ -24,16 +24,31 @@ FRAMES = 1
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """N recordings: frames [N, T, 2, H, W] uint16, by polarity, and labels [N] int64, from 0 on."""
+    """N of M recordings, whose frames stay on disk until they are asked for.
 
-    frames: np.ndarray
+    source  numbers of events by polarity, [M, T, 2, H, W] uint16, memory-mapped;  rows  which of them, [N]
+    labels  [N] int64, from 0 on
+    """
+
+    source: np.ndarray
+    rows: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, which: np.ndarray) -> "Frames":
-        return Frames(self.frames[which], self.labels[which])
+    def __getitem__(self, which: np.ndarray | slice) -> "Frames":
+        return Frames(self.source, self.rows[which], self.labels[which])
+
+    def __add__(self, other: "Frames") -> "Frames":
+        """These recordings and others of the same source."""
+        rows, labels = (np.concatenate([getattr(p, n) for p in (self, other)]) for n in ("rows", "labels"))
+        return Frames(self.source, rows, labels)
+
+    @property
+    def frames(self) -> np.ndarray:
+        """[N, T, 2, H, W]."""
+        return self.source[self.rows]
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ def load_events(config: EventsConfig) -> EventCorpus:
     if has_test:
         rest = order
     elif config.folds == 1:
-        return EventCorpus(*[Frames(whole.frames, np.searchsorted(classes, whole.labels))] * 3, digest)
+        return EventCorpus(*[Frames(whole.source, whole.rows, np.searchsorted(classes, whole.labels))] * 3, digest)
     else:
         judging = np.arange(len(order)) % config.folds == config.fold
         test, rest = whole[np.sort(order[judging])], order[~judging]
@@ -75,7 +90,7 @@ def load_events(config: EventsConfig) -> EventCorpus:
         got = f"{len(whole)} recordings, {n} held out, {len(test)} to judge"
         raise FormatError(config.set, "recordings for every part", got, "give more recordings")
     parts = whole[np.sort(rest[n:])], whole[np.sort(rest[:n])], test
-    return EventCorpus(*(Frames(p.frames, np.searchsorted(classes, p.labels)) for p in parts), digest)
+    return EventCorpus(*(Frames(p.source, p.rows, np.searchsorted(classes, p.labels)) for p in parts), digest)
 
 
 def _frames(config: EventsConfig, test: bool) -> tuple[Frames, str]:
@@ -110,7 +125,7 @@ def _frames(config: EventsConfig, test: bool) -> tuple[Frames, str]:
     shape = (len(found), config.steps, 2, *(-(-n // config.pool) for n in size))
     if not len(found) or frames.size != np.prod(shape):
         raise FormatError(f"{cache_folder()}: {key[:12]}…", f"frames {shape}", f"{frames.size} numbers", "delete them")
-    return Frames(frames.reshape(shape), np.array(found)), key
+    return Frames(frames.reshape(shape), np.arange(len(found)), np.array(found)), key
 
 
 def _fits(pixels: np.ndarray, config: EventsConfig) -> np.ndarray:

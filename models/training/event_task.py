@@ -36,9 +36,8 @@ class EventTask(Task):
         if config.data != DataConfig():
             raise ConfigError("events", "no [data], which is of text", "one", "drop it")
         require_fitting(model.config, corpus.train)
-        parts = [corpus.train, corpus.held_out] if e.fit_all and e.folds > 1 else [corpus.train]
-        self.frames, self.labels = (np.concatenate([getattr(p, n) for p in parts]) for n in ("frames", "labels"))
-        self.batch, self.epoch = min(t.batch, len(self.labels)), -1
+        self.part = corpus.train + corpus.held_out if e.fit_all and e.folds > 1 else corpus.train
+        self.batch, self.epoch = min(t.batch, len(self.part)), -1
 
     def rehearse(self, model):
         frames, labels = self._batch(0)
@@ -64,15 +63,15 @@ class EventTask(Task):
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(frames [B, T, C, H, W], labels [B]), a pure function of the step; each recording once an epoch, but for
         those left over."""
-        seed, n = self.config.train.seed, len(self.labels) // self.batch
+        seed, n = self.config.train.seed, len(self.part) // self.batch
         epoch, index = divmod(step, n)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, np.random.default_rng((seed, epoch)).permutation(len(self.labels))
-        which = self.order[index * self.batch : (index + 1) * self.batch]
-        counts = shifted(self.frames[which], self.config.events.shift, np.random.default_rng((seed, step, 1)))
+            self.epoch, self.order = epoch, np.random.default_rng((seed, epoch)).permutation(len(self.part))
+        part = self.part[self.order[index * self.batch : (index + 1) * self.batch]]
+        counts = shifted(part.frames, self.config.events.shift, np.random.default_rng((seed, step, 1)))
         pixels = as_pixels(counts, self.config.settings, self.config.events)
         device = self.config.train.device
-        return pixels.to(device), torch.from_numpy(self.labels[which]).to(device)
+        return pixels.to(device), torch.from_numpy(part.labels).to(device)
 
     def _loss(self, model, frames: Tensor, labels: Tensor) -> Loss:
         logits, _, runs = model.run(frames)
@@ -82,7 +81,7 @@ class EventTask(Task):
 
 def require_fitting(settings, frames: Frames) -> None:
     """Refuse a model that reads other frames, or has fewer classes; says what it should have."""
-    size, classes = frames.frames.shape[3:], int(frames.labels.max()) + 1
+    size, classes = frames.source.shape[3:], int(frames.labels.max()) + 1
     if tuple(settings.size) != size:
         raise ConfigError("model.size", f"{list(size)}, the frames'", f"{list(settings.size)}", "set it")
     if settings.channels > 2 or (settings.frames == TERNARY and settings.channels > 1):
@@ -144,8 +143,9 @@ def judge_frames(model, part: Frames, events: EventsConfig, batch: int) -> Event
     right, nats, fired = 0, 0.0, None
     try:
         for start in range(0, len(part), batch):
-            pixels = as_pixels(part.frames[start : start + batch], model.config, events).to(device)
-            labels = torch.from_numpy(part.labels[start : start + batch]).to(device)
+            some = part[start : start + batch]
+            pixels = as_pixels(some.frames, model.config, events).to(device)
+            labels = torch.from_numpy(some.labels).to(device)
             logits, _, runs = model.run(pixels)
             mean = logits.double().mean(1)
             right += int((mean.argmax(1) == labels).sum())
