@@ -31,7 +31,7 @@ def train(folder: Path, table: dict) -> Run:
 def _require_settings(run: Run, table: dict) -> None:
     """Refuse a run that is not what would be trained now; names the first setting that differs."""
     config = RunConfig.from_table(table)
-    if config.settings.vocabulary == FROM_TOKENIZER:
+    if getattr(config.settings, "vocabulary", None) == FROM_TOKENIZER:
         config = config.fitted(run.tokenizer())
     saved, wanted = run.config.to_table(), config.to_table()
     for section, part in wanted.items():

@@ -1,6 +1,6 @@
-"""Language models, a classifier of sentences on top of them, and one of event-camera recordings.
+"""Language models, a classifier of sentences on top of them, and two of event-camera recordings.
 
-Each lives in a file of its own with `Config` and `Model`, found by the file's name; language models and the classifier
+Each lives in a file of its own with `Config` and `Model`, found by the file's name; language models and the classifiers
 of recordings have `lower()`.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rheobase.models._pretrained import LanguageModel, Pretrained
 from rheobase.models.classifier import Classifier, ClassifierConfig
+from rheobase.models.egru_frames import EGRUFrames, EGRUFramesConfig
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
 from rheobase.models.gesture import Gesture, GestureConfig
 from rheobase.models.gru_lm import GRULM, GRULMConfig
@@ -49,6 +50,8 @@ def load_model(path: str | Path) -> Pretrained:
 __all__ = [
     "Classifier",
     "ClassifierConfig",
+    "EGRUFrames",
+    "EGRUFramesConfig",
     "EGRULM",
     "EGRULMConfig",
     "GRULM",

@@ -48,6 +48,30 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         """Names of the weights of matrix products, and of each whether it is stored [out, in]."""
         return {f"{name}.weight": True for name, module in self.named_modules() if isinstance(module, nn.Linear)}
 
+    def advance(self, done: float) -> None:
+        """Called at the start of a training and after each step with the part of it that is done, from 0 to 1."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model is what its configuration asks for, and so may be the best of its training."""
+        return True
+
+    def penalty(self, runs) -> Tensor | float:
+        """What training adds to the cross-entropy; 0 where there is no regulariser."""
+        return 0.0
+
+    def rates(self, runs) -> list[Tensor]:
+        """Mean firing of each unit of each event-based layer [H]; empty where no layer sends events."""
+        return []
+
+    @property
+    def event_layers(self) -> tuple[str, ...]:
+        """Module paths of the layers of `rates`."""
+        return ()
+
+    def project_(self) -> None:
+        """Bring parameters back into their legal range, after each step of the optimiser."""
+
     @property
     def n_parameters(self) -> int:
         """Number of trainable numbers."""
@@ -154,14 +178,6 @@ class LanguageModel(Pretrained):
     def settle(self) -> None:
         """Prepare a trained model to learn another task; nothing to do unless a model says otherwise."""
 
-    def advance(self, done: float) -> None:
-        """Called at the start of a training and after each step with the part of it that is done, from 0 to 1."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the model is what its configuration asks for, and so may be the best of its training."""
-        return True
-
     def operations(self, runs) -> Tensor:
         """Accumulations and multiply-accumulates a token that the run took, with gradients to its events.
 
@@ -173,25 +189,9 @@ class LanguageModel(Pretrained):
         """A state from its tensors, layer by layer, as a checkpoint holds them."""
         return tuple(self.state_type(*layer) for layer in parts)
 
-    def penalty(self, runs) -> Tensor | float:
-        """What training adds to the cross-entropy; 0 where there is no regulariser."""
-        return 0.0
-
-    def rates(self, runs) -> list[Tensor]:
-        """Mean firing of each unit of each event-based layer [H]; empty where no layer sends events."""
-        return []
-
-    @property
-    def event_layers(self) -> tuple[str, ...]:
-        """Module paths of the layers of `rates`."""
-        return ()
-
     def restart(self, state: tuple) -> tuple:
         """The state as the reference carries it over a cut; the same state where there is no such rule."""
         return state
-
-    def project_(self) -> None:
-        """Bring parameters back into their legal range, after each step of the optimiser."""
 
     def check(self, tokens: Tensor, state) -> None:
         """Refuse tokens out of range and states of another model or batch size."""

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from rheobase.models._pretrained import Pretrained, check_settings, check_state
+from rheobase.models._frames import FrameModel, check_frame_settings
 from rheobase.models._recurrent import GradedRelu
 from rheobase.models.egru_lm import EGRULM, egru_lowering
-from rheobase.spiking.errors import ConfigError, ShapeError
+from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph import Conv2d, Edge, EventGraph, Frames, Linear, MaxPool2d, Node, Op, Relu, Shape, places
-from rheobase.spiking.graph.images import LEVELS, check_levels
 from rheobase.spiking.neurons import EGRU, LIF, EGRUState
 from rheobase.spiking.ops.egru.reference import EGRUTrajectory
 from rheobase.spiking.surrogates import Triangle
-from rheobase.spiking.tally import DENSE, GRADED, KINDS, mark
+from rheobase.spiking.tally import DENSE, GRADED, mark
 
 
 class Stage(NamedTuple):
@@ -83,20 +83,20 @@ class GestureConfig:
     """probability with which an element of the EGRU's recurrent kernel is dropped in training"""
     dropout: float = 0.6321
     """dropout before and after the EGRU"""
+    rate_target: float = 0.05
+    """mean firing of the EGRU towards which `rate_weight` pulls it"""
+    rate_weight: float = 0.0
+    """weight of the squared distance of the EGRU's mean firing from the target"""
 
     def __post_init__(self):
-        check_settings("gesture", self)
         whole = all(len(c) == 4 and min(c[:3]) >= 1 and c[3] >= 0 for c in self.convolutions)
-        for name, wanted, right in (
-            ("size", "a height and a width, at least 1", len(self.size) == 2 and min(self.size) >= 1),
-            ("frames", f"one of {', '.join(KINDS)}", self.frames in KINDS),
+        check_frame_settings(
+            "gesture",
+            self,
             ("convolutions", "(channels, kernel, stride, padding) of one or more", self.convolutions and whole),
             ("pool", "a kernel and a stride, at least 1", len(self.pool) == 2 and min(self.pool) >= 1),
             ("neurons", "'relu' or 'lif'", self.neurons in ("relu", "lif")),
-            ("classes", "at least 2", self.classes >= 2),
-        ):
-            if not right:
-                raise ConfigError(f"gesture {name}", wanted, repr(getattr(self, name)), "mend it")
+        )
         for i, stage in enumerate(self.stages()):
             if min(stage.pooled or stage.after) < 1:
                 got = f"{stage.before} before convolution {i}"
@@ -117,7 +117,7 @@ class GestureConfig:
             image = pooled or after
 
 
-class Gesture(Pretrained):
+class Gesture(FrameModel):
     """Convolutions, a linear layer, an EGRU, and a linear readout of its trace.
 
         h_0 = frame    h_l = pool(f(conv(h_{l-1})))    x = W_x h_L    y, trace = EGRU(x)    logits = W trace + b
@@ -127,14 +127,9 @@ class Gesture(Pretrained):
 
         logits, state = model(frames, state=None)     frames [B, T, C, H, W] -> logits [B, T, N]
 
-    A recording's class is read from the mean of its logits over time: logits.mean(1).
-
     Source: Subramoney et al., ICLR 2023, on DVS gesture: 1.7 s of a recording in 68 frames of 25 ms, the mean over
     polarities divided by 19. There the thresholds start as the logistic function of normal numbers; here they are of
     a Beta distribution (`neurons.egru`). The form with LIF units is not published.
-
-    raises  ShapeError: frames not [B, T, C, H, W], BINARY or TERNARY ones with other numbers, or a state of another
-            batch size or model
     """
 
     Config = GestureConfig
@@ -166,13 +161,8 @@ class Gesture(Pretrained):
         )
         self.readout = nn.Linear(config.units, config.classes)
 
-    def forward(self, frames: Tensor, state=None) -> tuple[Tensor, tuple]:
-        """frames [B, T, C, H, W] -> (logits [B, T, N], state); the state of an earlier call carries on."""
-        logits, state, _ = self.run(frames, state)
-        return logits, state
-
     def run(self, frames: Tensor, state=None) -> tuple[Tensor, tuple, tuple[list[Tensor], EGRUTrajectory]]:
-        """As `forward`, with what each layer of neurons sent [B, T, n] and what the EGRU did as a third result."""
+        """As `forward`, with (what each layer of neurons sent [B, T, n], what the EGRU did) as a third result."""
         self.check(frames, state)
         steps, sent, states = frames.shape[:2], [], []
         before = itertools.repeat(None) if state is None else iter(state)
@@ -203,18 +193,35 @@ class Gesture(Pretrained):
         spiking = [*(math.prod(s.after) for s in self.stages), self.config.features] if self.spikes else []
         return [((batch, n),) for n in spiking] + [((batch, self.config.units),) * len(EGRUState._fields)]
 
-    def check(self, frames: Tensor, state) -> None:
-        """Refuse frames of another size or kind, and states of another model or batch size."""
-        size = self.config.image
-        if frames.dim() != 5 or frames.shape[2:] != size or not frames.is_floating_point():
-            got = f"{frames.dtype} {tuple(frames.shape)}"
-            raise ShapeError("gesture frames", f"numbers [B, T, {', '.join(map(str, size))}]", got, "reshape them")
-        if self.config.frames in LEVELS and frames.device.type == "cpu":
-            check_levels("gesture frames", self.config.frames, frames.detach().double().numpy())
-        check_state(self.name, state, self.state_shapes(frames.shape[0]))
+    @property
+    def event_layers(self):
+        return (*(f"neurons.{i}" for i in range(len(self.neurons))), "egru")
 
-    def project_(self) -> None:
-        """Bring the thresholds back into their legal range, after each step of the optimiser."""
+    def sent(self, runs):
+        return [*runs[0], runs[1].y]
+
+    def trajectories(self, runs):
+        return [runs[1]]
+
+    @torch.no_grad()
+    def wake(self, frames):
+        """Scale the weights before each layer of LIF units until what they add up, over all units, frames and
+        recordings, has a standard deviation of the threshold: a few units in a hundred fire then."""
+        if not self.spikes:
+            return
+        training = self.training
+        self.eval()
+        for i, layer in enumerate([*self.convolutions, self.features]):
+            added = []
+            hook = layer.register_forward_hook(lambda _, __, out, added=added: added.append(out))
+            self.run(frames)
+            hook.remove()
+            if not added[0].any():
+                raise ConfigError(self.event_layers[i], "events before it on the first batch", "none", "lower theta")
+            layer.weight *= self.config.theta / added[0].std()
+        self.train(training)
+
+    def project_(self):
         self.egru.project_()
 
     @classmethod

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command(
         "eval",
-        "bits and perplexity on the test part, or how many sentences of the dev part are classified rightly",
+        "bits and perplexity on the test part, or how many of its sentences or recordings are classified rightly",
         run,
         arg(
             "--beside",

@@ -41,8 +41,9 @@ from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, level_toml, 
 from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
+from rheobase.backends.exporters.spinnaker2.frames import as_tokens
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
-from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.quantise import quantise, refuse_other_ops
 from rheobase.backends.trace import StoredTrace, artifact_trace, compare, expand, load_trace, save_trace
 from rheobase.exchange import feed, import_to, tally_of
 from rheobase.faulty import with_faults
@@ -50,6 +51,7 @@ from rheobase.models import SpikeGPT
 from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
 from rheobase.models.training.classify import judge
+from rheobase.models.training.event_task import judge_frames
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.models.training.sentence_sets import read_parts
@@ -95,7 +97,12 @@ def train(args) -> Answer:
         config = RunConfig.from_table(table, args.config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
     m = run.metrics()
-    if run.config.classifies:
+    if run.config.sees:
+        events = run.config.events
+        own = events.fit_all or events.folds == 1
+        which = "recordings that it was trained on" if own else "the recordings held out"
+        valid = f"{100 * m['valid']['accuracy']:.1f} % right on {which}"
+    elif run.config.classifies:
         which = "a tenth of its training sentences" if run.config.sentences.fit_all else "the sentences held out"
         valid = f"{100 * m['valid']['accuracy']:.1f} % right on {which}"
     else:
@@ -111,9 +118,14 @@ def eval(args) -> Answer:
         return _eval_sentences(run, [Run.open(other) for other in args.beside])
     if args.beside:
         raise ConfigError("eval --beside", "a run that classifies sentences", str(args.run), "leave it out")
-    result = test(run)
+    if run.config.sees:
+        result = judge_frames(run.model(), run.corpus().test, run.config.events, run.config.train.evaluate_batch)
+        quality = f"{100 * result.accuracy:.1f} % of {result.recordings:,} recordings right"
+    else:
+        result = test(run)
+        quality = _quality(result, run.tokenizer().unit)
     run.add_metrics(test=result)
-    lines = [_quality(result, run.tokenizer().unit), *_layers(result, run.model()), *_sparsity(run)]
+    lines = [quality, *_layers(result, run.model()), *_sparsity(run)]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
 
 
@@ -170,7 +182,7 @@ def _quality(result, unit: str) -> str:
 
 def sample(args) -> Answer:
     run = Run.open(args.run)
-    if run.config.classifies:
+    if run.config.classifies or run.config.sees:
         raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "sample from the former")
     names = [f.name for f in dataclasses.fields(SampleConfig)]
     config = SampleConfig(**{name: getattr(args, name) for name in names})
@@ -257,7 +269,7 @@ def _measure(model, tokens: torch.Tensor, args) -> dict:
             passes += 1
 
     measured = measure(forward, args.device)
-    return {"tokens": passes * tokens.numel(), **dataclasses.asdict(measured)}
+    return {"tokens": passes * tokens.shape[0] * tokens.shape[1], **dataclasses.asdict(measured)}
 
 
 def _measured(m: dict) -> str:
@@ -306,7 +318,9 @@ def simulate(args) -> Answer:
         graph, tokens, whose = run.model().lower(), test_tokens(run, args.tokens), ""
     steps = tokens.shape[0] * tokens.shape[1]
     if args.on in ("integer", "firmware"):
-        graph, _ = quantise(graph, calibration(run))
+        refuse_other_ops(graph)
+        graph, (text, tokens) = as_tokens(graph, calibration(run), tokens)
+        graph, _ = quantise(graph, text)
     began = time.monotonic()
     try:
         form = "firmware" if args.on == "integer" else args.on
@@ -324,8 +338,9 @@ def simulate(args) -> Answer:
         kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
-    speed = f"{seconds:.2f} s, {steps / seconds:,.0f} tokens a second"
-    lines = [f"{steps:,} tokens on {args.on} in {speed}{whose}"]
+    unit = "steps" if stored else "frames" if run.config.sees else "tokens"
+    speed = f"{seconds:.2f} s, {steps / seconds:,.0f} {unit} a second"
+    lines = [f"{steps:,} {unit} on {args.on} in {speed}{whose}"]
     lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
     if as_events:
         lines.append(described(args.out, sidecar))

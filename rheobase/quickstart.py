@@ -18,6 +18,8 @@ from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.models.training import loop
 from rheobase.models.training.data import BUILT_IN
 from rheobase.models.training.evaluate import Evaluation, bits_per_token, evaluate_part
+from rheobase.models.training.event_corpus import Frames
+from rheobase.models.training.event_task import as_pixels
 from rheobase.models.training.run import Run, RunConfig, config_path
 from rheobase.models.training.sample import sample
 from rheobase.spiking.config import read_toml
@@ -39,15 +41,26 @@ def test(run: Run) -> Evaluation:
 
 
 def test_tokens(run: Run, n: int) -> np.ndarray:
-    """The first n tokens of the test part, [1, n]."""
+    """The first n tokens of the test part, [1, n]; of recordings, the first whole ones of n frames or fewer, at least
+    one, [B, T, C, H, W]."""
+    if run.config.sees:
+        return _frames(run, run.corpus().test, n)
     part = run.splits().test
     if len(part) < n:
         raise FormatError("the test part of the text", f"{n} tokens", f"{len(part)}", f"lower --tokens to {len(part)}")
     return part[:n].astype(np.int64)[None]
 
 
+def _frames(run: Run, part: Frames, n: int) -> np.ndarray:
+    """The first whole recordings of n frames or fewer, at least one, as the model reads them."""
+    events = run.config.events
+    return as_pixels(part[: max(n // events.steps, 1)].frames, run.config.settings, events).numpy()
+
+
 def calibration(run: Run) -> np.ndarray:
-    """Up to 8 stretches of 256 tokens of the validation part, [8, 256]."""
+    """Up to 8 stretches of 256 tokens of the validation part, [8, 256], or 8 recordings held out of training."""
+    if run.config.sees:
+        return _frames(run, run.corpus().held_out, 8 * run.config.events.steps)
     part = run.splits().valid
     length = min(256, len(part) // 8)
     return part[: 8 * length].astype(np.int64).reshape(8, length)

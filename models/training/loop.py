@@ -17,6 +17,8 @@ from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoi
 from rheobase.models.training.classify import LabelledCorpus
 from rheobase.models.training.compression import Compression
 from rheobase.models.training.corpus import Corpus
+from rheobase.models.training.event_corpus import EventCorpus
+from rheobase.models.training.event_task import EventTask
 from rheobase.models.training.language_task import LanguageTask
 from rheobase.models.training.objective import teacher_digest
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
@@ -24,6 +26,7 @@ from rheobase.models.training.sentence_task import SentenceTask
 from rheobase.models.training.task import Task
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
+AnyCorpus = Corpus | LabelledCorpus | EventCorpus
 LOG_EVERY = 20
 
 
@@ -55,12 +58,13 @@ def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -
     """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
     Run.vacant(folder)
     corpus = config.corpus()
-    config = config.fitted(corpus.tokenizer)
+    tokenizer = None if config.sees else corpus.tokenizer
+    config = config.fitted(tokenizer)
     rehearse(config, corpus)
     with threads(config.train.threads):
         task, model = prepare(config, corpus)
         task.begin(model)
-        return _train(Run.create(folder, config, corpus.tokenizer), corpus, task, model, quiet)
+        return _train(Run.create(folder, config, tokenizer), corpus, task, model, quiet)
 
 
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
@@ -68,14 +72,14 @@ def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     run = Run.open(folder)
     config = run.config
     with threads(config.train.threads):
-        corpus = config.corpus(run.tokenizer())
+        corpus = config.corpus(None if config.sees else run.tokenizer())
         task, model = prepare(config, corpus)
         if newest_checkpoint(run.checkpoints) is None:
             task.begin(model)
         return _train(run, corpus, task, model, quiet)
 
 
-def prepare(config: RunConfig, corpus: Corpus | LabelledCorpus):
+def prepare(config: RunConfig, corpus: AnyCorpus):
     """The task and the new model of a configuration; raises what a training would, and writes nothing."""
     t = config.train
     kind = t.device.partition(":")[0]
@@ -83,7 +87,7 @@ def prepare(config: RunConfig, corpus: Corpus | LabelledCorpus):
         raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
     torch.manual_seed(t.seed)
     model = config.build().to(t.device).train()
-    make = SentenceTask if config.classifies else LanguageTask
+    make = EventTask if config.sees else SentenceTask if config.classifies else LanguageTask
     return make(config, corpus, model), model
 
 
@@ -98,7 +102,7 @@ def threads(n: int | None):
         torch.set_num_threads(before)
 
 
-def rehearse(config: RunConfig, corpus: Corpus | LabelledCorpus) -> None:
+def rehearse(config: RunConfig, corpus: AnyCorpus) -> None:
     """Everything that a training does, once, on little data; raises what it would, and writes nothing.
 
     raises  ConfigError: settings with which a first step fails
@@ -114,7 +118,7 @@ def rehearse(config: RunConfig, corpus: Corpus | LabelledCorpus) -> None:
         raise ConfigError("train", "settings that can be trained", str(error).splitlines()[0], "mend them") from None
 
 
-def _train(run: Run, corpus: Corpus | LabelledCorpus, task: Task, model, quiet: bool | None) -> Run:
+def _train(run: Run, corpus: AnyCorpus, task: Task, model, quiet: bool | None) -> Run:
     """From the newest checkpoint, if there is one, to the end."""
     config, t = run.config, run.config.train
     optimiser, compression = make_optimiser(model, t), make_compression(model, config)

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rheobase.models import Classifier, ClassifierConfig, LanguageModel, load_model
+from rheobase.models._frames import FrameModel
 from rheobase.models.training.classify import LabelledCorpus, encode_parts
 from rheobase.models.training.compression import PruneConfig, QuantiseConfig
 from rheobase.models.training.corpus import Corpus, Splits, load_corpus
 from rheobase.models.training.data import DataConfig
+from rheobase.models.training.event_corpus import EventCorpus, load_events
+from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.models.training.sentence_sets import SentencesConfig, read_parts
 from rheobase.models.training.tokenizers import Bytes, Tokenizer, read_tokenizer
@@ -84,6 +87,7 @@ class TrainConfig:
 SECTIONS = {
     "data": DataConfig,
     "sentences": SentencesConfig,
+    "events": EventsConfig,
     "train": TrainConfig,
     "budget": BudgetConfig,
     "teacher": TeacherConfig,
@@ -100,6 +104,7 @@ class RunConfig:
     settings: object
     data: DataConfig = DataConfig()
     sentences: SentencesConfig = SentencesConfig()
+    events: EventsConfig = EventsConfig()
     train: TrainConfig = TrainConfig()
     budget: BudgetConfig = BudgetConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -123,10 +128,18 @@ class RunConfig:
         if not isinstance(name, str):
             raise ConfigError(where, 'a model, such as [model] name = "egru_lm"', repr(name), "name one")
         module = registry.get("rheobase.models", name)
-        if not issubclass(getattr(module, "Model", object), LanguageModel):
-            raise ConfigError(where, "a language model", repr(name), 'name one, such as "egru_lm"')
         sections = {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
-        if sections["data"].tokenizer != "bytes":
+        sees = sections["events"].set is not None
+        kind, wanted, such = (
+            (FrameModel, "a classifier of recordings", "gesture")
+            if sees
+            else (LanguageModel, "a language model", "egru_lm")
+        )
+        if not issubclass(getattr(module, "Model", object), kind):
+            raise ConfigError(where, wanted, repr(name), f'name one, such as "{such}"')
+        if sees and sections["sentences"].train is not None:
+            raise ConfigError(where, "[events] or [sentences]", "both", "drop one")
+        if not sees and sections["data"].tokenizer != "bytes":
             model.setdefault("vocabulary", FROM_TOKENIZER)
         config = cls(model=name, settings=from_table(module.Config, model, "model"), **sections)
         if config.train.threads is not None and config.train.threads < 1:
@@ -145,17 +158,24 @@ class RunConfig:
         """Whether the run learns to classify sentences, and not to predict text."""
         return self.sentences.train is not None
 
+    @property
+    def sees(self) -> bool:
+        """Whether the run learns to classify recordings of events."""
+        return self.events.set is not None
+
     def fixed(self) -> dict:
         """The part of the table that a run may not change between a checkpoint and its resumption."""
         table = self.to_table()
-        free = {"data": ("folder",), "sentences": ("folder",), "train": FREE}
+        free = {"data": ("folder",), "sentences": ("folder",), "events": ("folder",), "train": FREE}
         return {name: {k: v for k, v in part.items() if k not in free.get(name, ())} for name, part in table.items()}
 
-    def fitted(self, tokenizer: Tokenizer) -> "RunConfig":
-        """The same with the tokenizer's vocabulary where none was given.
+    def fitted(self, tokenizer: Tokenizer | None) -> "RunConfig":
+        """The same with the tokenizer's vocabulary where none was given; with no tokenizer, the same.
 
         raises  ConfigError: a vocabulary smaller than the tokenizer's; of bytes it may be, if the text has no others
         """
+        if tokenizer is None:
+            return self
         given, needed = self.settings.vocabulary, tokenizer.vocabulary
         if given == FROM_TOKENIZER:
             return replace(self, settings=replace(self.settings, vocabulary=needed))
@@ -169,14 +189,17 @@ class RunConfig:
         return {"model": model, **{section: to_table(getattr(self, section)) for section in SECTIONS}}
 
     def build(self):
-        """A new model with these settings: a language model, or a classifier on one where there are [sentences]."""
+        """A new model with these settings: with [sentences], a classifier on the language model."""
         if not self.classifies:
             return registry.get("rheobase.models", self.model).Model(self.settings)
         s, settings = self.sentences, to_table(self.settings)
         return Classifier(ClassifierConfig(trunk=self.model, settings=settings, classes=s.labels, dropout=s.dropout))
 
-    def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus | LabelledCorpus:
-        """The text or the sentences, cut and encoded, by a tokenizer made as [data] says if none is given."""
+    def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus | LabelledCorpus | EventCorpus:
+        """The text or the sentences, cut and encoded, by a tokenizer made as [data] says if none is given; or the
+        recordings as frames."""
+        if self.sees:
+            return load_events(self.events)
         if self.classifies:
             parts = read_parts(self.sentences)
             return encode_parts(parts, self.train.context, tokenizer or self.data.tokenizer)
@@ -204,10 +227,10 @@ class Run:
         return run
 
     @classmethod
-    def create(cls, folder: str | Path, config: RunConfig, tokenizer: Tokenizer) -> "Run":
-        """Make the folder, with tokenizer.json unless it is bytes; raises FormatError if a run is there already."""
+    def create(cls, folder: str | Path, config: RunConfig, tokenizer: Tokenizer | None) -> "Run":
+        """Make the folder, with tokenizer.json unless it is bytes or none; raises FormatError if a run is there."""
         run = cls.vacant(folder)
-        if tokenizer.unit != "byte":
+        if tokenizer and tokenizer.unit != "byte":
             write_atomic(run.tokenizer_path, tokenizer.to_json().encode())
         write_atomic(run.config_path, to_toml(config.to_table()).encode())
         return run
@@ -245,26 +268,32 @@ class Run:
         return RunConfig.from_table(read_toml(self.config_path), str(self.config_path))
 
     def tokenizer(self) -> Tokenizer:
-        """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign."""
+        """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign, and
+        UnsupportedError where recordings are classified."""
+        if self.config.sees:
+            raise UnsupportedError(
+                self.folder, "a run on text", "one on recordings", "use train, eval, count, simulate"
+            )
         return Bytes() if self.config.data.tokenizer == "bytes" else read_tokenizer(self.tokenizer_path)
 
     @property
     def measure(self) -> str:
         """The name under which log.jsonl has a step's loss."""
-        return "cross_entropy" if self.config.classifies else self.tokenizer().measure
+        return "cross_entropy" if self.config.classifies or self.config.sees else self.tokenizer().measure
 
-    def corpus(self) -> Corpus | LabelledCorpus:
-        """The text, cut and encoded; raises FormatError if it is no longer the text that the run was trained on."""
+    def corpus(self) -> Corpus | LabelledCorpus | EventCorpus:
+        """What the run was trained on, cut and encoded; raises FormatError if it is no longer the same."""
         config = self.config
-        corpus = config.corpus(self.tokenizer())
+        corpus = config.corpus(None if config.sees else self.tokenizer())
         if self.metrics().get("text_sha256") not in (None, corpus.digest):
-            text = config.sentences.train or config.data.text
-            raise FormatError(text, "the text of the training", "another", "put the same text back")
+            text = config.events.set or config.sentences.train or config.data.text
+            what = "recordings" if config.sees else "text"
+            raise FormatError(text, f"the {what} of the training", "another", f"put the same {what} back")
         return corpus
 
     def splits(self) -> Splits:
         """The parts of a language model's text; raises UnsupportedError for a classifier, which has none."""
-        if self.config.classifies:
+        if self.config.classifies or self.config.sees:
             raise UnsupportedError(
                 self.folder, "a language model's run", "a classifier's", "use eval, which takes both"
             )

@@ -12,6 +12,7 @@ from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.exporters.spinnaker2 import divergence, emulate, host, routing
 from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, Level
 from rheobase.backends.exporters.spinnaker2.firmware import selftest
+from rheobase.backends.exporters.spinnaker2.frames import as_tokens
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
 from rheobase.backends.exporters.spinnaker2.overview import Overview, open_overview
@@ -42,16 +43,19 @@ def export(
 
     dram         embedding and head lie in DRAM; False: on PEs, and there is no dram.bin
     chips        how many chips there are
-    calibration  tokens [B, T] of real text; the first 256 of its first stream make the reference trace
+    calibration  tokens [B, T] of real text; the first 256 of its first stream make the reference trace. Where the graph
+                 reads frames, those of recordings [B, T, C, H, W]; the host's table holds them, and the first 256, one
+                 recording after the other, make the trace
     raises       as `quantise` and `partition.build`; ConfigError: no calibration
     """
     refuse_other_ops(graph)
     if calibration is None:
         raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
-    calibration = np.atleast_2d(np.asarray(calibration)).astype(np.int64)
-    integer, deviations = quantise(graph, calibration, allow_lossy=allow_lossy)
+    made, (calibration,) = as_tokens(graph, np.atleast_2d(np.asarray(calibration)))
+    integer, deviations = quantise(made, calibration.astype(np.int64), allow_lossy=allow_lossy)
     partition = build(integer, dram=dram, chips=chips)
-    tokens, logits = calibration[:1, :TRACE_STEPS], next(iter(integer.outputs.values()))
+    stream = calibration[:1] if made is graph else calibration.reshape(1, -1)
+    tokens, logits = stream[:, :TRACE_STEPS].astype(np.int64), next(iter(integer.outputs.values()))
     names = [*dict.fromkeys(partition.probes.values()), logits]
     run = simulate(integer, tokens, on="integer", record=names)
     signals = {name: _narrow(array) for name, array in run.recorded.items()}

@@ -76,10 +76,8 @@ class Host:
             _open(self._lib, element, data, where)
         self._last = np.cumsum([len(group) for group in groups])
         self._vectors = None if dram is None else np.ascontiguousarray(dram_vectors(dram), np.int32)
-        self.vocabulary = sum(image.fields["units"] for _, image in groups[-1])
-        known = sum(i.fields["units"] for _, i in groups[0]) if dram is None else len(self._vectors)
-        if known != self.vocabulary:
-            raise FormatError("pe", f"{self.vocabulary} tokens in the embedding", str(known), "export it anew")
+        self.outputs = sum(image.fields["units"] for _, image in groups[-1])
+        self.tokens = sum(i.fields["units"] for _, i in groups[0]) if dram is None else len(self._vectors)
         listens: dict[int, list[int]] = {}
         units: dict[int, int] = {}
         for number, (_, image) in enumerate(images):
@@ -133,7 +131,7 @@ class Host:
         row = self._checked(tokens)
         at_once = max(1, ROOM // self._most)
         sent, n_sent = np.empty((min(at_once, row.size) * self._most, 2), np.int32), np.empty(at_once, np.int64)
-        logits, events = [np.empty((0, self.vocabulary), np.int32)], [np.empty((0, 3), np.int64)]
+        logits, events = [np.empty((0, self.outputs), np.int32)], [np.empty((0, 3), np.int64)]
         for begin in range(0, row.size, at_once):
             part = row[begin : begin + at_once]
             logits.append(self._run(part, True, sent.ctypes.data, n_sent.ctypes.data)[0])
@@ -149,13 +147,13 @@ class Host:
 
     def _checked(self, tokens) -> np.ndarray:
         row = np.ascontiguousarray(np.reshape(tokens, -1), np.int64)
-        if row.size and not 0 <= row.min() <= row.max() < self.vocabulary:
-            wrong = row[(row < 0) | (row >= self.vocabulary)][0]
-            raise ShapeError("host", f"token ids from 0 to {self.vocabulary - 1}", str(wrong), "check the tokenizer")
+        if row.size and not 0 <= row.min() <= row.max() < self.tokens:
+            wrong = row[(row < 0) | (row >= self.tokens)][0]
+            raise ShapeError("host", f"token ids from 0 to {self.tokens - 1}", str(wrong), "check the tokenizer")
         return row
 
     def _run(self, row: np.ndarray, logits: bool, sent: int | None, n_sent: int | None):
-        out = np.empty((row.size if logits else 0, self.vocabulary), np.int32)
+        out = np.empty((row.size if logits else 0, self.outputs), np.int32)
         hashes = np.empty((row.size, len(self._elements)), np.uint32)
         vectors = self._vectors
         self.events += self._lib.host_run(
@@ -170,7 +168,7 @@ class Host:
             row.ctypes.data,
             row.size,
             out.ctypes.data if logits else None,
-            self.vocabulary,
+            self.outputs,
             hashes.ctypes.data,
             self._room.ctypes.data,
             sent,

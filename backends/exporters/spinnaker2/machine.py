@@ -280,10 +280,11 @@ def dram_vectors(dram: Image) -> np.ndarray:
 def dram_head(dram: Image) -> Image:
     """The head in DRAM as the image of one large head."""
     f, r = dram.fields, dram.regions
-    weight = _shaped("dram.bin", r["weight"], (f["vocabulary"], f["head_inputs"]))
+    units = r["bias"].size
+    weight = _shaped("dram.bin", r["weight"], (units, f["head_inputs"]))
     slices = _shaped("dram.bin", r["slices"], (f["slices"], 3)).astype(np.int64)
     keys = np.concatenate([slices, np.zeros_like(slices[:, :1])], 1)
-    bias, shift = (_shaped("dram.bin", r[name], (f["vocabulary"],)) for name in ("bias", "shift"))
+    bias, shift = (_shaped("dram.bin", r[name], (units,)) for name in ("bias", "shift"))
     return head_image({"layer": f["stage"], "slice": 0, "unit_lo": 0}, weight.T, bias, shift, keys)
 
 
@@ -302,7 +303,7 @@ class Machine:
         self.vectors = None if dram is None else dram_vectors(dram)
         self.stages = stages(dram, pes)
         self.elements = [[self.element(where, image) for where, image in stage] for stage in self.stages]
-        self.vocabulary = sum(pe.units for pe in self.elements[-1])
+        self.tokens = sum(pe.units for pe in self.elements[0]) if self.vectors is None else len(self.vectors)
         self.record = record
         self.listeners: dict[int, list[Element | EmbeddingElement]] = {}
         for pe in (pe for stage in self.elements for pe in stage):
@@ -315,8 +316,8 @@ class Machine:
 
     def first_events(self, token: int) -> Events:
         """What the host sends for a token: its vector from DRAM, or its id."""
-        if not 0 <= token < self.vocabulary:
-            raise ShapeError("machine", f"token ids from 0 to {self.vocabulary - 1}", str(token), "check the tokenizer")
+        if not 0 <= token < self.tokens:
+            raise ShapeError("machine", f"token ids from 0 to {self.tokens - 1}", str(token), "check the tokenizer")
         if self.vectors is None:
             return np.array([key(TOKEN, 0)]), np.array([token])
         active = np.flatnonzero(self.vectors[token])

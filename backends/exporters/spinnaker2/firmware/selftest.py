@@ -33,7 +33,7 @@ def cases() -> list[Case]:
     machine, _ = random_machine(1)
     expected: dict[str, list] = {}
     for token in range(TOKENS):
-        machine.step(token % machine.vocabulary)
+        machine.step(token % machine.tokens)
         for pe in (pe for stage in machine.elements for pe in stage):
             expected.setdefault(pe.where, []).append(_hashes(pe))
     found = []

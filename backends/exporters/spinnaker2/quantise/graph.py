@@ -19,6 +19,7 @@ from rheobase.spiking.graph import (
     EGRUCell,
     Embedding,
     EventGraph,
+    Frames,
     GradedLIFCell,
     LayerNorm,
     LIFCell,
@@ -62,9 +63,12 @@ INTEGER = {
 
 
 def refuse_other_ops(graph: EventGraph) -> None:
-    """Raise UnsupportedError where a graph has ops without an integer form, naming each kind of them."""
+    """Raise UnsupportedError where a graph has ops without an integer form, naming each kind of them.
+
+    Frames pass before EGRU layers alone: `frames.as_tokens` replaces them.
+    """
     others = [n for n in graph.nodes if type(n.op) not in INTEGER]
-    if others:
+    if any(not isinstance(n.op, Frames) for n in others):
         kinds = ", ".join(dict.fromkeys(type(n.op).__name__ for n in others))
         wanted = "an EGRU language model or a SpikeGPT"
         raise UnsupportedError(others[0].name, wanted, kinds, "export one of these")
