@@ -6,48 +6,29 @@ import json
 import platform
 import sys
 import textwrap
-import time
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rheobase import __version__
 from rheobase import quickstart as quick
-from rheobase.backends import count as count_operations
+from rheobase.answer import Answer
 from rheobase.backends import export as export_model
-from rheobase.backends import price
-from rheobase.backends import simulate as simulate_graph
 from rheobase.backends import verify as verify_artifact
-from rheobase.backends.artifact import MANIFEST, Artifact, open_artifact
 from rheobase.backends.counting import (
     Quantity,
-    break_even,
-    count_phases,
     load_target,
-    measure,
-    overview,
-    show,
     target_names,
 )
-from rheobase.backends.events import described, event_writer, from_edge, open_events, write_events
-from rheobase.backends.exporters import spinnaker2
-from rheobase.backends.exporters.spinnaker2 import overview as image_overview
-from rheobase.backends.exporters.spinnaker2 import picture
 from rheobase.backends.exporters.spinnaker2.calibrate import calibrate
-from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, level_toml, read_levels
-from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
+from rheobase.backends.exporters.spinnaker2.estimate import level_toml
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
-from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
-from rheobase.backends.exporters.spinnaker2.frames import as_tokens
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
-from rheobase.backends.exporters.spinnaker2.quantise import quantise, refuse_other_ops
-from rheobase.backends.trace import StoredTrace, artifact_trace, compare, expand, load_trace, save_trace
-from rheobase.exchange import feed, import_to, tally_of
-from rheobase.faulty import with_faults
-from rheobase.models import SpikeGPT
+from rheobase.counting import count as count
+from rheobase.exchange import import_to
+from rheobase.inspecting import diff as diff
+from rheobase.inspecting import inspect as inspect
 from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
 from rheobase.models.training.classify import judge
@@ -55,27 +36,16 @@ from rheobase.models.training.event_task import judge_frames
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.models.training.sentence_sets import read_parts
+from rheobase.quickstart import calibration, test, test_tokens
+from rheobase.simulating import convert as convert
+from rheobase.simulating import simulate as simulate
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
-from rheobase.spiking.events import Events
 from rheobase.spiking.files import new_folder, write_atomic
 from rheobase.spiking.graph.stored import is_graph, load_graph
 from rheobase.spiking.ops.choice import explain
 from rheobase.spiking.ops.native import library
-from rheobase.spiking.tally import Tally
-
-MEASURE_SECONDS = 2.0
-"""Forward passes are repeated for so long: counters of energy are coarse."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command found: a table for --json, text for a person, and whether it is good news."""
-
-    table: dict = field(default_factory=dict)
-    text: str = ""
-    ok: bool = True
 
 
 def quickstart(args) -> Answer:
@@ -206,176 +176,6 @@ def sample(args) -> Answer:
     return Answer({"seeds": list(seeds), "texts": texts}, rest)
 
 
-def count(args) -> Answer:
-    stored = is_graph(args.run)
-    _refuse_input(args, stored)
-    if stored and (args.prefill or args.measure):
-        raise ConfigError("count --prefill, --measure", "a run", "a stored graph", "leave it out")
-    if not stored:
-        run = Run.open(args.run)
-        model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
-    if stored:
-        phases = {"all": tally_of(args.run, args.input, args.tokens)}
-    elif args.prefill:
-        phases = dict(
-            zip(("prefill", "decode"), count_phases(model, tokens, args.prefill, strict=args.strict), strict=True)
-        )
-    else:
-        phases = {"all": count_operations(model, tokens, strict=args.strict)}
-    tally = sum(phases.values(), Tally())
-    lines = []
-    for name, part in phases.items():
-        title = f"{part.tokens:,} tokens" if name == "all" else f"{name}: {part.tokens:,} tokens"
-        lines.append(f"{title}\n{show(part)}\n" if part.tokens else f"{title}\n")
-    measured = _measure(model, tokens, args) if args.measure else None
-    if measured:
-        lines.append(_measured(measured))
-    bills = [price(tally, name) for name in args.target]
-    even = [break_even(tally, bill.target) for bill in bills]
-    lines += [f"{bill}\n{rate}\n" for bill, rate in zip(bills, even, strict=True)]
-    if len(bills) > 1:
-        lines.append(overview(bills))
-    table = {
-        "tally": tally.to_table(),
-        "phases": {name: part.to_table() for name, part in phases.items()} if args.prefill else None,
-        "bills": [bill.to_table() for bill in bills],
-        "break_even": [dataclasses.asdict(rate) for rate in even],
-        "measured": measured,
-    }
-    return Answer(table, "\n".join(lines).rstrip())
-
-
-def _refuse_input(args, stored: bool) -> None:
-    if args.input and not stored:
-        raise ConfigError("--input", "a graph stored by import", f"the run {args.run}", "leave it out")
-
-
-def _measure(model, tokens: torch.Tensor, args) -> dict:
-    """Joules of the forward passes that were counted, again and again for some seconds, as a table."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("count --device", "a device that torch can use", "cuda", "take cpu")
-    model, tokens = model.to(args.device), tokens.to(args.device)
-    parts = tokens.split([args.prefill, *[1] * (tokens.shape[1] - args.prefill)], 1) if args.prefill else [tokens]
-    passes = 0
-
-    @torch.inference_mode()
-    def forward():
-        nonlocal passes
-        began = time.monotonic()
-        while passes == 0 or time.monotonic() - began < MEASURE_SECONDS:
-            state = None
-            for part in parts:
-                state = model(part, state)[1]
-            passes += 1
-
-    measured = measure(forward, args.device)
-    return {"tokens": passes * tokens.shape[0] * tokens.shape[1], **dataclasses.asdict(measured)}
-
-
-def _measured(m: dict) -> str:
-    ran = f"{m['tokens']:,} tokens run in {m['seconds']:.2f} s"
-    if m["joules"] is None:
-        return (
-            textwrap.fill(f"not measured, {ran}: {m['why']}", 96, subsequent_indent="  ", break_on_hyphens=False) + "\n"
-        )
-    each = 1e9 * m["joules"] / m["tokens"]
-    return (
-        f"measured  {each:,.0f} nJ a token: {m['joules']:.2f} J, {ran}, {m['counter']}\n"
-        f"          all that the device used meanwhile, idle power and other work too; no bill prices that\n"
-    )
-
-
-def simulate(args) -> Answer:
-    if bool(args.record) != bool(args.out):
-        raise ConfigError("simulate", "--record and --out together", "one of them", "give both or neither")
-    if args.device and args.on != "torch":
-        raise ConfigError("simulate --device", "--on torch", f"--on {args.on}", "leave --device out")
-    if args.fault and (args.on != "integer" or args.out):
-        raise ConfigError("simulate --fault", "--on integer, and no --record", f"--on {args.on}", "leave one out")
-    as_events = bool(args.out) and Path(args.out).suffix not in (".h5", ".hdf5")
-    if as_events:
-        event_writer(args.out)
-    elif args.sensor or args.dt:
-        raise ConfigError("simulate --sensor, --dt", "an event file as --out", str(args.out), "leave them out")
-    where = {"device": args.device} if args.device else {}
-    recorded = [] if as_events else args.record
-    stored = is_graph(args.run)
-    _refuse_input(args, stored)
-    if stored and args.on in ("integer", "firmware"):
-        raise ConfigError("simulate --on", "event or torch for a stored graph", args.on, "choose one")
-    run = None if stored else Run.open(args.run)
-    if args.fault:
-        from tqdm import tqdm
-
-        bar = functools.partial(tqdm, desc="faults", unit="token", disable=True if args.json else None, leave=False)
-        table, text = with_faults(run, test_tokens(run, args.tokens)[0], args.fault, args.seed, bar)
-        return Answer(table, text)
-    if stored:
-        graph = load_graph(args.run)
-        tokens, whose = feed(graph, args.input, args.tokens)
-        whose = f", {whose}"
-    else:
-        graph, tokens, whose = run.model().lower(), test_tokens(run, args.tokens), ""
-    steps = tokens.shape[0] * tokens.shape[1]
-    if args.on in ("integer", "firmware"):
-        refuse_other_ops(graph)
-        graph, (text, tokens) = as_tokens(graph, calibration(run), tokens)
-        graph, _ = quantise(graph, text)
-    began = time.monotonic()
-    try:
-        form = "firmware" if args.on == "integer" else args.on
-        trace = simulate_graph(graph, tokens, on=form, record=recorded, **where)
-        whose += ", by the firmware's C" if args.on == "integer" else ""
-    except UnsupportedError as why:
-        if args.on != "integer":
-            raise
-        trace = simulate_graph(graph, tokens, on="integer", record=recorded)
-        whose = f", by its specification in NumPy ({str(why).partition('; ')[0]})"
-    seconds = time.monotonic() - began
-    if as_events:
-        sidecar = _write_edge(trace.events, args)
-    elif args.out:
-        kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
-        save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
-    rates = {name: events.rate for name, events in trace.events.items()}
-    unit = "steps" if stored else "frames" if run.config.sees else "tokens"
-    speed = f"{seconds:.2f} s, {steps / seconds:,.0f} {unit} a second"
-    lines = [f"{steps:,} {unit} on {args.on} in {speed}{whose}"]
-    lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
-    if as_events:
-        lines.append(described(args.out, sidecar))
-    elif args.out:
-        lines.append(f"recorded {', '.join(trace.recorded)} in {args.out}")
-    tally = trace.tally.to_table() if trace.tally else None
-    return Answer({"tokens": steps, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
-
-
-def _write_edge(sent: dict[str, Events], args) -> dict:
-    """Write the one node's events that --record names as an event file; returns its sidecar."""
-    found = expand(args.record, sent)
-    if len(found) != 1:
-        raise ConfigError("simulate --record", "one output for an event file", ", ".join(found), "name one")
-    recording = from_edge(sent[found[0]], args.sensor, args.dt)
-    recording.about["edge"] = found[0]
-    return write_events(args.out, recording)
-
-
-def convert(args) -> Answer:
-    from tqdm import tqdm
-
-    bar = tqdm(desc="convert", unit=" events", unit_scale=True, disable=True if args.json else None, leave=False)
-    with bar, open_events(args.source, sensor=args.sensor, sample=args.sample, signal=args.signal) as recording:
-
-        def passing(chunks=recording.chunks):
-            for chunk in chunks:
-                bar.update(len(chunk))
-                yield chunk
-
-        recording.chunks = passing()
-        sidecar = write_events(args.out, recording, shift=args.shift)
-    return Answer({"out": args.out, "sidecar": sidecar}, described(args.out, sidecar))
-
-
 def export(args) -> Answer:
     own = {"dram": False if args.no_dram else None, "chips": args.chips, "dt_s": args.dt, "gain": args.gain}
     own |= {"relay": args.relay or None, "legacy": args.legacy or None}
@@ -415,77 +215,6 @@ def verify(args) -> Answer:
         raise RheobaseError(args.against, f"the integers of {args.path}", other.problem, "look for the cause there")
     text += f"\n{args.against}: {other.compared:,} integers compared, 0 mismatches"
     return Answer({**dataclasses.asdict(report), "against": dataclasses.asdict(other)}, text)
-
-
-def inspect(args) -> Answer:
-    path = Path(args.path)
-    if (path / MANIFEST).is_file():
-        return _inspect_artefact(open_artifact(path), args.out, args.target)
-    if args.out or args.target:
-        raise ConfigError("inspect --out, --target", "an exported directory", str(path), "leave it out")
-    if path.suffix in (".pt", ".pth"):
-        lines = []
-        model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)
-        lines.append("a SpikeGPT of the original; whether its embedding is binary the file does not say")
-        return Answer({"kind": "spikegpt", "config": dataclasses.asdict(model.config)}, "\n".join(lines))
-    if path.suffix in (".h5", ".hdf5"):
-        trace = load_trace(path)
-        lines = [f"trace of {trace.tokens.shape[1]} tokens on {trace.simulator}, graph {trace.graph[:12]}"]
-        lines += [f"  {name:<28}{a.dtype!s:<10}{a.shape}" for name, a in trace.signals.items()]
-        shapes = {name: a.shape for name, a in trace.signals.items()}
-        return Answer({"kind": "trace", "tokens": trace.tokens.shape, "signals": shapes}, "\n".join(lines))
-    if is_graph(path):
-        graph = load_graph(path)
-        lines = [f"graph {graph.hash()[:12]}", *(f"  {n.name:<28}{n.op}" for n in graph.nodes)]
-        return Answer({"kind": "graph", "graph": graph.hash()}, "\n".join(lines))
-    run = Run.open(path)
-    m = run.metrics()
-    return Answer(
-        {"kind": "run", "config": run.config.to_table(), "metrics": m}, run.config_path.read_text() + f"\n{m}"
-    )
-
-
-def _inspect_artefact(artifact: Artifact, out: str | None, target: str | None) -> Answer:
-    """Files and coverage; of a SpiNNaker 2 image its overview, the firmware's memory and a picture too."""
-    m = artifact.manifest
-    image = m["exporter"] == "spinnaker2"
-    if (out or target) and not image:
-        raise ConfigError("inspect --out, --target", "a SpiNNaker 2 image", m["format"], "leave it out")
-    view = spinnaker2.describe(artifact, read_levels(target) if target else LEVELS) if image else None
-    lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}", *m.get("notes", ())]
-    lines += [f"  {n:<22}{entry['bytes']:>10,} bytes" for n, entry in m["files"].items() if not n.startswith("pe/")]
-    lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
-    table = {"kind": "artefact", "manifest": m}
-    if view:
-        lines.append(image_overview.text(view))
-        table |= image_overview.table(view)
-    if view and missing_tool() != COMPILER:
-        table["firmware"] = dataclasses.asdict(memory := footprint())
-        lines.append(str(memory))
-    if out:
-        picture.draw(view, out)
-        lines.append(f"drawn in {out}")
-    return Answer(table, "\n".join([*lines, f"not claimed: {m['not_claimed']}"]))
-
-
-def diff(args) -> Answer:
-    a, b = (_signals(Path(p)) for p in (args.a, args.b))
-    compared, different, first = compare(a, b)
-    text = f"{compared:,} numbers compared, {different:,} differ" + (f"\nfirst: {first}" if first else "")
-    table = {"compared": compared, "different": different, "first": vars(first) if first else None}
-    return Answer(table, text, ok=different == 0)
-
-
-def _signals(path: Path) -> dict[str, np.ndarray]:
-    """Signals [B, T, n] of a trace, of an artefact's trace, or of a run: its log by step, and its weights."""
-    if path.suffix in (".h5", ".hdf5"):
-        return dict(load_trace(path).signals)
-    if (path / MANIFEST).is_file():
-        return dict(artifact_trace(open_artifact(path)).signals)
-    run = Run.open(path)
-    losses = np.array([r[run.measure] for r in run.log() if run.measure in r])
-    weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}
-    return {f"log.{run.measure}": losses.reshape(1, -1, 1), **weights}
 
 
 def report(args) -> Answer:
@@ -610,6 +339,3 @@ def doctor(args) -> Answer:
 
 def _quiet(*_):
     pass
-
-
-test, test_tokens, calibration = quick.test, quick.test_tokens, quick.calibration

@@ -82,3 +82,8 @@ def tally_of(path: str, given: str | None, steps: int) -> Tally:
     """What the event simulator counts of a stored graph."""
     graph = load_graph(path)
     return simulate(graph, feed(graph, given, steps)[0]).tally
+
+
+def refuse_input(args, stored: bool) -> None:
+    if args.input and not stored:
+        raise ConfigError("--input", "a graph stored by import", f"the run {args.run}", "leave it out")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rheobase import backends, commands
+from rheobase import backends, counting
 from rheobase.backends import count
 from rheobase.backends.counting import Measured, count_phases, measure, show
 from rheobase.cli import run
@@ -124,17 +124,17 @@ def test_both_phases_are_shown_and_strict_refuses_an_unknown_operator(small_run,
 
 def test_joules_stand_beside_the_bill_or_why_not(small_run, ask, tmp_path, monkeypatch):
     arguments = ("count", small_run.folder, "--tokens", 20, "--measure", "--target", "horowitz-45nm")
-    monkeypatch.setattr(commands, "MEASURE_SECONDS", 0)
+    monkeypatch.setattr(counting, "MEASURE_SECONDS", 0)
 
     def measured(function, device):
         function()
         return Measured(3.5, 2.0, f"a counter of {device}")
 
-    monkeypatch.setattr(commands, "measure", measured)
+    monkeypatch.setattr(counting, "measure", measured)
     text = ask(*arguments)
     assert "measured  175,000,000 nJ a token: 3.50 J, 20 tokens run in 2.00 s, a counter of cpu\n" in text
     assert "sum of what is priced" in text
-    monkeypatch.setattr(commands, "measure", functools.partial(measure, powercap=tmp_path))
+    monkeypatch.setattr(counting, "measure", functools.partial(measure, powercap=tmp_path))
     assert "not measured, 20 tokens run in" in ask(*arguments)
     table = json.loads(ask(*arguments, "--json"))
     assert table["measured"]["joules"] is None and "expected RAPL's packages, got none" in table["measured"]["why"]

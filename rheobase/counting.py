@@ -1,0 +1,101 @@
+"""The command that counts and prices a token."""
+
+import dataclasses
+import textwrap
+import time
+
+import torch
+
+from rheobase.answer import Answer
+from rheobase.backends import count as count_operations
+from rheobase.backends import price
+from rheobase.backends.counting import (
+    break_even,
+    count_phases,
+    measure,
+    overview,
+    show,
+)
+from rheobase.exchange import refuse_input, tally_of
+from rheobase.models.training.run import Run
+from rheobase.quickstart import test_tokens
+from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.graph.stored import is_graph
+from rheobase.spiking.tally import Tally
+
+MEASURE_SECONDS = 2.0
+"""Forward passes are repeated for so long: counters of energy are coarse."""
+
+
+def count(args) -> Answer:
+    stored = is_graph(args.run)
+    refuse_input(args, stored)
+    if stored and (args.prefill or args.measure):
+        raise ConfigError("count --prefill, --measure", "a run", "a stored graph", "leave it out")
+    if not stored:
+        run = Run.open(args.run)
+        model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
+    if stored:
+        phases = {"all": tally_of(args.run, args.input, args.tokens)}
+    elif args.prefill:
+        phases = dict(
+            zip(("prefill", "decode"), count_phases(model, tokens, args.prefill, strict=args.strict), strict=True)
+        )
+    else:
+        phases = {"all": count_operations(model, tokens, strict=args.strict)}
+    tally = sum(phases.values(), Tally())
+    lines = []
+    for name, part in phases.items():
+        title = f"{part.tokens:,} tokens" if name == "all" else f"{name}: {part.tokens:,} tokens"
+        lines.append(f"{title}\n{show(part)}\n" if part.tokens else f"{title}\n")
+    measured = _measure(model, tokens, args) if args.measure else None
+    if measured:
+        lines.append(_measured(measured))
+    bills = [price(tally, name) for name in args.target]
+    even = [break_even(tally, bill.target) for bill in bills]
+    lines += [f"{bill}\n{rate}\n" for bill, rate in zip(bills, even, strict=True)]
+    if len(bills) > 1:
+        lines.append(overview(bills))
+    table = {
+        "tally": tally.to_table(),
+        "phases": {name: part.to_table() for name, part in phases.items()} if args.prefill else None,
+        "bills": [bill.to_table() for bill in bills],
+        "break_even": [dataclasses.asdict(rate) for rate in even],
+        "measured": measured,
+    }
+    return Answer(table, "\n".join(lines).rstrip())
+
+
+def _measure(model, tokens: torch.Tensor, args) -> dict:
+    """Joules of the forward passes that were counted, again and again for some seconds, as a table."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("count --device", "a device that torch can use", "cuda", "take cpu")
+    model, tokens = model.to(args.device), tokens.to(args.device)
+    parts = tokens.split([args.prefill, *[1] * (tokens.shape[1] - args.prefill)], 1) if args.prefill else [tokens]
+    passes = 0
+
+    @torch.inference_mode()
+    def forward():
+        nonlocal passes
+        began = time.monotonic()
+        while passes == 0 or time.monotonic() - began < MEASURE_SECONDS:
+            state = None
+            for part in parts:
+                state = model(part, state)[1]
+            passes += 1
+
+    measured = measure(forward, args.device)
+    return {"tokens": passes * tokens.shape[0] * tokens.shape[1], **dataclasses.asdict(measured)}
+
+
+def _measured(m: dict) -> str:
+    ran = f"{m['tokens']:,} tokens run in {m['seconds']:.2f} s"
+    if m["joules"] is None:
+        return (
+            textwrap.fill(f"not measured, {ran}: {m['why']}", 96, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+        )
+    each = 1e9 * m["joules"] / m["tokens"]
+    return (
+        f"measured  {each:,.0f} nJ a token: {m['joules']:.2f} J, {ran}, {m['counter']}\n"
+        f"          all that the device used meanwhile, idle power and other work too; no bill prices that\n"
+    )

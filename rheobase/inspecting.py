@@ -1,0 +1,92 @@
+"""The commands that say what a path holds, and where two differ."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from rheobase.answer import Answer
+from rheobase.backends.artifact import MANIFEST, Artifact, open_artifact
+from rheobase.backends.exporters import spinnaker2
+from rheobase.backends.exporters.spinnaker2 import overview as image_overview
+from rheobase.backends.exporters.spinnaker2 import picture
+from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, read_levels
+from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
+from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
+from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
+from rheobase.backends.trace import artifact_trace, compare, load_trace
+from rheobase.models import SpikeGPT
+from rheobase.models.training.run import Run
+from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.graph.stored import is_graph, load_graph
+
+
+def inspect(args) -> Answer:
+    path = Path(args.path)
+    if (path / MANIFEST).is_file():
+        return _inspect_artefact(open_artifact(path), args.out, args.target)
+    if args.out or args.target:
+        raise ConfigError("inspect --out, --target", "an exported directory", str(path), "leave it out")
+    if path.suffix in (".pt", ".pth"):
+        lines = []
+        model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)
+        lines.append("a SpikeGPT of the original; whether its embedding is binary the file does not say")
+        return Answer({"kind": "spikegpt", "config": dataclasses.asdict(model.config)}, "\n".join(lines))
+    if path.suffix in (".h5", ".hdf5"):
+        trace = load_trace(path)
+        lines = [f"trace of {trace.tokens.shape[1]} tokens on {trace.simulator}, graph {trace.graph[:12]}"]
+        lines += [f"  {name:<28}{a.dtype!s:<10}{a.shape}" for name, a in trace.signals.items()]
+        shapes = {name: a.shape for name, a in trace.signals.items()}
+        return Answer({"kind": "trace", "tokens": trace.tokens.shape, "signals": shapes}, "\n".join(lines))
+    if is_graph(path):
+        graph = load_graph(path)
+        lines = [f"graph {graph.hash()[:12]}", *(f"  {n.name:<28}{n.op}" for n in graph.nodes)]
+        return Answer({"kind": "graph", "graph": graph.hash()}, "\n".join(lines))
+    run = Run.open(path)
+    m = run.metrics()
+    return Answer(
+        {"kind": "run", "config": run.config.to_table(), "metrics": m}, run.config_path.read_text() + f"\n{m}"
+    )
+
+
+def _inspect_artefact(artifact: Artifact, out: str | None, target: str | None) -> Answer:
+    """Files and coverage; of a SpiNNaker 2 image its overview, the firmware's memory and a picture too."""
+    m = artifact.manifest
+    image = m["exporter"] == "spinnaker2"
+    if (out or target) and not image:
+        raise ConfigError("inspect --out, --target", "a SpiNNaker 2 image", m["format"], "leave it out")
+    view = spinnaker2.describe(artifact, read_levels(target) if target else LEVELS) if image else None
+    lines = [f"{m['format']} by rheobase {m['version']}, graph {m['graph'][:12]}", *m.get("notes", ())]
+    lines += [f"  {n:<22}{entry['bytes']:>10,} bytes" for n, entry in m["files"].items() if not n.startswith("pe/")]
+    lines += [f"  {node:<28}{where}" for node, where in m["coverage"].items()]
+    table = {"kind": "artefact", "manifest": m}
+    if view:
+        lines.append(image_overview.text(view))
+        table |= image_overview.table(view)
+    if view and missing_tool() != COMPILER:
+        table["firmware"] = dataclasses.asdict(memory := footprint())
+        lines.append(str(memory))
+    if out:
+        picture.draw(view, out)
+        lines.append(f"drawn in {out}")
+    return Answer(table, "\n".join([*lines, f"not claimed: {m['not_claimed']}"]))
+
+
+def diff(args) -> Answer:
+    a, b = (_signals(Path(p)) for p in (args.a, args.b))
+    compared, different, first = compare(a, b)
+    text = f"{compared:,} numbers compared, {different:,} differ" + (f"\nfirst: {first}" if first else "")
+    table = {"compared": compared, "different": different, "first": vars(first) if first else None}
+    return Answer(table, text, ok=different == 0)
+
+
+def _signals(path: Path) -> dict[str, np.ndarray]:
+    """Signals [B, T, n] of a trace, of an artefact's trace, or of a run: its log by step, and its weights."""
+    if path.suffix in (".h5", ".hdf5"):
+        return dict(load_trace(path).signals)
+    if (path / MANIFEST).is_file():
+        return dict(artifact_trace(open_artifact(path)).signals)
+    run = Run.open(path)
+    losses = np.array([r[run.measure] for r in run.log() if run.measure in r])
+    weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}
+    return {f"log.{run.measure}": losses.reshape(1, -1, 1), **weights}
