@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/nmnist.py ARCHIVE --out runs/nmnist [--model lif egru]
 
 ARCHIVE holds the recordings and train1K.txt, their labels. The folds are fixed (`event_corpus.load_events`). Settings
-and numbers of steps are those below: they were chosen with fold 0 left out, by the accuracy on a fifth of the other
-recordings (docs/event_cameras.md); no fold chooses anything, the last step is kept. Finished runs are kept, so that the
+and numbers of steps are those below, the same for all, found before (docs/event_cameras.md says on what); no fold
+chooses anything, and the last step is kept. Finished runs are kept, so that the
 command goes on where it was stopped; one of other settings is refused. The network without convolutions is also judged
 in SpiNNaker 2's integers, by the firmware's C on the host, and that of the last fold exported and verified. A ridge
 regression on the events of each pixel, its one number chosen within the four fifths, stands beside them.
