@@ -9,10 +9,10 @@ OUT gets JSON: its energy in J by part and its time in s, as its Loihi has them,
 import json
 import sys
 
-import sanafe
-
 
 def main(network: str, steps: str, out: str) -> None:
+    import sanafe
+
     loihi = sanafe.load_loihi()
     chip = sanafe.SpikingChip(loihi)
     chip.load(sanafe.load_net(network, loihi))
