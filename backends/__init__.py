@@ -24,6 +24,8 @@ _HOMES = {
 
 def __getattr__(name: str):
     """Import a name when it is first asked for: what reads event files needs no torch, which takes over 600 MB."""
+    if name in _HOMES.values():
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -13,6 +13,8 @@ import sys
 import numpy as np
 
 MOST_BYTES, MOST_OBJECTS, DEEPEST = 1 << 30, 100_000, 12
+MOST_TEXT = 1 << 24
+"""of one array, whose items are all as long as the longest"""
 MOST_INFLATION = 1100
 """deflate shrinks by a factor of 1,032 at most; more bytes than that are in no chunk of the file"""
 
@@ -29,7 +31,8 @@ def flatten(data: bytes) -> dict[str, np.ndarray]:
         found, size = {}, 0
         for path, item in _objects(file):
             for name, value in item.attrs.items():
-                found[f"a{path}/{name}"] = _plain(path, np.asarray(value))
+                found[f"a{path}/{name}"] = array = _plain(path, np.asarray(value))
+                size += array.nbytes
             if isinstance(item, h5py.Dataset):
                 text = h5py.check_string_dtype(item.dtype)
                 if not (item.dtype.kind in "iufbS" or text) or item.is_virtual or item.external:
@@ -62,6 +65,8 @@ def _plain(path, array):
         if not all(isinstance(v, bytes | str) for v in array.reshape(-1)):
             raise Refused("numbers and text", f"other data at {path}")
         encoded = [v.encode() if isinstance(v, str) else v for v in array.reshape(-1)]
+        if len(encoded) * max(map(len, encoded), default=0) > MOST_TEXT:
+            raise Refused(f"at most {MOST_TEXT} bytes of text", f"more at {path}")
         array = np.array(encoded, "S").reshape(array.shape)
     return array
 

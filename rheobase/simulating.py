@@ -29,7 +29,7 @@ def simulate(args) -> Answer:
     as_events = bool(args.out) and Path(args.out).suffix not in (".h5", ".hdf5")
     if as_events:
         event_writer(args.out)
-    elif args.sensor or args.dt:
+    elif args.sensor or args.dt is not None:
         raise ConfigError("simulate --sensor, --dt", "an event file as --out", str(args.out), "leave them out")
     where = {"device": args.device} if args.device else {}
     recorded = [] if as_events else args.record

@@ -24,6 +24,8 @@ _HOMES = {
 
 def __getattr__(name: str):
     """Import a name when it is first asked for: what reads event files needs no torch, which takes over 600 MB."""
+    if name in _HOMES:
+        return importlib.import_module(f"{__name__}.{name}")
     home = next((module for module, names in _HOMES.items() if name in names.split(", ")), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

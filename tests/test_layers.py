@@ -64,3 +64,9 @@ def test_the_bare_name_is_refused_from_the_root(folder):
     done = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode and last.startswith(f"ImportError: import rheobase.{folder}, not {folder}")
+
+
+def test_packages_show_their_parts_without_importing_them_first():
+    code = "import rheobase.backends, rheobase.spiking; print(rheobase.backends.counting, rheobase.spiking.graph)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "rheobase.spiking.graph" in done.stdout, done.stderr

@@ -246,6 +246,8 @@ W = nir.Linear(np.random.default_rng(0).normal(0.1, 0.5, (16, 12)).astype(np.flo
         lambda: lif(16, leak=0.3, reset=0.3, theta=0.5, tau=np.linspace(2e-4, 5e-4, 16)),
         lambda: lif(1, theta=0.4),
         lambda: nir.IF(*full(3e3, 1.0, 0.0)),
+        lambda: nir.IF(*full(5e3, 1.0, 0.5)),
+        lambda: nir.IF(*full(1e4, 1.0, 0.5)),
         lambda: nir.CubaLIF(*full(2e-4, 4e-4, 3.0, 0.1, 0.9, -0.2), w_in=np.full(16, 1.5, np.float32)),
     ],
 )

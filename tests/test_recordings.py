@@ -14,7 +14,15 @@ import pytest
 from rheobase.models.training import event_sets, recordings
 from rheobase.models.training.event_corpus import load_events
 from rheobase.models.training.event_sets import EventFile, EventsConfig, EventSet
-from rheobase.models.training.recordings import Recording, frame, from_structured, labelled, read_bs2, read_npy
+from rheobase.models.training.recordings import (
+    Recording,
+    frame,
+    from_structured,
+    labelled,
+    members,
+    read_bs2,
+    read_npy,
+)
 from rheobase.spiking.errors import ConfigError, FormatError
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -325,3 +333,18 @@ def test_the_thousand_recordings():
     whole = load_events(config).train
     assert np.bincount(whole.labels).tolist() == [97, 116, 99, 93, 105, 92, 94, 117, 87, 100]
     assert whole.frames.sum() == 4_133_231
+
+
+def test_a_cut_recording_is_not_read_as_a_shorter_one(tmp_path):
+    whole = lzma.compress(bytes(5 * 4000))
+    for data in (whole[:-30], whole + whole):
+        (tmp_path / "1.bs2.xz").write_bytes(data)
+        with pytest.raises(FormatError, match="expected one whole .xz stream, got a cut one or more"):
+            list(members(tmp_path, lambda name: True))
+
+
+@pytest.mark.parametrize("shape", ["(1125899906842624, 4)", "(2, 4", "'no'"])
+def test_a_forged_array_is_refused(shape):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with pytest.raises(FormatError, match="a .npy file of numbers"):
+        read_npy(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header, "here")

@@ -134,7 +134,7 @@ def test_a_spike_fed_language_model(tmp_path):
     assert {name for name, place in where.items() if place == "SANA-FE"} == {
         f"blocks.{i}.ffn.{part}" for i in (0, 1) for part in ("key", "lif_h")
     }
-    assert where["blocks.0.att.lif_k"] == "not exported: reads other values than sums of weights of binary events"
+    assert where["blocks.0.att.lif_k"] == "outside: reads other values than sums of weights of binary events"
 
 
 @needs_sanafe

@@ -45,6 +45,7 @@ def read_sidecar(path: Path, file) -> dict:
             or len(sensor or (1, 1)) != 2
             or not 1 <= min(sensor or (1, 1)) <= max(sensor or (1, 1)) <= 1 << 16
             or not isinstance(table["lost"], list)
+            or not 0 <= shift < 1 << 62
         ):
             raise ValueError("other fields")
     except (ValueError, TypeError, KeyError, OSError) as error:

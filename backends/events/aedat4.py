@@ -73,7 +73,7 @@ def read(file, where: object) -> Recording:
         compression = _at(header, "<i", compression) if compression else 0
         end = _at(header, "<q", end) if end else -1
         streams = _streams(_vector(header, root, 2, 1))
-    except (_Damage, ElementTree.ParseError, UnicodeDecodeError, ValueError) as damage:
+    except (_Damage, ElementTree.ParseError, UnicodeDecodeError, ValueError, TypeError) as damage:
         raise FormatError(where, "a header of AEDAT4", str(damage), "it is damaged or another format") from None
     chosen = min((i for i, (kind, _) in streams.items() if kind == "EVTS"), default=None)
     if chosen is None:
@@ -115,7 +115,13 @@ def _unpacker(compression: int, where):
         if compression in (3, 4):
             import zstandard
 
-            return lambda data: zstandard.ZstdDecompressor().stream_reader(data).read(LARGEST_PACKET)
+            def zstd_frame(data):
+                try:
+                    return zstandard.ZstdDecompressor().stream_reader(data).read(LARGEST_PACKET)
+                except zstandard.ZstdError as error:
+                    raise _Damage(str(error)) from None
+
+            return zstd_frame
     except ModuleNotFoundError as missing:
         raise UnsupportedError(where, f"{missing.name}", "none", "pip install 'rheobase[events]'") from None
     raise FormatError(where, "compression 0 to 4", str(compression), "the file is damaged")

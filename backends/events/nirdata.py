@@ -10,6 +10,9 @@ from rheobase.backends.events._hdf5 import open_hdf5, without_loss
 from rheobase.backends.events._record import CHUNK, Recording, events, in_range
 from rheobase.spiking.errors import ConfigError, FormatError
 
+LARGEST_PIECE = 64 << 20
+"""bytes of a compressed piece of a column, which is unpacked whole for any part of it"""
+
 SUFFIXES = (".nirdata",)
 OPTIONS = ("sample", "signal", "sensor")
 
@@ -50,6 +53,13 @@ def _chunks(file, where, path, sample, n, recording):
         if valued:
             recording.lost.append("values: only their sign is kept")
         columns = [group[name] for name in ("idx", "time", *(["value"] if valued else []))]
+        for column in columns:
+            if column.is_virtual or column.external:
+                raise FormatError(where, "numbers of its own", "those of another file", "do not use it")
+            piece = int(np.prod(column.chunks or (0,))) * column.dtype.itemsize
+            if column.dtype.kind not in "iuf" or piece > LARGEST_PIECE:
+                got = f"{column.dtype} in pieces of {piece:,} bytes"
+                raise FormatError(where, f"numbers in pieces of {LARGEST_PIECE:,} bytes at most", got, "write it anew")
         if len({column.shape for column in columns}) != 1:
             raise FormatError(where, "a time for each index", str([c.shape for c in columns]), "the file is damaged")
         for start in range(0, columns[0].shape[1], CHUNK):

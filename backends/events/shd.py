@@ -43,6 +43,8 @@ def _chunks(file, where, sample, sensor, lost):
             raise ConfigError(where, "one recording", f"{rows:,} rows", f"choose one with --sample 0 to {rows - 1}")
         if not 0 <= (sample or 0) < rows:
             raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
+        if len(times[sample or 0]) > LONGEST_ROW:
+            raise FormatError(where, f"rows of at most {LONGEST_ROW:,} events", "more", "cut it")
         seconds, unit = np.asarray(times[sample or 0]), np.asarray(units[sample or 0])
     if seconds.shape != unit.shape or seconds.ndim != 1 or seconds.dtype.kind != "f" or unit.dtype.kind not in "iu":
         got = f"{seconds.dtype} {seconds.shape} and {unit.dtype} {unit.shape}"

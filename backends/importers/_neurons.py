@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
-from rheobase.spiking.graph import CubaLIFCell, LIFCell, Shape
+from rheobase.spiking.graph import CubaLIFCell, LIFCell, Op, Shape
 from rheobase.spiking.tally import BINARY, DENSE
 
 NEAR = 1e-6
@@ -19,7 +19,8 @@ def neuron_op(name: str, node, image: Shape | None, *, dt_s: float | None, writt
     image  the shape of what enters it; parameters of one number are for all its units
     raises UnsupportedError: no graph op computes it;  ConfigError: a time constant, and no dt_s
     """
-    if op := node.metadata.get("op"):  # a module whose op is known: `importers.torch`
+    op = node.metadata.get("op")
+    if isinstance(op, Op):  # a module whose op is known: `importers.torch`
         return op, node.metadata["arrays"], "s", op.outputs["s"], image
     kind = type(node).__name__
     if kind not in _OPS:
@@ -107,10 +108,11 @@ def _lif(p: _Values):
 
 
 def _if(p: _Values):
-    gain = p.one("r") * p.dt_s
+    gain, reset = p.one("r") * p.dt_s, p.one("v_reset")
     if _near(gain, 1):
-        return LIFCell(math.inf, p.one("v_threshold"), p.one("v_reset"), decay_input=False, fire=">"), {}
-    return CubaLIFCell(0.0, 1.0, gain, p.one("v_threshold"), p.one("v_reset")), {}
+        return LIFCell(math.inf, p.one("v_threshold"), reset, decay_input=False, fire=">"), {}
+    # nothing leaks, so that v is counted from v_reset, where it begins too
+    return CubaLIFCell(0.0, 1.0, gain, p.one("v_threshold") - reset, 0.0), {}
 
 
 def _cuba(p: _Values) -> tuple[float, float, float]:

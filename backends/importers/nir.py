@@ -13,7 +13,7 @@ import numpy as np
 from rheobase.backends.importers._neurons import neuron_op
 from rheobase.backends.importers._wires import Wires, early, flatten, step_order
 from rheobase.backends.nir_file import read_nir
-from rheobase.spiking.errors import ConfigError, FormatError, GraphError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, GraphError, ShapeError, UnsupportedError
 from rheobase.spiking.graph import Affine, Conv2d, EventGraph, Frames, Linear, Node
 from rheobase.spiking.registry import nearest
 from rheobase.spiking.tally import DENSE, KINDS
@@ -40,11 +40,15 @@ def graph_of_nir(net, where, *, dt_s=None, input_kind=None, written_by=None) -> 
     if written_by not in (None, *WRITERS):
         raise ConfigError("written_by", f"one of {WRITERS}", repr(written_by), nearest(str(written_by), WRITERS))
     said = {k: v for k, v in net.metadata.items() if k in ("dt", "inputs")}
-    dt_s = float(said["dt"]) if dt_s is None and "dt" in said else dt_s
     try:
+        dt_s = float(said["dt"]) if dt_s is None and "dt" in said else dt_s
         return _Reader(where, flatten(where, net), dt_s, input_kind, said.get("inputs", {}), written_by).graph()
-    except GraphError as error:
+    except (GraphError, ShapeError) as error:
         raise FormatError(where, "nodes that fit", str(error), "mend the file") from None
+    except (ConfigError, FormatError):
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # fields of other kinds than NIR's
+        raise FormatError(where, "fields of NIR", f"{type(error).__name__}: {error}", "mend the file") from None
 
 
 class _Reader:

@@ -33,7 +33,15 @@ def import_named(source: str, **options) -> EventGraph:
         raise FormatError(path, "a Python file", "none", "check the path")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)  # as Python does for a script: it may import what lies beside it
+    sys.modules.setdefault(spec.name, module)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise ConfigError(path, "imports that are there", str(error), "install what it needs") from None
+    finally:
+        sys.path.remove(folder)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(source, "a name in that file", repr(name), registry.nearest(name, public))

@@ -166,7 +166,7 @@ def _tonic(config: EventsConfig, test: bool):
             events, label = data[index]
             yield from_structured(events, f"{config.set} {index}"), int(label)
 
-    return [config.set, test, tonic.__version__, len(data)], (height, width), source()
+    return [config.set, str(Path(folder).resolve()), test, tonic.__version__, len(data)], (height, width), source()
 
 
 def _shd(path: Path) -> Iterator[tuple[Recording, int]]:

@@ -7,6 +7,7 @@ import functools
 import io
 import lzma
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -90,7 +91,10 @@ def members(path: str | Path, wanted: Callable[[PurePosixPath], bool]) -> Iterat
     def plain(name: PurePosixPath, size: int, read: Callable[[], bytes]) -> tuple[PurePosixPath, bytes]:
         data = read() if size <= LARGEST else b""
         if name.suffix == ".xz":
-            name, data = name.with_suffix(""), lzma.LZMADecompressor().decompress(data, LARGEST + 1)
+            unpacking = lzma.LZMADecompressor()
+            name, data = name.with_suffix(""), unpacking.decompress(data, LARGEST + 1)
+            if len(data) <= LARGEST and (not unpacking.eof or unpacking.unused_data):
+                raise FormatError(f"{path}: {name}", "one whole .xz stream", "a cut one or more", "fetch it anew")
         if max(size, len(data)) > LARGEST:
             raise FormatError(f"{path}: {name}", f"at most {LARGEST:,} bytes", "more", "give recordings")
         return name, data
@@ -163,8 +167,8 @@ def _in_order(name: PurePosixPath) -> tuple:
 def read_npy(data: bytes, where: str) -> Recording:
     """Rows of x, y, polarity and time in milliseconds, as the DVS gesture set is passed on by tonic."""
     try:
-        rows = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError):
+        rows = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, tokenize.TokenError):
         raise FormatError(where, "a .npy file of numbers", "another", "fetch the recording anew") from None
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
         raise FormatError(where, "rows of x, y, p and t", f"{rows.dtype} {rows.shape}", "fetch the recording anew")

@@ -83,7 +83,7 @@ def export(
         "gain": {"asked": gain, **made.gains},
         "relay": relay,
         "legacy": legacy,
-        "coverage": {n.name: NET if n.name in within else "beside, in graph.json" for n in graph.nodes},
+        "coverage": {n.name: NET if n.name in within else "outside, in graph.json" for n in graph.nodes},
         "notes": [f"{100 * inside / max(numbers, 1):.0f} % of weights in NIR ({inside:,} of {numbers:,})"],
         "deviations": made.deviations,
         "replay": {"compared": compared, "mismatches": mismatches},

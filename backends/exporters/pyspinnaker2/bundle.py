@@ -9,7 +9,8 @@ import numpy as np
 
 from rheobase.backends.artifact import Artifact
 from rheobase.backends.exporters.pyspinnaker2.network import Network, Population, Projection
-from rheobase.backends.exporters.pyspinnaker2.words import CONFIG, converted, read_nir
+from rheobase.backends.exporters.pyspinnaker2.words import CONFIG, converted
+from rheobase.backends.nir_file import read_nir
 from rheobase.spiking.errors import FormatError
 
 CONVERSION, WEIGHTS, SPIKES = "conversion.json", "weights.npz", "spike_list.json"
@@ -119,7 +120,7 @@ def npz(arrays: dict[str, np.ndarray]) -> bytes:
 def nir_problems(artifact: Artifact, bundle: Bundle) -> list[str]:
     """Where the network that s2_nir makes of `net.nir` is another than the bundle's."""
     where, problems = artifact.path / NET, []
-    graph = read_nir(artifact.read(NET), where)
+    graph = read_nir(artifact.read(NET))
     into = {name: [a for a, b in graph.edges if b == name] for name in graph.nodes}
     for p in bundle.populations:
         if p.name not in graph.nodes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rheobase.spiking.errors import FormatError, UnsupportedError
+from rheobase.spiking.errors import UnsupportedError
 
 CONFIG = {
     "dt": 0.001,
@@ -109,16 +109,6 @@ def nir_bytes(nodes: dict[str, object], edges: list[tuple[str, str]]) -> bytes:
     buffer = io.BytesIO()
     nir.write(buffer, nir.NIRGraph(nodes=made, edges=edges))
     return buffer.getvalue()
-
-
-def read_nir(data: bytes, where: object):
-    """`net.nir` again, by the nir package; raises FormatError: it is not NIR."""
-    import nir
-
-    try:
-        return nir.read(io.BytesIO(data), type_check=False)
-    except (OSError, LookupError, TypeError, ValueError, AssertionError) as error:
-        raise FormatError(where, "a NIR graph", f"{type(error).__name__}: {error}", "export it anew") from None
 
 
 def converted(node, bias, config: dict) -> dict[str, np.ndarray]:

@@ -66,9 +66,7 @@ def export(
     arrays = {array for name in nodes for array in graph.node(name).arrays.values()}
     own, total = (sum(graph.arrays[a].size for a in names) for names in (arrays, graph.arrays))
     bill = price(Tally(steps, {name: run.tally.operators[name] for name in nodes}), TARGET)
-    left = {
-        n.name: f"not exported: {reasons.get(n.name, 'in no such layer')}" for n in graph.nodes if n.name not in nodes
-    }
+    left = {n.name: f"outside: {reasons.get(n.name, 'in no such layer')}" for n in graph.nodes if n.name not in nodes}
     manifest = {
         "format": FORMAT,
         "exporter": "sanafe",
