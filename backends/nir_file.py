@@ -1,4 +1,4 @@
-"""NIR files from strangers, read by a process of their own (`_hdf5.py`) of limited processor time."""
+"""NIR files of strangers, read in a process of its own (`_hdf5.py`) with a limit of time, and their nodes in order."""
 
 import io
 import json
@@ -94,3 +94,26 @@ def _tree(where, source) -> dict:
             value = arrays[path][()]
             inner[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
     return tree
+
+
+def step_order(nodes, edges) -> tuple[list[str], set[tuple[str, str]]]:
+    """Nodes in the order of a step, and the edges that close a cycle: depth first from the inputs on."""
+    order, late, state = [], set(), {}
+    after = {name: [b for a, b in edges if a == name] for name in nodes}
+    for start in sorted(nodes, key=lambda n: type(nodes[n]).__name__ != "Input"):
+        stack = [(start, iter(after[start]))] if start not in state else []
+        state.setdefault(start, "open")
+        while stack:
+            name, rest = stack[-1]
+            for nxt in rest:
+                if state.get(nxt) == "open":
+                    late.add((name, nxt))
+                elif nxt not in state:
+                    state[nxt] = "open"
+                    stack.append((nxt, iter(after[nxt])))
+                    break
+            else:
+                state[name] = "done"
+                order.append(name)
+                stack.pop()
+    return order[::-1], late

@@ -252,7 +252,7 @@ W = nir.Linear(np.random.default_rng(0).normal(0.1, 0.5, (16, 12)).astype(np.flo
     ],
 )
 def test_any_lif_of_nir_steps_as_its_equations_say(node):
-    """Against the interpreter of `verify`, which shares nothing with the importer."""
+    """Against the interpreter of `verify`, which shares with the importer where a cycle closes, and no more."""
     from rheobase.backends.exporters.nir.interpreter import run_nir
 
     theirs = small(W, node())

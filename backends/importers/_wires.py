@@ -71,29 +71,6 @@ def _passes_on(where, name, node) -> bool:
     return True
 
 
-def step_order(nodes, edges) -> tuple[list[str], set[tuple[str, str]]]:
-    """Nodes in the order of a step, and the edges that close a cycle: depth first from the inputs on."""
-    order, late, state = [], set(), {}
-    after = {name: [b for a, b in edges if a == name] for name in nodes}
-    for start in sorted(nodes, key=lambda n: type(nodes[n]).__name__ != "Input"):
-        stack = [(start, iter(after[start]))] if start not in state else []
-        state.setdefault(start, "open")
-        while stack:
-            name, rest = stack[-1]
-            for nxt in rest:
-                if state.get(nxt) == "open":
-                    late.add((name, nxt))
-                elif nxt not in state:
-                    state[nxt] = "open"
-                    stack.append((nxt, iter(after[nxt])))
-                    break
-            else:
-                state[name] = "done"
-                order.append(name)
-                stack.pop()
-    return order[::-1], late
-
-
 def early(nodes, edges, late) -> set[tuple[str, str]]:
     """The edges that close a cycle, but a product reads late in place of being read late: what it gives depends on
     what it reads alone, so that a bias acts from the first step on, and it reads events."""

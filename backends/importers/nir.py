@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.importers._neurons import neuron_op
-from rheobase.backends.importers._wires import Wires, early, flatten, step_order
-from rheobase.backends.nir_file import read_nir
+from rheobase.backends.importers._wires import Wires, early, flatten
+from rheobase.backends.nir_file import read_nir, step_order
 from rheobase.spiking.errors import ConfigError, FormatError, GraphError, ShapeError, UnsupportedError
 from rheobase.spiking.graph import Affine, Conv2d, EventGraph, Frames, Linear, Node
 from rheobase.spiking.registry import nearest

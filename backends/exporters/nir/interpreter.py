@@ -10,6 +10,7 @@ In a cycle the spikes of the step before are taken where the cycle closes.
 import numpy as np
 import torch
 
+from rheobase.backends.nir_file import step_order
 from rheobase.spiking.errors import UnsupportedError
 
 
@@ -19,7 +20,7 @@ def run_nir(graph, inputs: dict[str, np.ndarray], *, dt_s: float) -> dict[str, n
     inputs   name of an Input -> values [T, B, ...]
     returns  name of a node -> values [T, B, ...], for neurons and outputs
     """
-    order, late = _order(graph)
+    order, late = step_order(graph.nodes, sorted(set(graph.edges)))
     before, states, kept = {}, {}, {}
     for t in range(len(next(iter(inputs.values())))):
         now = {}
@@ -39,29 +40,6 @@ def run_nir(graph, inputs: dict[str, np.ndarray], *, dt_s: float) -> dict[str, n
                 kept.setdefault(name, []).append(now[name])
         before = now
     return {name: np.stack(steps) for name, steps in kept.items()}
-
-
-def _order(graph) -> tuple[list[str], set[tuple[str, str]]]:
-    """Nodes in the order of a step, from the inputs on, and the edges that close a cycle."""
-    order, late, state = [], set(), {}
-    after = {name: sorted({b for a, b in graph.edges if a == name}) for name in graph.nodes}
-    for start in sorted(graph.nodes, key=lambda n: type(graph.nodes[n]).__name__ != "Input"):
-        stack = [(start, iter(after[start]))] if start not in state else []
-        state.setdefault(start, "open")
-        while stack:
-            name, rest = stack[-1]
-            for nxt in rest:
-                if state.get(nxt) == "open":
-                    late.add((name, nxt))
-                elif nxt not in state:
-                    state[nxt] = "open"
-                    stack.append((nxt, iter(after[nxt])))
-                    break
-            else:
-                state[name] = "done"
-                order.append(name)
-                stack.pop()
-    return order[::-1], late
 
 
 def _fire(node, v):
