@@ -7,14 +7,13 @@ import numpy as np
 from rheobase.backends.exporters.spinnaker2.faults import Faults, compare
 from rheobase.backends.exporters.spinnaker2.partition import build
 from rheobase.backends.exporters.spinnaker2.quantise import formats, quantise
+from rheobase.backends.simulators.firmware import CHIPS
 from rheobase.models.training.evaluate import bits_per_token
 from rheobase.models.training.run import Run
 from rheobase.quickstart import calibration
 from rheobase.spiking.errors import ConfigError
 
 WORDS = {"late": "came late", "drop": "were lost", "flip": "bits flipped"}
-CHIPS = 64
-"""more than any model here needs: which chip an element lies on changes no integer"""
 
 
 def with_faults(run: Run, tokens: np.ndarray, rates: str, seed: int, progress=iter) -> tuple[dict, str]:
