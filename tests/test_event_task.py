@@ -9,7 +9,8 @@ import torch
 from test_recordings import own_cache, random_events, small_set  # noqa: F401
 
 import rheobase
-from rheobase.backends import count, simulate
+from rheobase.backends import count, export, simulate, verify
+from rheobase.backends.events import open_events, to_edge
 from rheobase.cli import run as command
 from rheobase.models import EGRUFrames, EGRUFramesConfig, Gesture, GestureConfig
 from rheobase.models.training import loop
@@ -231,12 +232,16 @@ def test_the_built_in_configurations(name, monkeypatch):
     assert model(frames)[0].shape == (1, 2, config.settings.classes)
 
 
+def need_gestures():
+    if not GESTURES.is_dir():
+        pytest.skip("needs the recordings in shared/data/dvs-gesture-10 beside the checkout")
+
+
 @pytest.mark.parametrize(
     "form", [{}, pytest.param({"neurons": "lif", "channels": 2, "frames": BINARY}, marks=pytest.mark.slow)]
 )
 def test_ten_gestures_are_learnt_by_heart(tmp_path, form):
-    if not GESTURES.is_dir():
-        pytest.skip("needs the recordings in shared/data/dvs-gesture-10 beside the checkout")
+    need_gestures()
     given = read_toml(config_path("dvs128_gesture"))
     model = given["model"] | {
         "size": [64, 64],
@@ -259,3 +264,30 @@ def test_ten_gestures_are_learnt_by_heart(tmp_path, form):
     assert verdict.accuracy == 1.0 and verdict.recordings == 10
     frames = as_pixels(corpus.test.frames[:1], run.config.settings, run.config.events)
     assert count(run.model(), frames, strict=True).tokens == 19
+    if form:
+        pytest.importorskip("nir")
+        export(run.model(), "nir", tmp_path / "nir")
+        assert verify(tmp_path / "nir").ok
+
+
+def test_ten_gestures_from_recordings_to_a_verified_image(tmp_path, capsys):
+    """EGRU layers alone learn them by heart, and go to SpiNNaker 2 and back into an event file."""
+    need_gestures()
+    model = SMALL | {"size": [32, 32], "channels": 2, "frames": BINARY, "readout": "y", "layers": [48], "classes": 10}
+    events = {"set": str(GESTURES), "steps": 19, "window_ms": 950.0, "pool": 4, "folds": 1}
+    train = TRAIN | {"steps": 150, "batch": 10, "learning_rate": 1e-2, "evaluate_every": 50, "checkpoint_every": 150}
+    loop.start(tmp_path / "run", RunConfig.from_table({"model": model, "events": events, "train": train}))
+    run, image, spikes = (str(tmp_path / name) for name in ("run", "image", "spikes.aedat4"))
+
+    def answer(*arguments):
+        assert command([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert answer("eval", run)["accuracy"] == 1.0
+    answer("export", run, "--to", "spinnaker2", "--out", image)
+    assert answer("verify", image)["compared"] > 300_000
+    integers = answer("simulate", run, "--on", "integer", "--tokens", "20")
+    assert integers["tokens"] == 19 and 0 < integers["rates"]["layers.0.y"] < 1
+    answer("simulate", run, "--tokens", "20", "--record", "layers.0.y", "--out", spikes)
+    with open_events(spikes) as recording:
+        assert to_edge(recording).n_steps == 19
