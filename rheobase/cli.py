@@ -133,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
         either,
         arg("--to", required=True, help="spinnaker2, nir, onnx, pyspinnaker2, or sanafe"),
         out,
+        arg("--input", metavar="NPY", help="of a stored graph: [B, T, ...] to choose scales by and to replay"),
         arg("--allow-lossy", action="store_true", help="accept changes beyond the bounded, recorded ones"),
         arg("--chips", type=int, help="spinnaker2: how many chips there are, 1 unless given"),
         arg("--no-dram", action="store_true", help="spinnaker2: embedding and head on processing elements too"),

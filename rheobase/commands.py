@@ -26,7 +26,7 @@ from rheobase.backends.exporters.spinnaker2.estimate import level_toml
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.counting import count as count
-from rheobase.exchange import import_to
+from rheobase.exchange import feed, import_to, refuse_input
 from rheobase.inspecting import diff as diff
 from rheobase.inspecting import inspect as inspect
 from rheobase.models.training import loop
@@ -180,8 +180,11 @@ def export(args) -> Answer:
     own = {"dram": False if args.no_dram else None, "chips": args.chips, "dt_s": args.dt, "gain": args.gain}
     own |= {"relay": args.relay or None, "legacy": args.legacy or None}
     options = {name: value for name, value in own.items() if value is not None}
-    if is_graph(args.run):
-        source, tokens = load_graph(args.run), None
+    stored = is_graph(args.run)
+    refuse_input(args, stored)
+    if stored:
+        source = load_graph(args.run)
+        tokens = feed(source, args.input, 0)[0] if args.input else None
     else:
         run = Run.open(args.run)
         source, tokens = run.model(), calibration(run)

@@ -473,6 +473,9 @@ def test_the_commands_from_a_network_to_its_events(tmp_path, network, capsys):
     same = [simulate(load_graph(p), FRAMES).outputs["output"] for p in (graph, tmp_path / "of_file")]
     assert np.array_equal(*same) and same[0].sum() > 20
     assert "LIFCell" in ask("inspect", graph)
+    for to in ("pyspinnaker2", "onnx"):
+        ask("export", graph, "--to", to, "--out", tmp_path / to, "--input", tmp_path / "x.npy")
+        assert "0 mismatches" in ask("verify", tmp_path / to)
 
 
 def test_the_commands_refuse_options_without_effect(tmp_path, network, capsys):
