@@ -1,19 +1,9 @@
-"""NIR files of strangers, read in a process of its own (`_hdf5.py`) with a limit of time, and their nodes in order."""
+"""NIR files of strangers, read in a process of its own (`spiking.hdf5`), and their nodes in order."""
 
-import io
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
-
-from rheobase.backends import _hdf5
 from rheobase.spiking.errors import FormatError, UnsupportedError
-from rheobase.spiking.files import read_bytes
-
-SECONDS, BYTES_A_SECOND, PATIENCE = 10, 1e7, 600.0
-"""of the processor for one file, of which a small one takes a fraction of one; and of the clock for any"""
+from rheobase.spiking.hdf5 import MOST_BYTES, open_hdf5
 
 
 def load_nir():
@@ -69,31 +59,27 @@ def _observable(nir, arrays, said):
 
 
 def _tree(where, source) -> dict:
-    """Nested tables of a file's arrays; one number, or text, is itself."""
-    data = source if isinstance(source, bytes) else read_bytes(source, "a NIR file")
-    if len(data) > _hdf5.MOST_BYTES:
-        raise FormatError(where, f"at most {_hdf5.MOST_BYTES} bytes", str(len(data)), "do not use it")
-    limit = SECONDS + int(len(data) / BYTES_A_SECOND)
-    program = [sys.executable, "-P", _hdf5.__file__, str(limit)]
-    try:
-        done = subprocess.run(program, input=data, capture_output=True, timeout=PATIENCE)
-        ended = f"status {done.returncode}" if done.returncode or not done.stdout else None
-    except subprocess.TimeoutExpired:
-        ended = f"nothing in {PATIENCE:g} s"
-    if ended:
-        raise FormatError(where, f"HDF5 that is read in {limit} s", f"{ended} of the reader", "do not use it")
-    if done.stdout[:1] == b"[":
-        raise FormatError(where, *json.loads(done.stdout), "do not use it, or write it anew")
-    tree: dict = {}
-    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
-        for path in arrays.files:
-            *parents, name = path.split("/")
-            inner = tree
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            value = arrays[path][()]
-            inner[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    """Nested tables of a file's arrays, "d", and attributes, "a"; one number, or text, is itself."""
+    tree: dict = {"a": {}, "d": {}}
+    with open_hdf5(source, where) as file:
+        size = sum(item.nbytes for item in file.items.values() if item.shape is not None)
+        if size > min(MOST_BYTES, file.most):
+            raise FormatError(where, "no more numbers than bytes", f"{size} bytes", "do not use it, or write it anew")
+        for path, item in file.items.items():
+            names = path.split("/") if path else []
+            if item.attributes:
+                _inner(tree["a"], names).update(item.attributes)
+            if item.shape is not None:
+                value = file.read(path)[()]
+                text = value.decode(errors="replace") if isinstance(value, bytes) else value
+                _inner(tree["d"], names[:-1])[names[-1]] = text
     return tree
+
+
+def _inner(table: dict, names: list[str]) -> dict:
+    for name in names:
+        table = table.setdefault(name, {})
+    return table
 
 
 def step_order(nodes, edges) -> tuple[list[str], set[tuple[str, str]]]:

@@ -21,7 +21,8 @@ import numpy as np
 
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.events import Events
-from rheobase.spiking.files import read_bytes, write_atomic
+from rheobase.spiking.files import write_atomic
+from rheobase.spiking.hdf5 import open_hdf5
 from rheobase.spiking.registry import nearest
 from rheobase.spiking.tally import Tally
 
@@ -101,36 +102,22 @@ def save_trace(path: str | Path, trace: StoredTrace) -> None:
 
 @contextlib.contextmanager
 def open_trace(path: str | Path):
-    """Yield a trace's open HDF5 file, and what reads one of its datasets; raises FormatError where it is no trace."""
-    import h5py
-
-    data = read_bytes(path, "a trace")
-
-    def read(dataset):
-        if dataset.nbytes > len(data):
-            raise FormatError(path, "no more numbers than bytes", f"{dataset.nbytes} bytes", "record it anew")
-        return dataset[()]
-
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            if file.attrs["format"] != FORMAT:
-                raise FormatError(path, FORMAT, repr(file.attrs["format"]), "record it with this version")
-            yield file, read
-    except (OSError, KeyError, AttributeError) as error:
-        raise FormatError(path, "a trace in HDF5", str(error), "record it anew") from None
+    """Yield a trace's open `Hdf5` file; raises FormatError where it is no trace, now or at what is read of it."""
+    with open_hdf5(path, path, "a trace in HDF5") as file:
+        said = file.items[""].attributes
+        if said.get("format") != FORMAT or not all(isinstance(said.get(n), str) for n in ("graph", "simulator")):
+            raise FormatError(path, FORMAT, repr(said)[:200], "record it with this version")
+        yield file
 
 
 def load_trace(path: str | Path) -> StoredTrace:
     """Read a trace; raises FormatError where the file is not one."""
-    with open_trace(path) as (file, read):
-        return StoredTrace(
-            tokens=read(file["tokens"]),
-            signals={name: read(d) for name, d in file["signals"].items()},
-            state={name: read(d) for name, d in file["state"].items()},
-            kinds={name: d.attrs["kind"] for name, d in file["signals"].items() if "kind" in d.attrs},
-            graph=str(file.attrs["graph"]),
-            simulator=str(file.attrs["simulator"]),
-        )
+    with open_trace(path) as file:
+        tensors = {p: file.read(p) for p in file.items if p.startswith(("signals/", "state/"))}
+        said = file.items[""].attributes
+        attributes = {p.removeprefix("signals/"): i.attributes for p, i in file.items.items() if p in tensors}
+        kinds = {name: a["kind"] for name, a in attributes.items() if "kind" in a}
+        return _stored(path, file.read("tokens"), tensors, kinds, said["graph"], said["simulator"])
 
 
 def trace_tensors(trace: StoredTrace) -> bytes:
@@ -149,9 +136,6 @@ def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    def refuse(expected: str, got: object):
-        return FormatError(where, expected, str(got), "record it anew")
-
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())
@@ -159,18 +143,27 @@ def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
         known, kinds, graph, simulator = (rest[name] for name in ("format", "kinds", "graph", "simulator"))
         tokens = tensors.pop("tokens")
     except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise refuse("a trace in safetensors", f"{type(error).__name__}: {error}") from None
+        raise _refusal(where, "a trace in safetensors", f"{type(error).__name__}: {error}") from None
     if known != FORMAT or type(graph) is not str or type(simulator) is not str or type(kinds) is not dict:
-        raise refuse(FORMAT, rest)
+        raise _refusal(where, FORMAT, rest)
+    return _stored(where, tokens, tensors, kinds, graph, simulator)
+
+
+def _stored(where, tokens, tensors, kinds, graph, simulator) -> StoredTrace:
+    """A trace of tensors "signals/NAME" and "state/NAME", once their shapes are checked."""
     if tokens.ndim != 2 or tokens.dtype.kind != "i":
-        raise refuse("integer tokens [B, T]", f"{tokens.dtype} {tokens.shape}")
+        raise _refusal(where, "integer tokens [B, T]", f"{tokens.dtype} {tokens.shape}")
     tables: dict[str, dict[str, np.ndarray]] = {"signals": {}, "state": {}}
     for name, array in tensors.items():
         group, _, own = name.partition("/")
         if group not in tables or (group == "signals" and (array.ndim != 3 or array.shape[:2] != tokens.shape)):
-            raise refuse("signals [B, T, n] of these tokens, and a state", f"{name} {array.shape}")
+            raise _refusal(where, "signals [B, T, n] of these tokens, and a state", f"{name} {array.shape}")
         tables[group][own] = array
     return StoredTrace(tokens, **tables, kinds=kinds, graph=graph, simulator=simulator)
+
+
+def _refusal(where: object, expected: str, got: object) -> FormatError:
+    return FormatError(where, expected, str(got), "record it anew")
 
 
 def artifact_trace(artifact) -> StoredTrace:

@@ -10,7 +10,7 @@ import torch
 from nir_nets import FRAMES, HIDDEN, STEPS, X, net
 from torch import nn
 
-from rheobase.backends import _hdf5, export, nir_file, simulate, verify
+from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact, reseal
 from rheobase.backends.exporters.nir import rejoin
 from rheobase.backends.importers.nir import graph_of_nir, import_file
@@ -18,6 +18,7 @@ from rheobase.backends.importers.torch import import_module, import_named
 from rheobase.backends.nir_file import read_nir, read_nirdata
 from rheobase.cli import run as command
 from rheobase.models import EGRULM, EGRULMConfig, Gesture, GestureConfig, SpikeGPT, SpikeGPTConfig
+from rheobase.spiking import _hdf5_program, hdf5
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.graph import CubaLIFCell, EventGraph, LIFCell, Node
 from rheobase.spiking.graph.stored import graph_table, load_graph, save_graph
@@ -324,7 +325,7 @@ def test_a_file_from_a_stranger_is_refused_in_one_line(tmp_path, which):
 
 def test_damaged_files_are_one_line(monkeypatch, tmp_path):
     """On some of them HDF5 2.0 turns in circles."""
-    monkeypatch.setattr(nir_file, "SECONDS", 1)
+    monkeypatch.setattr(hdf5, "SECONDS", 1)
     export(net(), "nir", tmp_path / "net")
     path, rng = tmp_path / "net/net.nir", np.random.default_rng(0)
     whole = path.read_bytes()
@@ -345,12 +346,12 @@ def _flipped(data, rng):
 
 def test_a_file_on_which_hdf5_turns_in_circles_is_given_up(monkeypatch, tmp_path):
     source = (
-        Path(_hdf5.__file__).read_text().replace("found, size = {}, 0", "found, size = {}, 0\n        while True: pass")
+        Path(_hdf5_program.__file__).read_text().replace("waiting, count =", "while True: pass\n    waiting, count =")
     )
     (tmp_path / "circles.py").write_text(source)
     export(net(), "nir", tmp_path / "net")
-    monkeypatch.setattr(_hdf5, "__file__", str(tmp_path / "circles.py"))
-    monkeypatch.setattr(nir_file, "SECONDS", 1)
+    monkeypatch.setattr(_hdf5_program, "__file__", str(tmp_path / "circles.py"))
+    monkeypatch.setattr(hdf5, "SECONDS", 1)
     with pytest.raises(FormatError, match="net.nir: expected HDF5 that is read in 1 s, got status -24 of the reader"):
         read_nir(tmp_path / "net/net.nir")
 

@@ -1,24 +1,8 @@
-"""What the formats in HDF5 share: a file that opens or is refused, and seconds as whole microseconds."""
-
-import contextlib
+"""What the formats in HDF5 share: seconds as whole microseconds."""
 
 import numpy as np
 
-from rheobase.spiking.errors import FormatError, RheobaseError
-
-
-@contextlib.contextmanager
-def open_hdf5(file, where: object):
-    """Yield an open HDF5 file; whatever h5py raises in the block becomes a FormatError."""
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as h5:
-            yield h5
-    except RheobaseError:
-        raise
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise FormatError(where, "events in HDF5", f"{type(error).__name__}: {error}", "check the file") from None
+from rheobase.spiking.errors import FormatError
 
 
 def without_loss(seconds: np.ndarray, where: object, lost: list[str]) -> np.ndarray:

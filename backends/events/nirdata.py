@@ -1,14 +1,17 @@
 """NIRData, the Neuromorphic Intermediate Representation's own events: read only, here as pixels of one row.
 
-Own reading with h5py: nir.read_data holds all in memory and trusts it. Unit u is pixel x = u % W, y = u // W;
-`value` of a ValuedEventData keeps its sign alone. Source: nir 1.0.8, `nir.write_data`.
+Own reading, in a process of its own (`spiking.hdf5`): nir.read_data holds all in memory and trusts it. Unit u is pixel
+x = u % W, y = u // W; `value` of a ValuedEventData keeps its sign alone. Source: nir 1.0.8, `nir.write_data`.
 """
+
+import re
 
 import numpy as np
 
-from rheobase.backends.events._hdf5 import open_hdf5, without_loss
+from rheobase.backends.events._hdf5 import without_loss
 from rheobase.backends.events._record import CHUNK, Recording, events, in_range
 from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.hdf5 import open_hdf5
 
 LARGEST_PIECE = 64 << 20
 """bytes of a compressed piece of a column, which is unpacked whole for any part of it"""
@@ -20,20 +23,22 @@ OPTIONS = ("sample", "signal", "sensor")
 def read(file, where: object, sample: int | None = None, signal: str | None = None, sensor=None) -> Recording:
     """One sample of one observable, "node.observable", of an open file, or the only one."""
     recording = Recording(None, sensor)
-    with open_hdf5(file, where) as h5:
-        found = {}
-        for node, group in h5["nodes"].items():
-            if group.attrs["__type__"] == "NIRNodeData":
-                found |= {f"{node}.{name}": f"nodes/{node}/observables/{name}" for name in group["observables"]}
+    with open_hdf5(file.name, where, "events in HDF5") as h5:
+        said = {path: item.attributes for path, item in h5.items.items()}
+        parts = [path.split("/") for path in said if re.fullmatch("nodes/[^/]+/observables/[^/]+", path)]
+        parts = [p for p in parts if said["/".join(p[:2])].get("__type__") == "NIRNodeData"]
+        found = {f"{node}.{name}": f"nodes/{node}/observables/{name}" for _, node, _, name in parts}
         if not found:
             raise FormatError(where, "a node's observables", "none", "it is damaged or another file")
         path = found.get(signal) if signal else next(iter(found.values())) if len(found) == 1 else None
         if path is None:
             got = repr(signal) if signal else f"{len(found)} signals"
             raise ConfigError(where, "one signal", got, f"choose --signal from {', '.join(found)}")
-        if h5[path].attrs["__type__"] not in ("EventData", "ValuedEventData"):
-            raise FormatError(where, "events", h5[path].attrs["__type__"], "choose another --signal")
-        n, rows = int(h5[path].attrs["n_neurons"]), len(h5[path]["idx"])
+        if said[path].get("__type__") not in ("EventData", "ValuedEventData"):
+            raise FormatError(where, "events", str(said[path].get("__type__")), "choose another --signal")
+        n, (rows, *_) = said[path].get("n_neurons"), (*h5.dataset(f"{path}/idx").shape, 0)
+        if type(n) is not int:
+            raise FormatError(where, "a number of units", repr(n), "write it anew")
         if sample is None and rows != 1:
             raise ConfigError(where, "one recording", f"{rows:,} samples", f"choose one with --sample 0 to {rows - 1}")
         if not 0 <= (sample or 0) < rows:
@@ -47,26 +52,24 @@ def read(file, where: object, sample: int | None = None, signal: str | None = No
 
 def _chunks(file, where, path, sample, n, recording):
     width = recording.sensor[0]
-    with open_hdf5(file, where) as h5:
-        group = h5[path]
-        valued = "value" in group
-        if valued:
+    with open_hdf5(file.name, where, "events in HDF5") as h5:
+        names = [f"{path}/idx", f"{path}/time", *([f"{path}/value"] if f"{path}/value" in h5.items else [])]
+        if len(names) == 3:
             recording.lost.append("values: only their sign is kept")
-        columns = [group[name] for name in ("idx", "time", *(["value"] if valued else []))]
+        columns = [h5.dataset(name) for name in names]
         for column in columns:
-            if column.is_virtual or column.external:
-                raise FormatError(where, "numbers of its own", "those of another file", "do not use it")
-            piece = int(np.prod(column.chunks or (0,))) * column.dtype.itemsize
-            if column.dtype.kind not in "iuf" or piece > LARGEST_PIECE:
-                got = f"{column.dtype} in pieces of {piece:,} bytes"
+            if column.kind[1:2] not in tuple("iuf") or column.piece > LARGEST_PIECE:
+                got = f"{column.kind} in pieces of {column.piece:,} bytes"
                 raise FormatError(where, f"numbers in pieces of {LARGEST_PIECE:,} bytes at most", got, "write it anew")
-        if len({column.shape for column in columns}) != 1:
+            if column.nbytes > h5.most:
+                raise FormatError(where, "no more numbers than bytes", f"{column.nbytes} bytes", "do not use it")
+        if len({column.shape for column in columns}) != 1 or len(columns[0].shape) != 2:
             raise FormatError(where, "a time for each index", str([c.shape for c in columns]), "the file is damaged")
         for start in range(0, columns[0].shape[1], CHUNK):
-            unit, seconds, *value = (column[sample, start : start + CHUNK] for column in columns)
+            unit, seconds, *value = (h5.read(name, sample, slice(start, start + CHUNK)) for name in names)
             sent = unit != -1
             unit, seconds = unit[sent].astype(np.int64), seconds[sent]
             if len(unit) and not 0 <= unit.min() <= unit.max() < n:
                 raise FormatError(where, f"units of 0 to {n - 1}", f"{unit.min()} to {unit.max()}", "mend the file")
-            p = value[0][sent] > 0 if valued else np.ones(len(unit), bool)
+            p = value[0][sent] > 0 if value else np.ones(len(unit), bool)
             yield events(without_loss(seconds, where, recording.lost), unit % width, unit // width, p)

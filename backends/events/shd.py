@@ -1,24 +1,26 @@
 """Spikes of units in HDF5 as the SHD and SSC data sets have them: rows of times in seconds and of units.
 
-h5py does the work. Times are written in float64: float16, as in the data sets, is off by up to 1 ms from 2 s on, and
-what is read from such a file is recorded as rounded. A row is one piece in HDF5, read and written whole, so its length
-is bounded. Damage can stall the HDF5 library itself, unless a sidecar's hash tells it before. A unit is x + W y, and of
-falling events x + W (y + H); without a sidecar x is the unit and y is 0.
+h5py does the work, reading in a process of its own (`spiking.hdf5`). Times are written in float64: float16, as in the
+data sets, is off by up to 1 ms from 2 s on, and what is read from such a file is recorded as rounded. A row is one
+piece in HDF5, read and written whole, so its length is bounded. A unit is x + W y, and of falling events
+x + W (y + H); without a sidecar x is the unit and y is 0.
 """
 
 import contextlib
 
 import numpy as np
 
-from rheobase.backends.events._hdf5 import open_hdf5, without_loss
+from rheobase.backends.events._hdf5 import without_loss
 from rheobase.backends.events._record import Limits, Recording, events
 from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.hdf5 import open_hdf5
 
 SUFFIXES = (".h5", ".hdf5")
 LIMITS = Limits(t=1 << 48)
 NEEDS_SENSOR = True
 LONGEST_ROW = 1 << 23
 OPTIONS = ("sample", "sensor")
+COLUMNS = ("spikes/times", "spikes/units")
 
 
 def owns(head: bytes) -> bool:
@@ -34,18 +36,17 @@ def read(file, where: object, sample: int | None = None, sensor=None) -> Recordi
 
 
 def _chunks(file, where, sample, sensor, lost):
-    with open_hdf5(file, where) as h5:
-        times, units = h5["spikes/times"], h5["spikes/units"]
-        rows = len(times)
-        if len(units) != rows:
-            raise FormatError(where, "times and units of one length", f"{rows} and {len(units)} rows", "fetch it anew")
+    with open_hdf5(file.name, where, "events in HDF5") as h5:
+        (rows, *_), (other, *_) = ((*h5.dataset(name).shape, 0) for name in COLUMNS)
+        if rows != other:
+            raise FormatError(where, "times and units of one length", f"{rows} and {other} rows", "fetch it anew")
         if sample is None and rows != 1:
             raise ConfigError(where, "one recording", f"{rows:,} rows", f"choose one with --sample 0 to {rows - 1}")
         if not 0 <= (sample or 0) < rows:
             raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
-        if len(times[sample or 0]) > LONGEST_ROW:
-            raise FormatError(where, f"rows of at most {LONGEST_ROW:,} events", "more", "cut it")
-        seconds, unit = np.asarray(times[sample or 0]), np.asarray(units[sample or 0])
+        seconds, unit = (h5.read(name, sample or 0, most=8 * LONGEST_ROW) for name in COLUMNS)
+    if len(seconds) > LONGEST_ROW:
+        raise FormatError(where, f"rows of at most {LONGEST_ROW:,} events", "more", "cut it")
     if seconds.shape != unit.shape or seconds.ndim != 1 or seconds.dtype.kind != "f" or unit.dtype.kind not in "iu":
         got = f"{seconds.dtype} {seconds.shape} and {unit.dtype} {unit.shape}"
         raise FormatError(where, "a float time for each integer unit", got, "the file is damaged")

@@ -13,10 +13,11 @@ import numpy as np
 
 from rheobase.models.training.cache import cache_folder, cached_array, file_digest
 from rheobase.models.training.event_sets import SETS, EventsConfig, located
-from rheobase.models.training.recordings import Recording, frame, from_structured, labelled
+from rheobase.models.training.recordings import LARGEST, Recording, frame, from_structured, labelled
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.files import open_atomic
+from rheobase.spiking.hdf5 import open_hdf5
 
 FRAMES = 1
 """of the cache: raised where the same settings give other frames"""
@@ -171,15 +172,17 @@ def _tonic(config: EventsConfig, test: bool):
 
 def _shd(path: Path) -> Iterator[tuple[Recording, int]]:
     """The one HDF5 file of a .zip: spikes/times in seconds and spikes/units, an array a recording, and labels."""
-    import h5py
-
     out = cache_folder() / "unpacked" / file_digest(path)
     if not out.exists():
         with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as packed, open_atomic(out) as file:
             shutil.copyfileobj(packed, file)
-    with h5py.File(out, "r") as file:
-        spikes = zip(file["spikes/times"], file["spikes/units"], file["labels"], strict=True)
-        for index, (times, units, label) in enumerate(spikes):
+    with open_hdf5(out, path, "spoken digits in HDF5") as file:
+        columns = ("spikes/times", "spikes/units")
+        labels = file.read("labels")
+        if {file.dataset(name).shape for name in columns} != {labels.shape} or labels.ndim != 1:
+            raise FormatError(path, "a label for each recording", str(labels.shape), "fetch it anew")
+        for index, label in enumerate(labels):
+            times, units = (file.read(name, index, most=LARGEST) for name in columns)
             t = np.rint(1e6 * times.astype(np.float64)).astype(np.int64)
             order, zero = np.argsort(t, kind="stable"), np.zeros(len(t), np.int64)
             yield Recording(f"{path}: {index}", units.astype(np.int64)[order], zero, zero, t[order]), int(label)

@@ -58,14 +58,15 @@ def read_recording(log: str | Path, trace: str | Path) -> Recording:
             the clock; no time in common
     """
     log_s, watts = read_log(log)
-    with open_trace(trace) as (file, read):
+    with open_trace(trace) as file:
         for name in ("tick_seconds", "cycles"):
-            if name not in file:
+            if name not in file.items:
                 raise FormatError(trace, f"the dataset {name}", "none", "add what the board logged")
-        if "level" not in file.attrs:
+        said = file.items[""].attributes
+        if "level" not in said:
             raise FormatError(trace, "the attribute level", "none", 'set it, such as to "0.8 V, 300 MHz"')
-        level, simulator = level_named(str(file.attrs["level"]), trace), str(file.attrs["simulator"])
-        tick_s, cycles = read(file["tick_seconds"]), read(file["cycles"])
+        level, simulator = level_named(str(said["level"]), trace), said["simulator"]
+        tick_s, cycles = file.read("tick_seconds"), file.read("cycles")
     _check_ticks(trace, tick_s, cycles)
     begin, end = max(log_s[0], tick_s[0]), min(log_s[-1], tick_s[-1])
     if begin >= end:
