@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rheobase.answer import Answer
 from rheobase.backends import simulate as simulate_graph
-from rheobase.backends.events import described, event_writer, from_edge, open_events, write_events
+from rheobase.backends.events import described, edge_writer, open_events, write_edge, write_events
 from rheobase.backends.exporters.spinnaker2.frames import as_tokens
 from rheobase.backends.exporters.spinnaker2.quantise import quantise, refuse_other_ops
 from rheobase.backends.trace import StoredTrace, expand, save_trace
@@ -28,7 +28,7 @@ def simulate(args) -> Answer:
         raise ConfigError("simulate --fault", "--on integer, and no --record", f"--on {args.on}", "leave one out")
     as_events = bool(args.out) and Path(args.out).suffix not in (".h5", ".hdf5")
     if as_events:
-        event_writer(args.out)
+        edge_writer(args.out)
     elif args.sensor or args.dt is not None:
         raise ConfigError("simulate --sensor, --dt", "an event file as --out", str(args.out), "leave them out")
     where = {"device": args.device} if args.device else {}
@@ -66,10 +66,10 @@ def simulate(args) -> Answer:
         trace = simulate_graph(graph, tokens, on="integer", record=recorded)
         whose = f", by its specification in NumPy ({str(why).partition('; ')[0]})"
     seconds = time.monotonic() - began
+    kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
     if as_events:
-        sidecar = _write_edge(trace.events, args)
+        sidecar = _write_edge(trace.events, kinds, args)
     elif args.out:
-        kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
         save_trace(args.out, StoredTrace(tokens, trace.recorded, trace.state, kinds, graph.hash(), args.on))
     rates = {name: events.rate for name, events in trace.events.items()}
     unit = "steps" if stored else "frames" if run.config.sees else "tokens"
@@ -84,14 +84,12 @@ def simulate(args) -> Answer:
     return Answer({"tokens": steps, "seconds": seconds, "rates": rates, "tally": tally}, "\n".join(lines))
 
 
-def _write_edge(sent: dict[str, Events], args) -> dict:
+def _write_edge(sent: dict[str, Events], kinds: dict[str, str], args) -> dict:
     """Write the one node's events that --record names as an event file; returns its sidecar."""
     found = expand(args.record, sent)
     if len(found) != 1:
         raise ConfigError("simulate --record", "one output for an event file", ", ".join(found), "name one")
-    recording = from_edge(sent[found[0]], args.sensor, args.dt)
-    recording.about["edge"] = found[0]
-    return write_events(args.out, recording)
+    return write_edge(args.out, found[0], sent[found[0]], kinds[found[0]], sensor=args.sensor, dt_s=args.dt)
 
 
 def convert(args) -> Answer:

@@ -353,6 +353,40 @@ def test_an_edge_comes_back_from_every_format(suffix, values, dt_s, tmp_path):
     assert np.array_equal(read["t"], sent.step * said["step_us"])
 
 
+@pytest.mark.parametrize("values, kind", [((1,), "BINARY"), ((-1, 1), "TERNARY"), ((-0.5, 2, 0.1), "GRADED")])
+def test_an_edge_keeps_its_values_in_nirdata(values, kind, tmp_path):
+    """By nir's own reader, and by ours; any length of a step, below a microsecond too."""
+    nir = pytest.importorskip("nir")
+    sent, path, dt_s = edge(values), tmp_path / "a.nirdata", 1e-7 / 3
+    table = events.write_edge(path, "layers.0.y", sent, kind, dt_s=dt_s)
+    assert table["lost"] == [] and table["events"] == len(sent)
+    theirs = nir.read_data(path).nodes["layers.0.y"].observables["spikes"]
+    assert isinstance(theirs, nir.EventData if kind == "BINARY" else nir.ValuedEventData)
+    assert np.array_equal(theirs.idx[0], sent.unit) and np.array_equal(theirs.time[0] // dt_s, sent.step)
+    assert kind == "BINARY" or np.array_equal(theirs.value[0], sent.value)
+    back = events.read_edge(path)
+    assert back.dt_s == dt_s and back.value.dtype == sent.value.dtype
+    assert np.array_equal(back.to_dense(), sent.to_dense())
+    with pytest.raises(ConfigError, match="none with .nirdata"):
+        events.write_edge(path, "y", sent, kind, sensor=(8, 7))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="the bytes that its sidecar names"):
+        events.read_edge(path)
+
+
+def test_an_edge_of_a_cameras_format_is_read_by_one_name(tmp_path):
+    sent = edge((-1, 1))
+    events.write_edge(tmp_path / "a.aedat4", "layers.0.y", sent, "TERNARY")
+    assert np.array_equal(events.read_edge(tmp_path / "a.aedat4").to_dense(), sent.to_dense())
+    events.write_edge(tmp_path / "a.nirdata", "layers.0.y", sent, "TERNARY", dt_s=1e-3)
+    convert(tmp_path / "a.nirdata", tmp_path / "b.raw")
+    read = whole(tmp_path / "b.raw")
+    assert np.array_equal(read["t"], sent.step * 1000 + 500) and np.array_equal(read["x"], sent.unit)
+    (tmp_path / "a.nirdata.json").unlink()
+    with pytest.raises(FormatError, match="an edge as its sidecar says"):
+        events.read_edge(tmp_path / "a.nirdata")
+
+
 def test_steps_that_are_no_microseconds_are_rounded_and_come_back(tmp_path):
     sent = edge((1,))
     table = events.write_events(tmp_path / "a.raw", from_edge(sent, dt_s=1e-3 / 3))

@@ -1,7 +1,8 @@
 """Event files: recordings of cameras and of models' edges, read and written chunk by chunk, never as a whole.
 
 Each format lies in a file of its own, found by its name: SUFFIXES, LIMITS, `read(file, where)` and, where it is
-written, NEEDS_SENSOR and `write(file, where, sensor, chunks)`; OPTIONS where `read` takes some; `owns(head)` where
+written, NEEDS_SENSOR and `write(file, where, sensor, chunks)`, or `write_edge` and `read_edge` where it holds the values
+of a model's edge; OPTIONS where `read` takes some; `owns(head)` where
 another format shares the suffix. READ_LIMITS where more can be read than is written.
 """
 
@@ -12,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from rheobase.backends.events._edge import from_edge, to_edge
+from rheobase.backends.events._edge import STEP_US, from_edge, to_edge
 from rheobase.backends.events._record import CHUNK, EVENT, Limits, Recording, checked, from_array, in_range
 from rheobase.backends.events._sidecar import read_sidecar, sidecar_path, write_sidecar
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
+from rheobase.spiking.events import Events
 from rheobase.spiking.files import open_atomic
 
 
@@ -119,6 +121,58 @@ def write_events(path: str | Path, recording: Recording, *, shift: bool = False)
     return write_sidecar(path, table | {"shift_us": taken, "lost": recording.lost})
 
 
+def edge_writer(path: str | Path) -> ModuleType:
+    """The format of a file of this name that a model's edge can be written in; raises as `event_writer`."""
+    module = formats(Path(path).suffix)[0]
+    return module if hasattr(module, "write_edge") else event_writer(path)
+
+
+def write_edge(
+    path: str | Path,
+    edge: str,
+    sent: Events,
+    kind: str,
+    *,
+    sensor: tuple[int, int] | None = None,
+    dt_s: float | None = None,
+) -> dict:
+    """Write the events of a model's edge, of one stream, and a sidecar; returns what the sidecar holds.
+
+    edge     its name, such as "layers.0.y";  kind: "BINARY", "TERNARY" or "GRADED", as the graph says
+    sensor   of formats of cameras: (width, height), the smallest near-square unless given
+    dt_s     seconds a step; that of the events unless given, and 1 ms where they have none
+    raises   ConfigError, FormatError, UnsupportedError, LossyExportError, as `from_edge` and `write_events`
+    """
+    path, module = Path(path), edge_writer(path)
+    if not hasattr(module, "write_edge"):
+        recording = from_edge(sent, sensor, dt_s)
+        recording.about["edge"] = edge
+        return write_events(path, recording)
+    if sensor:
+        raise ConfigError("sensor", f"none with {path.suffix}, which holds units", str(sensor), "leave it out")
+    if sent.n_streams != 1:
+        raise ConfigError("events", "one stream", f"{sent.n_streams}", "record the streams one by one")
+    dt_s = dt_s or sent.dt_s or STEP_US / 1e6
+    table = module.write_edge(path, edge, sent, kind, dt_s)
+    return write_sidecar(path, {"events": len(sent), "sensor": None, "shift_us": 0, "lost": [], **table})
+
+
+def read_edge(path: str | Path) -> Events:
+    """The edge that `write_edge` wrote: with its values from a format that holds them, else with 1 and -1.
+
+    raises  FormatError: no such file, another recording, or damage
+    """
+    module = formats(Path(path).suffix)[0]
+    if not hasattr(module, "read_edge"):
+        with open_events(path) as recording:
+            return to_edge(recording)
+    try:
+        with open(path, "rb") as file:
+            return module.read_edge(path, read_sidecar(Path(path), file))
+    except OSError as error:
+        raise FormatError(path, "an event file", error.strerror or str(error), "check the path") from None
+
+
 class _Counted:
     """Chunks with a time taken off, counted as they pass."""
 
@@ -158,10 +212,13 @@ __all__ = [
     "Recording",
     "convert",
     "described",
+    "edge_writer",
     "event_writer",
     "from_array",
     "from_edge",
     "open_events",
+    "read_edge",
     "to_edge",
+    "write_edge",
     "write_events",
 ]

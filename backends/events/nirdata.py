@@ -1,18 +1,24 @@
-"""NIRData, the Neuromorphic Intermediate Representation's own events: read only, here as pixels of one row.
+"""NIRData, the Neuromorphic Intermediate Representation's own events, here as pixels of one row; of a model's edges also
+written, with their values.
 
 Own reading, in a process of its own (`spiking.hdf5`): nir.read_data holds all in memory and trusts it. Unit u is pixel
 x = u % W, y = u // W; `value` of a ValuedEventData keeps its sign alone. Source: nir 1.0.8, `nir.write_data`.
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 
 from rheobase.backends.events._hdf5 import without_loss
 from rheobase.backends.events._record import CHUNK, Recording, events, in_range
+from rheobase.backends.nir_file import load_nir, read_nirdata
 from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.events import Events
+from rheobase.spiking.files import open_atomic
 from rheobase.spiking.hdf5 import open_hdf5
 
+OBSERVABLE = "spikes"
 LARGEST_PIECE = 64 << 20
 """bytes of a compressed piece of a column, which is unpacked whole for any part of it"""
 
@@ -73,3 +79,32 @@ def _chunks(file, where, path, sample, n, recording):
                 raise FormatError(where, f"units of 0 to {n - 1}", f"{unit.min()} to {unit.max()}", "mend the file")
             p = value[0][sent] > 0 if value else np.ones(len(unit), bool)
             yield events(without_loss(seconds, where, recording.lost), unit % width, unit // width, p)
+
+
+def write_edge(path: Path, edge: str, sent: Events, kind: str, dt_s: float) -> dict:
+    """Write a model's edge as the observable "spikes" of a node of its name; returns what its sidecar is to say.
+
+    An event of step s is at (s + 1/2) dt: binary ones are EventData, others ValuedEventData with their values.
+    """
+    from rheobase.backends.exporters.nir.events import nirdata_bytes, observed
+
+    load_nir()
+    with open_atomic(path) as file:
+        file.write(nirdata_bytes({edge: observed(sent.to_dense().swapaxes(0, 1), kind, dt_s)}))
+    said = {"t": "(step + 0.5) * dt_s", "units": sent.n_units, "steps": sent.n_steps, "dt_s": dt_s}
+    return {"kind": "model edge", "edge": edge, "mapping": said | {"value": sent.value.dtype.name}}
+
+
+def read_edge(path: Path, about: dict) -> Events:
+    """The edge again, values and all; raises FormatError where the file or its sidecar is none of an edge."""
+    from rheobase.backends.exporters.nir.events import dense
+
+    try:
+        said = about["mapping"]
+        dt_s, shape = float(said["dt_s"]), (int(said["steps"]), 1, int(said["units"]))
+        values = dense(read_nirdata(path)[about["edge"]][OBSERVABLE], dt_s, np.dtype(said["value"]))
+        if values.shape != shape:
+            raise ValueError(f"{values.shape}, not {shape}")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(path, "an edge as its sidecar says", str(error), "write it anew") from None
+    return Events.from_dense(values.swapaxes(0, 1), dt_s)
