@@ -43,7 +43,8 @@ def main() -> None:
         look = evaluate(model, text, batch=BATCH, context=CONTEXT)
         tally = count(model, torch.from_numpy(text[None, :COUNTED].astype(np.int64)))
         each = {kind: f"{getattr(tally, kind) / COUNTED:,.0f}" for kind in ("macs", "acs", "dense_macs")}
-        print(f"{name}: {model.n_parameters:,} parameters, {look.bits_per_byte:.4f} bits a byte on {look.tokens:,} bytes")
+        size, bits = f"{model.n_parameters:,} parameters", f"{look.bits_per_byte:.4f} bits a byte"
+        print(f"{name}: {size}, {bits} on {look.tokens:,} bytes")
         print(f"  {each['macs']} MACs and {each['acs']} ACs a byte, of {each['dense_macs']} dense", end="")
         print(f"; {100 * look.rate:.1f} % active")
         with tempfile.TemporaryDirectory() as folder:

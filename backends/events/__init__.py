@@ -1,9 +1,9 @@
 """Event files: recordings of cameras and of models' edges, read and written chunk by chunk, never as a whole.
 
 Each format lies in a file of its own, found by its name: SUFFIXES, LIMITS, `read(file, where)` and, where it is
-written, NEEDS_SENSOR and `write(file, where, sensor, chunks)`, or `write_edge` and `read_edge` where it holds the values
-of a model's edge; OPTIONS where `read` takes some; `owns(head)` where
-another format shares the suffix. READ_LIMITS where more can be read than is written.
+written, NEEDS_SENSOR and `write(file, where, sensor, chunks)`, or `write_edge` and `read_edge` where it holds the
+values of a model's edge; OPTIONS where `read` takes some; `owns(head)` where another format shares the suffix.
+READ_LIMITS where more can be read than is written.
 """
 
 import contextlib

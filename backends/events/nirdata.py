@@ -1,5 +1,6 @@
-"""NIRData, the Neuromorphic Intermediate Representation's own events, here as pixels of one row; of a model's edges also
-written, with their values.
+"""NIRData, the Neuromorphic Intermediate Representation's own events, here as pixels of one row.
+
+A model's edge is also written so, and read again with its values.
 
 Own reading, in a process of its own (`spiking.hdf5`): nir.read_data holds all in memory and trusts it. Unit u is pixel
 x = u % W, y = u // W; `value` of a ValuedEventData keeps its sign alone. Source: nir 1.0.8, `nir.write_data`.
