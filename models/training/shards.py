@@ -33,9 +33,29 @@ class Shards:
         ]
         return np.concatenate(found or [np.zeros(0, np.uint16)])[::step]
 
+    def gather(self, starts: np.ndarray, width: int) -> np.ndarray:
+        """`width` ids from each of some starts [k] on: [k, width] int64."""
+        rows = np.empty((len(starts), width), np.int64)
+        starts = starts + self._low
+        which = np.searchsorted(self._starts, starts, side="right") - 1
+        across = starts + width > self._starts[which + 1]
+        for i in np.flatnonzero(across):
+            rows[i] = self[starts[i] - self._low : starts[i] - self._low + width]
+        for i in np.unique(which[~across]):
+            inside = ~across & (which == i)
+            rows[inside] = gather(self._arrays[i], starts[inside] - self._starts[i], width)
+        return rows
+
     def cut(self, low: int, high: int) -> "Shards":
         """The stretch from `low` to `high` as shards of their own."""
         return Shards(self._arrays, self._low + low, self._low + high)
+
+
+def gather(data: np.ndarray | Shards, starts: np.ndarray, width: int) -> np.ndarray:
+    """`width` ids from each of some starts [k] on: [k, width] int64."""
+    if isinstance(data, Shards):
+        return data.gather(starts, width)
+    return np.lib.stride_tricks.sliding_window_view(np.asarray(data), width)[starts].astype(np.int64)
 
 
 def read_shards(folder: Path) -> tuple[Shards, str]:
