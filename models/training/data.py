@@ -154,8 +154,8 @@ class Batches:
             self._shuffled = Shuffled(blocks, seed)
 
     def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor, bool]:
-        """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest; of some rows only, `part`
-        of the batch, and no others are read."""
+        """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest; of the rows `part` of
+        the batch only, and no others are read."""
         if self.order == "crops":
             starts = np.random.default_rng((self.seed, step)).integers(0, len(self.data) - self.context, self.batch)
             fresh = True

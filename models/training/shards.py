@@ -7,7 +7,7 @@ import numpy as np
 
 from rheobase.spiking.errors import FormatError, UnsupportedError
 
-_ENDS = 1 << 16
+ENDS = 1 << 16
 
 
 class Shards:
@@ -74,6 +74,6 @@ def read_shards(folder: Path) -> tuple[Shards, str]:
             raise FormatError(path, "uint16 ids, 2 bytes each", f"{size} bytes", "fetch or write the shard anew")
         data = np.memmap(path, "<u2", "r")
         digest.update(f"{path.name} {size} ".encode())
-        digest.update(data[: _ENDS // 2].tobytes() + data[-_ENDS // 2 :].tobytes())
+        digest.update(data[: ENDS // 2].tobytes() + data[-ENDS // 2 :].tobytes())
         arrays.append(data)
     return Shards(arrays), digest.hexdigest()
