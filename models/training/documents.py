@@ -5,16 +5,15 @@ Parquet file, the whole of a packed one. The cut depends on nothing but the sour
 """
 
 import contextlib
-import gzip
 import io
+import itertools
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rheobase.models.training.packed import PACKED, Read, unpacking
 from rheobase.models.training.tokenizers import Characters, Tokenizer
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.registry import nearest
@@ -24,8 +23,7 @@ UNIT = 1 << 26
 FAR = 1 << 24
 """bytes within which a text must have a place to cut, and a line of JSON must end"""
 LINES = (".jsonl", ".ndjson", ".json")
-PACKED = (".gz", ".xz", ".zst")
-Boundary, Read = Callable[[bytes, int], int], Callable[[int], bytes]
+Boundary = Callable[[bytes, int], int]
 
 
 class Wrong(Exception):
@@ -34,13 +32,14 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Unit:
-    """Unit `number` of `count` of a source; `kind` is "text", "lines" or "table", `size` its bytes on disk."""
+    """A part of a source: `kind` "text" or "lines", from the first boundary in its bytes from `low` on to that from
+    `high` on, or "table", row group `number`."""
 
     path: str
     kind: str
     number: int
-    count: int
-    size: int
+    low: int
+    high: int
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,12 @@ def units_of(path: str | Path) -> list[Unit]:
     packed = path.suffix in PACKED
     inner = Path(path.stem).suffix if packed else path.suffix
     kind = "table" if path.suffix == ".parquet" else "lines" if inner in LINES else "text"
-    count = _opened_table(path).num_row_groups if kind == "table" else 1 if packed else -(-size // UNIT)
-    return [Unit(str(path), kind, i, count, size * (i + 1) // count - size * i // count) for i in range(count)]
+    if kind == "table":
+        groups = _opened_table(path).num_row_groups
+        bounds = [size * i // groups for i in range(groups + 1)]
+    else:
+        bounds = [0, size] if packed else [*range(0, size, UNIT), size]
+    return [Unit(str(path), kind, i, low, high) for i, (low, high) in enumerate(itertools.pairwise(bounds))]
 
 
 def blocks(unit: Unit, field: str, encoding: str, tokenizer: Tokenizer, size: int) -> Iterator[Block]:
@@ -110,7 +113,7 @@ def _of_text(unit: Unit, encoding: str, boundary: Boundary, size: int) -> Iterat
 def _cut(read: Read, boundary: Boundary, size: int) -> Iterator[bytes]:
     """A stream in pieces that end at the first boundary from `size` bytes on, or where it is too far."""
     held = b""
-    while more := read(size):
+    while more := read(max(size, len(held))):
         held += more
         while len(held) > size and ((at := boundary(held, size)) < len(held) or at > FAR + size):
             yield held[:at]
@@ -129,48 +132,32 @@ def _opened(unit: Unit, boundary: Boundary) -> Iterator[Read]:
     """A function that reads the unit's bytes, from one boundary to another."""
     path = Path(unit.path)
     if path.suffix in PACKED:
-        opener, errors = _packed(path.suffix)
-        try:
-            with opener(path, "rb") as file:
-                yield io.BufferedReader(file).read
-        except errors as error:
-            raise Wrong(None, f"a whole {path.suffix} file", str(error).lower(), "fetch the file anew") from None
+        with unpacking(path) as read:
+            yield read
         return
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        low, high = (_boundary_from(file, (unit.number + i) * UNIT, size, boundary) for i in (0, 1))
+        low, high = (_boundary_from(file, at, size, boundary) for at in (unit.low, unit.high))
         file.seek(low)
         yield lambda n: file.read(min(n, high - file.tell()))
 
 
 def _boundary_from(file, at: int, size: int, boundary: Boundary) -> int:
     """The first boundary of a file from `at` on."""
+    if not 0 < at < size:
+        return min(at, size)
     window = 1 << 12
-    while 0 < at < size:
+    while True:
         file.seek(at - 1)
         found = boundary(text := file.read(window), 1)
         if found < len(text):
             return at - 1 + found
         if at - 1 + len(text) >= size:
-            break
+            return size
         if window > FAR:
             wanted = f"a place to cut the text within {FAR:,} bytes of byte {at:,}"
             raise Wrong(None, wanted, "none", "give JSON Lines of shorter texts")
         window *= 4
-    return min(at, size) if at in (0, size) else size
-
-
-def _packed(suffix: str):
-    """What opens a packed file, and the errors of a damaged one."""
-    if suffix == ".gz":
-        return gzip.open, (gzip.BadGzipFile, zlib.error, EOFError)
-    if suffix == ".xz":
-        return lzma.open, (lzma.LZMAError, EOFError)
-    try:
-        import zstandard
-    except ImportError:
-        raise Wrong(None, "the zstandard package", "none", "pip install 'rheobase[data]'") from None
-    return zstandard.open, (zstandard.ZstdError,)
 
 
 def _next_line(text: bytes, at: int) -> int:
@@ -208,7 +195,9 @@ def _field(line: bytes, number: int, field: str) -> bytes:
         got = f"the byte 0x{line[error.start]:02x}"
         raise Wrong(number, "JSON in UTF-8", got, "mend the line or give the file in UTF-8") from None
     except json.JSONDecodeError as error:
-        raise Wrong(number, wanted, f"{error.msg} at column {error.colno}", "mend the line") from None
+        raise Wrong(
+            number, wanted, f"{error.msg.removesuffix(' at')} at column {error.colno}", "mend the line"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise Wrong(number, wanted, str(error), "mend the line") from None
     if not isinstance(record, dict):

@@ -130,7 +130,7 @@ def each(work: Callable[[int, Unit], T], units: list[Unit], setting: Setting, jo
     pool = _pool(min(jobs, len(units)), setting)
     try:
         coming = collections.deque(pool.submit(work, *next_unit) for next_unit in itertools.islice(todo, 2 * jobs))
-        with tqdm(total=sum(unit.size for unit in units), desc=work.__name__, **options) as bar:
+        with tqdm(total=sum(unit.high - unit.low for unit in units), desc=work.__name__, **options) as bar:
             for unit in units:
                 lines = 0 if unit.number == 0 else lines
                 while not concurrent.futures.wait([coming[0]], timeout=1).done:
@@ -147,7 +147,7 @@ def each(work: Callable[[int, Unit], T], units: list[Unit], setting: Setting, jo
                 coming.extend(pool.submit(work, *next_unit) for next_unit in itertools.islice(todo, 1))
                 lines += found.lines
                 yield found
-                bar.update(unit.size)
+                bar.update(unit.high - unit.low)
     except BaseException:
         stop.touch()
         raise

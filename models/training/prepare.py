@@ -58,10 +58,10 @@ def prepare(sources: Iterable[str | Path], out: str | Path, config: PrepareConfi
     with new_folder(out) as folder:
         with _spool(folder) as spool:
             tokenizer = kind() if kind is Bytes else _words(units, config, spool) if kind is Words else kind
-            writer = _Writer(folder, tokenizer, config)
-            with _each(encoding.encode, units, tokenizer, config, spool) as encoded:
-                for i, unit in enumerate(encoded):
-                    writer.add(spool / str(i), unit)
+            with contextlib.closing(_Writer(folder, tokenizer, config)) as writer:
+                with _each(encoding.encode, units, tokenizer, config, spool) as encoded:
+                    for i, unit in enumerate(encoded):
+                        writer.add(spool / str(i), unit)
         return writer.finish()
 
 
@@ -101,7 +101,8 @@ class _Writer:
         self._item, self._separator = tokenizer.dtype.itemsize, encoding.separator_of(tokenizer)
         self._documents, self._starts_digest, self._tokens = 0, hashlib.sha256(), 0
         self._shards: list[dict] = []
-        self._file = None
+        self._file, self._without = None, 0
+        """the shard at its end, and the bytes of text since its last token, which count with the next"""
 
     def add(self, spool: Path, encoded: encoding.Encoded) -> None:
         skip = 1 if encoded.documents and not self._documents and self._separator is not None else 0
@@ -119,6 +120,7 @@ class _Writer:
         os.unlink(f"{spool}.starts")
 
     def _append(self, ids: bytes, n_bytes: int) -> None:
+        self._without += n_bytes
         if not ids:
             return
         if self._file is None:
@@ -130,11 +132,11 @@ class _Writer:
         self._tokens += len(ids) // self._item
         shard = self._shards[-1]
         shard["tokens"] += len(ids) // self._item
-        shard["bytes"] += n_bytes
+        shard["bytes"], self._without = shard["bytes"] + self._without, 0
         if shard["tokens"] >= self._full:
-            self._close()
+            self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
             ids = np.memmap(self._file.name, self._tokenizer.dtype, "r")
@@ -142,9 +144,9 @@ class _Writer:
             self._file = None
 
     def finish(self) -> dict:
-        self._close()
         if not self._tokens:
             raise FormatError("prepare", "texts of at least one token", "none", "give longer texts")
+        self._shards[-1]["bytes"] += self._without
         index = {
             "format": token_folder.FORMAT,
             "dtype": self._tokenizer.dtype.name,
