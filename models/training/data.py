@@ -5,6 +5,7 @@ B streams, T steps of context.
 
 import codecs
 import difflib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ BUILT_IN = "pydoc"
 ENCODINGS = ("utf-8", "ascii", "bytes")
 ORDERS = ("streams", "crops", "shuffled")
 _PIECE = 1 << 20
+_SAMPLES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,8 @@ class Batches:
             if not blocks:
                 wanted, got = f"more than the context of {context} {unit}s", f"{len(data)}"
                 raise ShapeError("the training text", wanted, got, "give a longer text or lower train.context")
-            self._shuffled = Shuffled(blocks, seed)
+            self._at_once = -(-_SAMPLES // batch)
+            self._blocks = functools.lru_cache(4)(functools.partial(self._shuffle, Shuffled(blocks, seed)))
 
     def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor, bool]:
         """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest; of the rows `part` of
@@ -160,7 +163,7 @@ class Batches:
             starts = np.random.default_rng((self.seed, step)).integers(0, len(self.data) - self.context, self.batch)
             fresh = True
         elif self.order == "shuffled":
-            starts = self._shuffled(step * self.batch + np.arange(self.batch)) * self.context
+            starts = self._blocks(step // self._at_once)[step % self._at_once] * self.context
             fresh = True
         else:
             segment = step % (self.stride // self.context)
@@ -173,6 +176,11 @@ class Batches:
             raise ShapeError("the training tokens", wanted, str(rows.max()), remedy)
         both = torch.from_numpy(rows)
         return both[:, :-1], both[:, 1:], fresh
+
+    def _shuffle(self, order: Shuffled, i: int) -> np.ndarray:
+        """The blocks of `_at_once` steps [_at_once, B], since working out one step's costs as much."""
+        n = self._at_once * self.batch
+        return order(np.arange(i * n, (i + 1) * n)).reshape(-1, self.batch)
 
 
 def each_once(data: np.ndarray | Shards, batch: int, context: int):
