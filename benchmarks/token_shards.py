@@ -104,7 +104,7 @@ def main():
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.read:
-        for batch, context, workers in ((32, 1024, 0), (32, 1024, 1), (8, 64, 0), (256, 64, 0)):
+        for batch, context, workers in ((32, 1024, 0), (32, 1024, 1), (32, 128, 0), (8, 64, 0)):
             print(read(args.read, context, batch, workers), flush=True)
         own, files = memory([os.getpid()])
         return print(f"the process that read: {own / 1e6:.0f} MB own, {files / 1e6:.0f} MB of files, torch with it")

@@ -154,7 +154,9 @@ class Batches:
                 wanted, got = f"more than the context of {context} {unit}s", f"{len(data)}"
                 raise ShapeError("the training text", wanted, got, "give a longer text or lower train.context")
             self._at_once = -(-_SAMPLES // batch)
-            self._blocks = functools.lru_cache(4)(functools.partial(self._shuffle, Shuffled(blocks, seed)))
+            self._blocks = functools.lru_cache(4)(
+                functools.partial(_shuffled, Shuffled(blocks, seed), self._at_once, batch)
+            )
 
     def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor, bool]:
         """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest; of the rows `part` of
@@ -177,10 +179,11 @@ class Batches:
         both = torch.from_numpy(rows)
         return both[:, :-1], both[:, 1:], fresh
 
-    def _shuffle(self, order: Shuffled, i: int) -> np.ndarray:
-        """The blocks of `_at_once` steps [_at_once, B], since working out one step's costs as much."""
-        n = self._at_once * self.batch
-        return order(np.arange(i * n, (i + 1) * n)).reshape(-1, self.batch)
+
+def _shuffled(order: Shuffled, steps: int, batch: int, i: int) -> np.ndarray:
+    """The blocks [steps, batch] of the i-th so many steps: to work out one step's takes as long."""
+    n = steps * batch
+    return order(np.arange(i * n, (i + 1) * n)).reshape(steps, batch)
 
 
 def each_once(data: np.ndarray | Shards, batch: int, context: int):

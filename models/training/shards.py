@@ -14,7 +14,7 @@ class Shards:
     """Several memory-mapped arrays that read as one: `len`, slices (as arrays), and `cut` (without reading)."""
 
     def __init__(self, arrays: list[np.ndarray], low: int = 0, high: int | None = None):
-        self._arrays = arrays
+        self._arrays = [np.asarray(a) for a in arrays]  # a slice of a memmap takes longer
         self._starts = np.cumsum([0, *(len(a) for a in arrays)])
         self._low, self._high = low, int(self._starts[-1]) if high is None else high
 
@@ -36,14 +36,12 @@ class Shards:
     def gather(self, starts: np.ndarray, width: int) -> np.ndarray:
         """`width` ids from each of some starts [k] on: [k, width] int64."""
         rows = np.empty((len(starts), width), np.int64)
-        starts = starts + self._low
-        which = np.searchsorted(self._starts, starts, side="right") - 1
-        across = starts + width > self._starts[which + 1]
-        for i in np.flatnonzero(across):
-            rows[i] = self[starts[i] - self._low : starts[i] - self._low + width]
-        for i in np.unique(which[~across]):
-            inside = ~across & (which == i)
-            rows[inside] = gather(self._arrays[i], starts[inside] - self._starts[i], width)
+        places = starts + self._low
+        which = np.searchsorted(self._starts, places, side="right") - 1
+        inside = places - self._starts[which]
+        for row, array, low, start in zip(rows, which.tolist(), inside.tolist(), starts.tolist(), strict=True):
+            ids = self._arrays[array][low : low + width]
+            row[:] = ids if len(ids) == width else self[start : start + width]
         return rows
 
     def cut(self, low: int, high: int) -> "Shards":
@@ -53,9 +51,7 @@ class Shards:
 
 def gather(data: np.ndarray | Shards, starts: np.ndarray, width: int) -> np.ndarray:
     """`width` ids from each of some starts [k] on: [k, width] int64."""
-    if isinstance(data, Shards):
-        return data.gather(starts, width)
-    return np.lib.stride_tricks.sliding_window_view(np.asarray(data), width)[starts].astype(np.int64)
+    return (data if isinstance(data, Shards) else Shards([data])).gather(starts, width)
 
 
 def read_shards(folder: Path) -> tuple[Shards, str]:
