@@ -7,21 +7,47 @@ of recordings have `lower()`.
 if __name__ != "rheobase.models":
     raise ImportError("import rheobase.models, not models: from the repository's root the bare name is a second copy")
 
+import importlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rheobase.models._pretrained import LanguageModel, Pretrained
-from rheobase.models.classifier import Classifier, ClassifierConfig
-from rheobase.models.egru_frames import EGRUFrames, EGRUFramesConfig
-from rheobase.models.egru_lm import EGRULM, EGRULMConfig
-from rheobase.models.gesture import Gesture, GestureConfig
-from rheobase.models.gru_lm import GRULM, GRULMConfig
-from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
-from rheobase.models.rwkv4 import RWKV4, RWKV4Config
-from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import registry
 from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
+
+if TYPE_CHECKING:
+    from rheobase.models._pretrained import LanguageModel, Pretrained
+    from rheobase.models.classifier import Classifier, ClassifierConfig
+    from rheobase.models.egru_frames import EGRUFrames, EGRUFramesConfig
+    from rheobase.models.egru_lm import EGRULM, EGRULMConfig
+    from rheobase.models.gesture import Gesture, GestureConfig
+    from rheobase.models.gru_lm import GRULM, GRULMConfig
+    from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
+    from rheobase.models.rwkv4 import RWKV4, RWKV4Config
+    from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
+
+_HOMES = {
+    "_pretrained": "LanguageModel, Pretrained",
+    "classifier": "Classifier, ClassifierConfig",
+    "egru_frames": "EGRUFrames, EGRUFramesConfig",
+    "egru_lm": "EGRULM, EGRULMConfig",
+    "gesture": "Gesture, GestureConfig",
+    "gru_lm": "GRULM, GRULMConfig",
+    "lstm_lm": "LSTMLM, LSTMLMConfig",
+    "rwkv4": "RWKV4, RWKV4Config",
+    "spikegpt": "SpikeGPT, SpikeGPTConfig",
+}
+
+
+def __getattr__(name: str):
+    """Import a name when it is first asked for: what prepares texts needs no torch, which takes over 600 MB."""
+    if name in _HOMES:
+        return importlib.import_module(f"{__name__}.{name}")
+    home = next((module for module, names in _HOMES.items() if name in names.split(", ")), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def model_folder(path: str | Path) -> Path:
@@ -30,7 +56,7 @@ def model_folder(path: str | Path) -> Path:
     return inside if inside.is_dir() else Path(path)
 
 
-def load_model(path: str | Path) -> Pretrained:
+def load_model(path: str | Path) -> "Pretrained":
     """Load whichever model a folder holds.
 
     raises  FormatError: no such model there, or its files are damaged

@@ -40,6 +40,17 @@ def parser() -> argparse.ArgumentParser:
         arg("--text", help="a text file of yours instead of Python's language reference"),
     )
     command(
+        "prepare",
+        "texts to a folder of token shards, which [data] text of a configuration can name",
+        arg("source", nargs="+", metavar="SOURCE", help="text, .jsonl or .parquet; .gz, .xz or .zst of the first two"),
+        out,
+        arg("--tokenizer", default="bytes", help="bytes (default), words (of all the texts), or a JSON file"),
+        arg("--field", default="text", help="of JSON Lines and Parquet: where the text is (default text)"),
+        arg("--encoding", default="utf-8", choices=["utf-8", "ascii", "bytes"], help="of text files (default utf-8)"),
+        arg("--jobs", type=_positive, default=1, help="processes (default 1); the files are the same for any number"),
+        arg("--shard-tokens", type=_count, default="100M", help="tokens a shard, about (default 100M)"),
+    )
+    command(
         "train",
         "train a model from a TOML configuration",
         arg("config", nargs="?", metavar="CONFIG", help="a TOML file, or the name of a built-in configuration"),
@@ -218,6 +229,12 @@ def _positive(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    """A number such as 5000, 10k, 100M or 1G."""
+    power = "kMG".find(text[-1:]) + 1
+    return _positive(text[:-1] if power else text) * 1000**power
+
+
 def _sensor(text: str) -> tuple[int, int]:
     sizes = text.split("x")
     if len(sizes) != 2 or not all(size.isascii() and size.isdigit() and 0 < int(size) <= 1 << 16 for size in sizes):
@@ -231,7 +248,10 @@ def run(argv: list[str]) -> int:
     from rheobase.spiking.errors import RheobaseError
 
     try:
-        from rheobase import commands
+        if args.command == "prepare":
+            from rheobase import preparing as commands  # without torch
+        else:
+            from rheobase import commands
 
         sys.stdout.reconfigure(errors="replace")
         answer = getattr(commands, {"import": "import_"}.get(args.command, args.command))(args)

@@ -17,6 +17,8 @@ from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.trace import artifact_trace, compare, load_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training.run import Run
+from rheobase.models.training.token_folder import is_prepared
+from rheobase.preparing import inspect_tokens
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph.stored import is_graph, load_graph
 
@@ -27,6 +29,8 @@ def inspect(args) -> Answer:
         return _inspect_artefact(open_artifact(path), args.out, args.target)
     if args.out or args.target:
         raise ConfigError("inspect --out, --target", "an exported directory", str(path), "leave it out")
+    if is_prepared(path):
+        return inspect_tokens(path)
     if path.suffix in (".pt", ".pth"):
         lines = []
         model = SpikeGPT.from_reference(path, binary_embedding=True, say=lines.append)

@@ -11,8 +11,12 @@ class RheobaseError(Exception):
     """
 
     def __init__(self, where: object, expected: str, got: str, remedy: str):
+        self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
         line = f"{where}: expected {expected}, got {got}; {remedy}"
         super().__init__(" ".join(line.split()))
+
+    def __reduce__(self):
+        return type(self), (str(self.where), self.expected, self.got, self.remedy)
 
 
 class ShapeError(RheobaseError, ValueError):

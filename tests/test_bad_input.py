@@ -95,7 +95,7 @@ def test_a_text_that_is_not_there(tmp_path, say):
         ("train.steps=1.5", "train.steps: expected int, got 1.5"),
         ("train.steps=0", "train.steps: expected at least 1, got 0"),
         ("train", "--set: expected key=value, got 'train'"),
-        ("data.order=random", "data.order: expected 'streams' or 'crops', got 'random'"),
+        ("data.order=random", "data.order: expected one of streams, crops, shuffled, got 'random'"),
         ("data.encoding=utf8", "data.encoding: expected one of utf-8, ascii, bytes, got 'utf8'"),
         (
             "model.layers=[9]",

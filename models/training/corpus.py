@@ -10,6 +10,7 @@ from rheobase.models.training.cache import cached_array
 from rheobase.models.training.data import DataConfig, read_texts
 from rheobase.models.training.datasets import DATA_SETS
 from rheobase.models.training.shards import Shards, read_shards
+from rheobase.models.training.token_folder import is_prepared, open_tokens
 from rheobase.models.training.tokenizers import PIECE, Tokenizer, named_tokenizer, pieces
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
@@ -22,7 +23,7 @@ class Splits:
     """The three parts of a text as ids, which may be memory-mapped; they do not overlap.
 
     parts    the ids of "train", "valid" and, unless the text at hand ends before it, "test"
-    n_bytes  bytes of each part's text; empty for shards
+    n_bytes  bytes of each part's text; empty for shards unless their tokens are bytes
     """
 
     parts: dict[str, Ids]
@@ -65,6 +66,8 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
     if config.unknown and config.tokenizer != "characters":
         wanted = 'none unless data.tokenizer is "characters"'
         raise ConfigError("data.unknown", wanted, repr(config.unknown), "leave it out")
+    if is_prepared(config.text):
+        return _load_prepared(config, context, tokenizer)
     kind = tokenizer or named_tokenizer(config.tokenizer)
     folder = Path(config.text)
     if config.text not in DATA_SETS and folder.is_dir():
@@ -145,13 +148,28 @@ def _load_shards(folder: Path, config: DataConfig, context: int, kind) -> Corpus
     if isinstance(kind, type):
         wanted = "the JSON file of the tokenizer that made the shards"
         raise ConfigError("data.tokenizer", wanted, repr(config.tokenizer), "name it")
-    shards, digest = read_shards(folder)
+    return _cut_shards(*read_shards(folder), config, context, kind)
+
+
+def _load_prepared(config: DataConfig, context: int, given: Tokenizer | None) -> Corpus:
+    """A prepared folder's shards with its own tokenizer; another that is named is refused."""
+    tokens = open_tokens(config.text)
+    if given or config.tokenizer != DataConfig.tokenizer:
+        kind, own = given or named_tokenizer(config.tokenizer), tokens.tokenizer
+        if not (type(own) is kind if isinstance(kind, type) else own.digest == kind.digest):
+            wanted = f"that of {config.text}, {own.vocabulary:,} {own.unit}s"
+            raise ConfigError("data.tokenizer", wanted, "another", "leave it out, or prepare the texts with it")
+    return _cut_shards(tokens.shards, tokens.digest, config, context, tokens.tokenizer)
+
+
+def _cut_shards(shards: Shards, digest: str, config: DataConfig, context: int, tokenizer: Tokenizer) -> Corpus:
     ends = _ends(len(shards), config.splits, config)
     parts = {name: shards.cut(low, high) for name, low, high in zip(PARTS, [0, *ends[:-1]], ends, strict=True)}
     parts = {name: part for name, part in parts.items() if len(part) or name != "test"}
     for name, part in parts.items():
-        _check_length(name, part, context, kind.unit)
-    return Corpus(Splits(parts), kind, digest)
+        _check_length(name, part, context, tokenizer.unit)
+    n_bytes = {name: len(part) for name, part in parts.items()} if tokenizer.unit == "byte" else {}
+    return Corpus(Splits(parts, n_bytes), tokenizer, digest)
 
 
 def _check_length(name: str, part: Ids, context: int, unit: str) -> None:

@@ -5,6 +5,7 @@ B streams, T steps of context.
 
 import codecs
 import difflib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from rheobase.models.training.cache import unpacked
 from rheobase.models.training.datasets import DATA_SETS, locate
-from rheobase.models.training.shards import Shards
+from rheobase.models.training.order import Shuffled
+from rheobase.models.training.shards import Shards, gather
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 BUILT_IN = "pydoc"
 ENCODINGS = ("utf-8", "ascii", "bytes")
+ORDERS = ("streams", "crops", "shuffled")
 _PIECE = 1 << 20
+_SAMPLES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,8 @@ class DataConfig:
     """Which text, how it becomes tokens, and how it is cut."""
 
     text: str = BUILT_IN
-    """a file (also .xz); a data set of `datasets.DATA_SETS`; a folder of uint16 token shards (.bin); or "pydoc": the
-    language reference that every CPython carries (pydoc_data.topics)"""
+    """a file (also .xz); a data set of `datasets.DATA_SETS`; a folder written by `rheobase prepare`, or one of uint16
+    token shards (.bin); or "pydoc": the language reference that every CPython carries (pydoc_data.topics)"""
     valid_text: str | None = None
     """a file of its own for validation; without a `test_text` its second half is the test part"""
     test_text: str | None = None
@@ -36,7 +40,8 @@ class DataConfig:
     folder: str | None = None
     """where named data sets lie; if not given $RHEOBASE_DATA, the cache, or a download"""
     tokenizer: str = "bytes"
-    """"bytes", "characters", "words", or a JSON file: one of ours, or of the tokenizers library"""
+    """"bytes", "characters", "words", or a JSON file: one of ours, or of the tokenizers library; a folder written by
+    `rheobase prepare` has its own"""
     unknown: str = ""
     """with "characters": the one that stands for those that the training part lacks; if none, they are refused"""
     encoding: str = "utf-8"
@@ -48,7 +53,10 @@ class DataConfig:
     test: float = 0.1
     """fraction of the text, at its end, that is used for nothing but the last figure"""
     order: str = "streams"
-    """"streams": B contiguous streams, state carried from step to step; "crops": random crops, state at rest"""
+    """"streams": B contiguous streams, state carried from step to step; "crops": random crops, state at rest;
+    "shuffled": blocks of train.context tokens, each once an epoch, state at rest"""
+    workers: int = 0
+    """threads that read the next batches while a step computes; the batches are the same for any number"""
 
 
 def read_texts(config: DataConfig, *, utf8: bool = False) -> list[np.ndarray]:
@@ -110,6 +118,9 @@ class Batches:
 
     order "streams"  B contiguous streams through the text; `fresh` is True where they start anew
     order "crops"    B random crops, drawn from (seed, step); always fresh
+    order "shuffled" blocks of T tokens, block i from token i T on, each once an epoch in the order of `Shuffled`; row
+                     r of a step is sample step B + r; always fresh. The last `left_out` tokens, fewer than T, are no
+                     targets
     vocabulary       ids must be below it
     unit             what a token is called, for messages
     """
@@ -125,8 +136,8 @@ class Batches:
         vocabulary: int | None = None,
         unit: str = "byte",
     ):
-        if order not in ("streams", "crops"):
-            raise ConfigError("data.order", "'streams' or 'crops'", repr(order), "mend the config")
+        if order not in ORDERS:
+            raise ConfigError("data.order", f"one of {', '.join(ORDERS)}", repr(order), "mend the config")
         self.vocabulary = vocabulary
         self.data, self.batch, self.context, self.order, self.seed = data, batch, context, order, seed
         self.stride = (len(data) - 1) // batch
@@ -137,23 +148,42 @@ class Batches:
                 f"{len(data)} {unit}s",
                 "give a longer text, or lower train.batch or train.context",
             )
+        blocks, self.left_out = divmod(len(data) - 1, context)
+        if order == "shuffled":
+            if not blocks:
+                wanted, got = f"more than the context of {context} {unit}s", f"{len(data)}"
+                raise ShapeError("the training text", wanted, got, "give a longer text or lower train.context")
+            self._at_once = -(-_SAMPLES // batch)
+            self._blocks = functools.lru_cache(4)(
+                functools.partial(_shuffled, Shuffled(blocks, seed), self._at_once, batch)
+            )
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, bool]:
-        """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest."""
+    def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor, bool]:
+        """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest; of the rows `part` of
+        the batch only, and no others are read."""
         if self.order == "crops":
             starts = np.random.default_rng((self.seed, step)).integers(0, len(self.data) - self.context, self.batch)
+            fresh = True
+        elif self.order == "shuffled":
+            starts = self._blocks(step // self._at_once)[step % self._at_once] * self.context
             fresh = True
         else:
             segment = step % (self.stride // self.context)
             starts = np.arange(self.batch) * self.stride + segment * self.context
             fresh = segment == 0
-        rows = np.stack([self.data[s : s + self.context + 1] for s in starts]).astype(np.int64)
+        rows = gather(self.data, starts[part], self.context + 1)
         if self.vocabulary is not None and rows.max() >= self.vocabulary:
             wanted = f"ids from 0 to {self.vocabulary - 1}"
             remedy = "check data.tokenizer and model.vocabulary"
             raise ShapeError("the training tokens", wanted, str(rows.max()), remedy)
         both = torch.from_numpy(rows)
         return both[:, :-1], both[:, 1:], fresh
+
+
+def _shuffled(order: Shuffled, steps: int, batch: int, i: int) -> np.ndarray:
+    """The blocks [steps, batch] of the i-th so many steps: to work out one step's takes as long."""
+    n = steps * batch
+    return order(np.arange(i * n, (i + 1) * n)).reshape(steps, batch)
 
 
 def each_once(data: np.ndarray | Shards, batch: int, context: int):

@@ -8,6 +8,7 @@ from rheobase.models.training.corpus import Corpus
 from rheobase.models.training.data import Batches
 from rheobase.models.training.evaluate import evaluate_part
 from rheobase.models.training.objective import Objective, warm_start
+from rheobase.models.training.prefetch import prefetched
 from rheobase.models.training.run import require_tokens_of
 from rheobase.models.training.task import Loss, Task
 
@@ -21,7 +22,8 @@ class LanguageTask(Task):
         self.label = f"bits/{self.unit}"
         order, vocabulary = config.data.order, config.settings.vocabulary
         train, unit = self.splits.train, self.unit
-        self.batches = Batches(train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
+        batches = Batches(train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
+        self.batches = prefetched(batches, config.data.workers)
         for source in (config.teacher.start, config.teacher.model):
             if source:
                 require_tokens_of(source, corpus.tokenizer)

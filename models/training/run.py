@@ -15,6 +15,7 @@ from rheobase.models.training.event_corpus import EventCorpus, load_events
 from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.models.training.sentence_sets import SentencesConfig, read_parts
+from rheobase.models.training.token_folder import TOKENIZER, is_prepared
 from rheobase.models.training.tokenizers import Bytes, Tokenizer, read_tokenizer
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
@@ -139,7 +140,7 @@ class RunConfig:
             raise ConfigError(where, wanted, repr(name), f'name one, such as "{such}"')
         if sees and sections["sentences"].train is not None:
             raise ConfigError(where, "[events] or [sentences]", "both", "drop one")
-        if not sees and sections["data"].tokenizer != "bytes":
+        if not sees and (sections["data"].tokenizer != "bytes" or is_prepared(sections["data"].text)):
             model.setdefault("vocabulary", FROM_TOKENIZER)
         config = cls(model=name, settings=from_table(module.Config, model, "model"), **sections)
         if config.train.threads is not None and config.train.threads < 1:
@@ -166,16 +167,20 @@ class RunConfig:
     def fixed(self) -> dict:
         """The part of the table that a run may not change between a checkpoint and its resumption."""
         table = self.to_table()
-        free = {"data": ("folder",), "sentences": ("folder",), "events": ("folder",), "train": FREE}
+        free = {"data": ("folder", "workers"), "sentences": ("folder",), "events": ("folder",), "train": FREE}
         return {name: {k: v for k, v in part.items() if k not in free.get(name, ())} for name, part in table.items()}
 
     def fitted(self, tokenizer: Tokenizer | None) -> "RunConfig":
-        """The same with the tokenizer's vocabulary where none was given; with no tokenizer, the same.
+        """The same with the tokenizer's vocabulary where none was given, and the tokenizer that a prepared folder has
+        where none was named; with no tokenizer, the same.
 
         raises  ConfigError: a vocabulary smaller than the tokenizer's; of bytes it may be, if the text has no others
         """
         if tokenizer is None:
             return self
+        if self.data.tokenizer == "bytes" and tokenizer.unit != "byte":
+            own = str(Path(self.data.text) / TOKENIZER)
+            return replace(self, data=replace(self.data, tokenizer=own)).fitted(tokenizer)
         given, needed = self.settings.vocabulary, tokenizer.vocabulary
         if given == FROM_TOKENIZER:
             return replace(self, settings=replace(self.settings, vocabulary=needed))

@@ -175,12 +175,12 @@ class Words(Tokenizer):
         """The words of a text, given in pieces that end with white space."""
         words: dict[bytes, None] = {}
         for piece in pieces:
-            words.update(dict.fromkeys(_words(piece)))
+            words.update(dict.fromkeys(words_of(piece)))
         return cls(words)
 
     def encode(self, text, start=0, where="text"):
         unknown = self._ids[UNK]
-        return np.array([self._ids.get(word, unknown) for word in _words(text)], self.dtype)
+        return np.array([self._ids.get(word, unknown) for word in words_of(text)], self.dtype)
 
     def decode(self, ids):
         words = [self.words[i] for i in self.check(ids)]
@@ -223,6 +223,10 @@ class Pieces(Tokenizer):
     def encode(self, text, start=0, where="text"):
         lines = _utf8(text)
         return np.array(self._library.encode(lines, add_special_tokens=False).ids, self.dtype)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name, or None."""
+        return self._library.token_to_id(token)
 
     def decode(self, ids):
         return self._library.decode(self.check(ids).tolist(), skip_special_tokens=False).encode()
@@ -312,7 +316,8 @@ def _code_points(text: bytes) -> np.ndarray:
     return np.frombuffer(_utf8(text).encode("utf-32-le"), "<u4")
 
 
-def _words(text: bytes) -> Iterator[bytes]:
+def words_of(text: bytes) -> Iterator[bytes]:
+    """The words of a text, and <eos> for each end of a line."""
     lines = bytes(text).split(b"\n")
     last = lines.pop()
     for line in lines:
