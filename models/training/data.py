@@ -138,8 +138,11 @@ class Batches:
                 "give a longer text, or lower train.batch or train.context",
             )
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, bool]:
-        """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest."""
+    def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor, bool]:
+        """tokens [B, T], targets [B, T] one token later, and whether the state starts at rest.
+
+        part  which rows of the batch to read and return; all of them if not given
+        """
         if self.order == "crops":
             starts = np.random.default_rng((self.seed, step)).integers(0, len(self.data) - self.context, self.batch)
             fresh = True
@@ -147,7 +150,7 @@ class Batches:
             segment = step % (self.stride // self.context)
             starts = np.arange(self.batch) * self.stride + segment * self.context
             fresh = segment == 0
-        rows = np.stack([self.data[s : s + self.context + 1] for s in starts]).astype(np.int64)
+        rows = np.stack([self.data[s : s + self.context + 1] for s in starts[part]]).astype(np.int64)
         if self.vocabulary is not None and rows.max() >= self.vocabulary:
             wanted = f"ids from 0 to {self.vocabulary - 1}"
             remedy = "check data.tokenizer and model.vocabulary"
