@@ -3,9 +3,12 @@
 import copy
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from rheobase.models.training.data import Batches
 from rheobase.models.training.distributed import Ranks
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.models.training.step import MicroBatch
+from rheobase.spiking.config import to_toml
 from rheobase.spiking.errors import ConfigError
 
 TRAIN = {
@@ -293,3 +297,55 @@ def test_what_cannot_be_trained_so_is_refused(model, changes, said, text, tmp_pa
     with pytest.raises(ConfigError, match=said):
         alone(tmp_path / "run", table(text, model, train, **changes))
     assert not (tmp_path / "run").exists()
+
+
+def launch(out, *arguments):
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rheobase", "train"]
+    command = [sys.executable, *start, *arguments, "--out", str(out)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+
+def workers(process):
+    """The processes of a torchrun by their rank."""
+    found = {}
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        environment = dict(e.split("=", 1) for e in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in e)
+        if "RANK" in environment:
+            found[int(environment["RANK"])] = int(pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
+def test_a_run_killed_at_any_moment_resumes_to_the_same_loss(text, tmp_path, monkeypatch):
+    """SIGKILL of both ranks before the first checkpoint, of rank 1, of rank 0, and of both with torchrun itself."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 20)
+    drops = {"dropconnect": 0.2, "dropout_output": 0.3}
+    often = {"steps": 400, "evaluate_every": 100, "checkpoint_every": 2}
+    what = table(text, "egru", often, model=drops)
+    config, killed, choose = tmp_path / "config.toml", tmp_path / "killed", random.Random(7)
+    config.write_text(to_toml(what))
+    checkpoints, reached = killed / "checkpoints", []
+    for whom, after in (((0, 1), 0), ((1,), choose.randrange(2, 80)), ((0,), choose.randrange(90, 180)), (None, 200)):
+        process = launch(killed, *(["--resume"] if (killed / "config.toml").exists() else [str(config)]))
+        end = time.monotonic() + 400
+        while not (killed / "log.jsonl").exists() or newest_step(checkpoints) < after:
+            assert process.poll() is None and time.monotonic() < end, "the training ended before the moment to kill it"
+        time.sleep(choose.uniform(0, 0.05))
+        ranks = workers(process)
+        victims = [process.pid, *ranks.values()] if whom is None else [ranks[rank] for rank in whom]
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        assert process.wait() != 0
+        reached.append(newest_step(checkpoints))
+        assert not (killed / "model").exists()
+    assert reached == sorted(reached) and reached[-1] >= 200
+    assert launch(killed, "--resume").wait() == 0
+    alone(tmp_path / "whole", what | {"train": what["train"] | {"accumulate": 2}})
+    assert_same(tmp_path / "whole", killed)
+
+
+def newest_step(folder):
+    names = (p.stem for p in folder.glob("step-*.ckpt"))
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
