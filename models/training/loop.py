@@ -142,13 +142,13 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
     whole = ranks.wrap(MicroBatch(task, model, t.recompute), model, t.sharding)
     optimiser, compression = make_optimiser(model, t), make_compression(model, config)
     teacher = teacher_digest(config.teacher)
-    fixed = {"config": json.dumps(config.fixed()), "text_sha256": corpus.digest, "teacher_sha256": teacher}
     step, best, elapsed, log_bytes = 0, None, 0.0, 0
     newest = ranks.share(newest_checkpoint(run.checkpoints) if ranks.first else None)
     if newest:
         saved = load_checkpoint(newest)
-        for what, now in fixed.items():
-            _same(run, what, saved.get(what), now)
+        _same(run, "config", saved.get("config"), json.dumps(config.fixed()))
+        _same(run, "text", saved.get("text_sha256"), corpus.digest)
+        _same(run, "teacher", saved.get("teacher_sha256", teacher), teacher)
         try:
             sharding.load(model, optimiser, saved["model"], saved["optimiser"])
             torch.set_rng_state(saved["torch_rng"])
@@ -194,6 +194,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
                     gradient_norm=norm,
                     rates=rates,
                     ranks=ranks.world,
+                    tokens_a_step=tokens,
                     **figures,
                     elapsed_s=time.monotonic() - began,
                 )
@@ -203,7 +204,8 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
             if step % t.evaluate_every == 0 or step == t.steps:
                 with compression.applied(step - 1):  # as in the update that was just made
                     look, sparsity = task.look(model), compression.sparsity()
-                    weights = {k: v.detach().clone() for k, v in sharding.whole(model.state_dict()).items()}
+                    weights = sharding.whole(model.state_dict(), ranks.first)
+                    weights = {k: v.detach().clone() for k, v in weights.items()} if ranks.first else None
                 valid, rank = task.figure(look), task.rank(look)
                 log.write(
                     step=step,
@@ -221,10 +223,13 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
                     best = {"step": step, "rank": rank, "model": weights}
                 meter.restart()
             if step % t.checkpoint_every == 0 or step == t.steps:
-                checkpoint = fixed | {
+                checkpoint = {
                     "step": step,
-                    "model": sharding.whole(model.state_dict()),
-                    "optimiser": sharding.whole(optimiser.state_dict()),
+                    "config": json.dumps(config.fixed()),
+                    "text_sha256": corpus.digest,
+                    "teacher_sha256": teacher,
+                    "model": sharding.whole(model.state_dict(), ranks.first),
+                    "optimiser": sharding.whole(optimiser.state_dict(), ranks.first),
                     "task": task.carried(),
                     "compression": compression.carried(),
                     "torch_rng": torch.get_rng_state(),

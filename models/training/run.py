@@ -58,7 +58,7 @@ class TrainConfig:
     steps: int = 800
     """number of updates"""
     batch: int = 32
-    """sequences an update, of all ranks and micro-batches together: a step is batch x context tokens on any machine"""
+    """sequences an update, of all ranks and micro-batches together: a step is as many tokens on any machine"""
     context: int = 64
     """tokens a sequence; the gradient is cut there"""
     learning_rate: float = 1e-2

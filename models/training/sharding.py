@@ -21,11 +21,17 @@ def shard(model, device: str, world: int) -> None:
     register_fsdp_forward_method(model, "run")
 
 
-def whole(state):
-    """A tensor, or a state_dict of a model or an optimiser, with every tensor whole; all ranks must ask together."""
+def whole(state, keep: bool = True):
+    """A tensor, or a state_dict of a model or an optimiser, with every tensor that is shared out whole, on the CPU.
+
+    All ranks must ask together; one that does not `keep` it gets None for each such tensor, and holds one at a time.
+    """
     if isinstance(state, dict):
-        return {key: whole(part) for key, part in state.items()}
-    return state.full_tensor() if isinstance(state, DTensor) else state
+        return {key: whole(part, keep) for key, part in state.items()}
+    if not isinstance(state, DTensor):
+        return state
+    full = state.full_tensor()
+    return full.cpu() if keep else None
 
 
 def load(model: nn.Module, optimiser: torch.optim.Optimizer, model_state: dict, optimiser_state: dict) -> None:
