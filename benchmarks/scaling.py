@@ -33,6 +33,8 @@ class GPU:
     """of its memory, bytes/s (the same; high)"""
     network: float = 50e9
     """bytes/s of one GPU to other machines, one way: 400 Gb/s each (NVIDIA DGX H100 data sheet; high)"""
+    inside: float = 450e9
+    """the same between the 8 of a machine (NVLink, 900 GB/s both ways, NVIDIA H100 data sheet; high)"""
     share: float = 0.3
     """of the peak that products reach in training (assumed from published transformers, 0.3 to 0.5; low)"""
     wire: float = 0.7
@@ -88,7 +90,7 @@ class Plan:
         """Seconds on the network: an all-reduce of gradients moves 8 N (W - 1) / W bytes through each GPU ("none"),
         two all-gathers and a reduce-scatter of float32 12 N (W - 1) / W ("fsdp")."""
         moved = {"none": 8, "fsdp": 12}[sharding] * self.n * (self.gpus - 1) / self.gpus
-        return moved / (self.gpu.network * self.gpu.wire)
+        return moved / ((self.gpu.inside if self.gpus <= 8 else self.gpu.network) * self.gpu.wire)
 
     def step(self) -> float:
         """Seconds of a step, where all of the exchange is hidden behind the products that it can be."""
@@ -107,9 +109,7 @@ def on_paper() -> None:
     for name, value in plan.memory().items():
         print(f"  {value / 1e9:8.2f} GB  {name}")
     print(f"  {sum(plan.memory().values()) / 1e9:8.2f} GB  together, on each of {plan.gpus} GPUs")
-    print(
-        f"{'GPUs':>6}{'rows':>6}{'compute s':>11}{'DDP s':>8}{'FSDP s':>8}{'GB':>7}{'efficiency':>12}{'GPU-hours':>12}"
-    )
+    print("  GPUs  rows  compute s   DDP s  FSDP s     GB  efficiency   GPU-hours")
     for gpus in (8, 64, 1000):
         for rows in (4, 16):
             p = Plan(gpus=gpus, rows=rows)
