@@ -200,7 +200,11 @@ def test_a_checkpoint_holds_the_state_of_the_whole_batch_in_order(on_two, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["egru", "spikegpt"])
 def test_two_hundred_steps_on_two_ranks_are_those_of_one(model, text, tmp_path):
-    what = table(text, model, {"steps": 200, "evaluate_every": 100, "checkpoint_every": 100})
+    """SpikeGPT at a rate of 1e-3: at 1e-2 the training itself is chaotic, and one process whose first weight is moved
+    by 1e-16 parts from itself by step 150 as two ranks part from one."""
+    rate = {"egru": 1e-2, "spikegpt": 1e-3}[model]
+    often = {"steps": 200, "evaluate_every": 100, "checkpoint_every": 100}
+    what = table(text, model, often | {"learning_rate": rate})
     torchrun(2, tmp_path, [(tmp_path / "two", what)])
     alone(tmp_path / "one", what)
     assert_same(tmp_path / "two", tmp_path / "one")
