@@ -48,6 +48,20 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         """Names of the weights of matrix products, and of each whether it is stored [out, in]."""
         return {f"{name}.weight": True for name, module in self.named_modules() if isinstance(module, nn.Linear)}
 
+    pooled = staticmethod(lambda mean: mean)
+    """what a mean over a batch passes through before anything not linear in it; where several processes train on shares
+    of a batch, the loop sets it to the mean over them"""
+
+    @property
+    def pools(self) -> bool:
+        """Whether training needs means over the whole batch at once (`pooled`), so that it cannot be done in turns."""
+        return False
+
+    def stages(self) -> list[nn.Module]:
+        """The modules, one after the other, that hold most of the model: those whose activations may be computed again,
+        and whose parameters may be gathered one stage at a time."""
+        return []
+
     def advance(self, done: float) -> None:
         """Called at the start of a training and after each step with the part of it that is done, from 0 to 1."""
 

@@ -148,6 +148,9 @@ class RecurrentLM(LanguageModel):
         """How each layer lowers."""
         raise NotImplementedError(f"{type(self).__name__} does not lower")
 
+    def stages(self):
+        return list(self.layers)
+
     def products(self):
         how = self.lowering()
         names = [f"layers.{i}.{weight}" for i in range(len(self.layers)) for weight, _ in how.kernels]

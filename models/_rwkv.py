@@ -54,6 +54,9 @@ class StaticNorm(nn.LayerNorm):
     both statistics are constants and the two forms are blended.
     """
 
+    pooled = staticmethod(lambda mean: mean)
+    """as of `Pretrained`"""
+
     def __init__(self, d: int):
         super().__init__(d)
         for name, value in (("mean", 0.0), ("deviation", 1.0), ("removed", 0.0), ("seen", 0.0)):
@@ -90,7 +93,7 @@ class StaticNorm(nn.LayerNorm):
         rows = x.flatten(0, -2)
         now = rows.mean(), (rows.var(-1, correction=0) + self.eps).sqrt().mean()
         for statistic, value in zip((self.mean, self.deviation), now, strict=True):
-            statistic.lerp_(value.to(statistic.dtype), 1 - REMEMBER if self.seen else 1.0)
+            statistic.lerp_(self.pooled(value).to(statistic.dtype), 1 - REMEMBER if self.seen else 1.0)
         self.seen.fill_(1.0)
 
 

@@ -81,11 +81,15 @@ class EGRULM(RecurrentLM):
         trajectory, state = self.layers[index](x_BTH, state, whole=True)
         return trajectory.y, state, trajectory
 
+    @property
+    def pools(self):
+        return self.config.rate_weight > 0
+
     def penalty(self, runs):
         """rate_weight x sum over layers of (mean o - rate_target)^2; o carries the surrogate's gradient."""
         if not self.config.rate_weight:
             return 0.0
-        return self.config.rate_weight * sum((run.o.mean() - self.config.rate_target) ** 2 for run in runs)
+        return self.config.rate_weight * sum((self.pooled(run.o.mean()) - self.config.rate_target) ** 2 for run in runs)
 
     @property
     def event_layers(self):

@@ -243,6 +243,13 @@ class SpikeGPT(LanguageModel):
                 c = self.config
                 norm.removed.fill_(min(max((done - c.norm_from) / (c.norm_until - c.norm_from), 0.0), 1.0))
 
+    def stages(self):
+        return list(self.blocks)
+
+    @property
+    def pools(self):
+        return self.config.norm == "static"
+
     def project_(self):
         for cell in self.modules():
             if isinstance(cell, Cell):

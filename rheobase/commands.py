@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import platform
 import sys
 import textwrap
@@ -66,6 +67,8 @@ def train(args) -> Answer:
             set_key(table, assignment)
         config = RunConfig.from_table(table, args.config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
+    if int(os.environ.get("RANK", "0")):
+        return Answer()  # of the ranks that trained together, the first one speaks
     m = run.metrics()
     if run.config.sees:
         events = run.config.events

@@ -7,7 +7,7 @@ import torch
 
 from rheobase.models._pretrained import read_torch_file
 from rheobase.spiking.errors import FormatError
-from rheobase.spiking.files import read_bytes, sha256, write_atomic
+from rheobase.spiking.files import open_atomic, read_bytes, sha256
 
 MAGIC = b"rheobase-checkpoint/1 "
 KEEP = 2
@@ -17,9 +17,10 @@ def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
     """Write `step-N.ckpt` atomically; the newest two are kept."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    payload = buffer.getvalue()
-    path = folder / f"step-{step:08d}.ckpt"
-    write_atomic(path, MAGIC + sha256(payload).encode() + b"\n" + payload)
+    path, payload = folder / f"step-{step:08d}.ckpt", buffer.getbuffer()
+    with open_atomic(path) as file:
+        file.write(MAGIC + sha256(payload).encode() + b"\n")
+        file.write(payload)
     for old in sorted(folder.glob("step-*.ckpt"))[:-KEEP]:
         old.unlink()
     return path

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rheobase.models.training.data import DataConfig
+from rheobase.models.training.distributed import Ranks
 from rheobase.models.training.evaluate import DEAD, SATURATED
 from rheobase.models.training.event_corpus import EventCorpus, Frames
 from rheobase.models.training.event_sets import EventsConfig
@@ -29,12 +30,13 @@ class EventTask(Task):
 
     measure, label, unit = "cross_entropy", "nats/recording", "frame"
 
-    def __init__(self, config, corpus: EventCorpus, model):
+    def __init__(self, config, corpus: EventCorpus, model, ranks: Ranks):
         self.config, self.corpus, e, t = config, corpus, config.events, config.train
         if config.budget != BudgetConfig() or config.teacher != TeacherConfig() or t.restart:
             raise ConfigError("events", "no [budget], [teacher] and train.restart", "one", "drop it")
         if config.data != DataConfig():
             raise ConfigError("events", "no [data], which is of text", "one", "drop it")
+        ranks.require_one("events")
         require_fitting(model.config, corpus.train)
         self.part = corpus.train + corpus.held_out if e.fit_all and e.folds > 1 else corpus.train
         self.batch, self.epoch = min(t.batch, len(self.part)), -1
@@ -47,7 +49,7 @@ class EventTask(Task):
     def begin(self, model):
         model.wake(self._batch(0)[0])
 
-    def loss(self, model, step):
+    def loss(self, model, step, micro=0):
         self.step = step
         return self._loss(model, *self._batch(step))
 

@@ -6,6 +6,7 @@ import torch
 
 from rheobase.models.training.corpus import Corpus
 from rheobase.models.training.data import Batches
+from rheobase.models.training.distributed import Ranks
 from rheobase.models.training.evaluate import evaluate_part
 from rheobase.models.training.objective import Objective, warm_start
 from rheobase.models.training.prefetch import prefetched
@@ -14,9 +15,13 @@ from rheobase.models.training.task import Loss, Task
 
 
 class LanguageTask(Task):
-    """Batches of a text, the state between them, and the objective."""
+    """Batches of a text, the state between them, and the objective.
 
-    def __init__(self, config, corpus: Corpus, model):
+    Each micro-batch of a rank has rows of its own, and a state of its own for them; a checkpoint holds the state of the
+    global batch, row by row.
+    """
+
+    def __init__(self, config, corpus: Corpus, model, ranks: Ranks):
         t, self.config, self.splits = config.train, config, corpus.splits
         self.unit, self.measure = corpus.tokenizer.unit, corpus.tokenizer.measure
         self.label = f"bits/{self.unit}"
@@ -28,7 +33,7 @@ class LanguageTask(Task):
             if source:
                 require_tokens_of(source, corpus.tokenizer)
         self.objective = Objective(config.budget, config.teacher, model, t.device)
-        self.state = None
+        self.ranks, self.rows, self.states = ranks, ranks.rows(t.batch), {}
 
     def rehearse(self, model):
         device = self.config.train.device
@@ -45,14 +50,17 @@ class LanguageTask(Task):
             return
         model.wake(self.batches(0)[0].to(self.config.train.device), trained=bool(start))
 
-    def loss(self, model, step):
-        t = self.config.train
-        tokens, targets, fresh = (x.to(t.device) if torch.is_tensor(x) else x for x in self.batches(step))
-        if self.state is not None:
-            self.state = None if fresh else model.restart(self.state) if t.restart else self.state
-        logits, state, runs = model.run(tokens, self.state)
-        loss, whole = self.objective(model, (tokens, targets, fresh), logits, runs, step / t.steps)
-        self.state = tuple(type(s)(*(part.detach() for part in s)) for s in state)
+    def loss(self, model, step, micro=0):
+        t, state = self.config.train, self.states.get(micro)
+        batch = self.batches(step, self.rows[micro])
+        tokens, targets, fresh = (x.to(t.device) if torch.is_tensor(x) else x for x in batch)
+        if state is not None:
+            state = None if fresh else model.restart(state) if t.restart else state
+        logits, state, runs = model.run(tokens, state)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        batch = (tokens, targets, fresh)
+        loss, whole = self.objective(model, batch, logits.to(wide), runs, step / t.steps, micro)
+        self.states[micro] = tuple(type(s)(*(part.detach().to(wide) for part in s)) for s in state)
         return Loss(whole, loss / math.log(2), runs, tokens.numel())
 
     def look(self, model):
@@ -62,9 +70,19 @@ class LanguageTask(Task):
         return look.bits_per_token
 
     def carried(self):
-        return {"state": tuple(tuple(layer) for layer in self.state), "objective": self.objective.carried()}
+        return {"state": self._gather(self.states), "objective": self.objective.carried(self._gather)}
 
     def carry(self, saved, model):
+        self.objective.carry(saved["objective"], self._cut)
+        self.states = self._cut(saved["state"], model)
+
+    def _gather(self, states: dict) -> tuple:
+        """One state of the whole batch."""
+        layers = zip(*(states[micro] for micro in range(len(self.rows))), strict=True)
+        return tuple(tuple(self.ranks.gather(torch.cat(p)) for p in zip(*layer, strict=True)) for layer in layers)
+
+    def _cut(self, saved, model) -> dict:
+        """The states of this rank's micro-batches, of that of the whole batch."""
         device = self.config.train.device
-        self.objective.carry(saved["objective"], device)
-        self.state = model.as_state([[part.to(device) for part in layer] for layer in saved["state"]])
+        layers = [[[part[rows].to(device) for part in layer] for layer in saved] for rows in self.rows]
+        return dict(enumerate(map(model.as_state, layers)))

@@ -7,22 +7,26 @@ any moment and resumed ends with the same bits as one that was not (same machine
 import contextlib
 import json
 import math
-import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from rheobase.models.training import sharding
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from rheobase.models.training.classify import LabelledCorpus
 from rheobase.models.training.compression import Compression
 from rheobase.models.training.corpus import Corpus
+from rheobase.models.training.distributed import Ranks, joined
 from rheobase.models.training.event_corpus import EventCorpus
 from rheobase.models.training.event_task import EventTask
 from rheobase.models.training.language_task import LanguageTask
 from rheobase.models.training.objective import teacher_digest
+from rheobase.models.training.record import Log, Meter
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.models.training.sentence_task import SentenceTask
+from rheobase.models.training.step import MicroBatch, gradient, require_able
 from rheobase.models.training.task import Task
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
@@ -55,40 +59,54 @@ def make_compression(model, config: RunConfig) -> Compression:
 
 
 def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -> Run:
-    """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only."""
-    Run.vacant(folder)
-    corpus = config.corpus()
-    tokenizer = None if config.sees else corpus.tokenizer
-    config = config.fitted(tokenizer)
-    rehearse(config, corpus)
-    with threads(config.train.threads):
-        task, model = prepare(config, corpus)
-        task.begin(model)
-        return _train(Run.create(folder, config, tokenizer), corpus, task, model, quiet)
+    """Train a new run to its end; `config` is saved with it. quiet=None shows progress on a terminal only.
+
+    Under torchrun all its processes call this, and rank 0 alone writes.
+    """
+    run, t = Run.vacant(folder), config.train
+    with joined(t.device, t.accumulate) as ranks:
+        corpus = config.corpus()
+        tokenizer = None if config.sees else corpus.tokenizer
+        config = config.fitted(tokenizer)
+        rehearse(config, corpus, ranks)
+        with threads(t.threads):
+            task, model = prepare(config, corpus, ranks)
+            task.begin(model)
+            ranks.share(None)  # each has seen that the folder is vacant
+            if ranks.first:
+                run = Run.create(folder, config, tokenizer)
+            return _train(run, config, corpus, task, model, ranks, quiet)
 
 
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     """Go on from the newest checkpoint of a run, or from its first step if it has none; its own config decides."""
     run = Run.open(folder)
-    config = run.config
-    with threads(config.train.threads):
+    config, t = run.config, run.config.train
+    with joined(t.device, t.accumulate) as ranks, threads(t.threads):
         corpus = config.corpus(None if config.sees else run.tokenizer())
-        task, model = prepare(config, corpus)
-        if newest_checkpoint(run.checkpoints) is None:
+        task, model = prepare(config, corpus, ranks)
+        if not any(run.checkpoints.glob("step-*.ckpt")):
             task.begin(model)
-        return _train(run, corpus, task, model, quiet)
+        return _train(run, config, corpus, task, model, ranks, quiet)
 
 
-def prepare(config: RunConfig, corpus: AnyCorpus):
+def prepare(config: RunConfig, corpus: AnyCorpus, ranks: Ranks | None = None):
     """The task and the new model of a configuration; raises what a training would, and writes nothing."""
-    t = config.train
-    kind = t.device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
-    torch.manual_seed(t.seed)
-    model = config.build().to(t.device).train()
+    if ranks is None:
+        with joined(config.train.device, config.train.accumulate) as ranks:
+            return prepare(config, corpus, ranks)
+    config = replace(config, train=replace(config.train, device=ranks.device))
+    torch.manual_seed(config.train.seed)
+    model = _build(config).to(ranks.device).train()
+    require_able(config, model)
     make = EventTask if config.sees else SentenceTask if config.classifies else LanguageTask
-    return make(config, corpus, model), model
+    return make(config, corpus, model, ranks), model
+
+
+def _build(config: RunConfig):
+    """A new model of the type of number that it is trained in."""
+    model = config.build()
+    return model.double() if config.train.precision == "float64" else model
 
 
 @contextlib.contextmanager
@@ -102,12 +120,12 @@ def threads(n: int | None):
         torch.set_num_threads(before)
 
 
-def rehearse(config: RunConfig, corpus: AnyCorpus) -> None:
+def rehearse(config: RunConfig, corpus: AnyCorpus, ranks: Ranks | None = None) -> None:
     """Everything that a training does, once, on little data; raises what it would, and writes nothing.
 
     raises  ConfigError: settings with which a first step fails
     """
-    task, model = prepare(config, corpus)
+    task, model = prepare(config, corpus, ranks)
     try:
         make_optimiser(model, config.train)
         make_compression(model, config)
@@ -118,84 +136,78 @@ def rehearse(config: RunConfig, corpus: AnyCorpus) -> None:
         raise ConfigError("train", "settings that can be trained", str(error).splitlines()[0], "mend them") from None
 
 
-def _train(run: Run, corpus: AnyCorpus, task: Task, model, quiet: bool | None) -> Run:
+def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ranks: Ranks, quiet: bool | None) -> Run:
     """From the newest checkpoint, if there is one, to the end."""
-    config, t = run.config, run.config.train
+    t = config.train
+    whole = ranks.wrap(MicroBatch(task, model, t.recompute), model, t.sharding)
     optimiser, compression = make_optimiser(model, t), make_compression(model, config)
     teacher = teacher_digest(config.teacher)
     step, best, elapsed, log_bytes = 0, None, 0.0, 0
-    newest = newest_checkpoint(run.checkpoints)
+    newest = ranks.share(newest_checkpoint(run.checkpoints) if ranks.first else None)
     if newest:
         saved = load_checkpoint(newest)
         _same(run, "config", saved.get("config"), json.dumps(config.fixed()))
         _same(run, "text", saved.get("text_sha256"), corpus.digest)
         _same(run, "teacher", saved.get("teacher_sha256", teacher), teacher)
         try:
-            model.load_state_dict(saved["model"])
-            optimiser.load_state_dict(saved["optimiser"])
+            sharding.load(model, optimiser, saved["model"], saved["optimiser"])
             torch.set_rng_state(saved["torch_rng"])
-            if saved["cuda_rng"]:
-                torch.cuda.set_rng_state_all(saved["cuda_rng"])
+            if saved["cuda_rng"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state(saved["cuda_rng"][0], ranks.device)
             step, best, elapsed, log_bytes = (saved[k] for k in ("step", "best", "elapsed_s", "log_bytes"))
             task.carry(saved["task"], model)
             compression.carry(saved["compression"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
 
-    began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
-    bar = _progress(t.steps, step, quiet, run.folder.name)
+    began, meter = time.monotonic() - elapsed, Meter(model, ranks.device, t.precision, ranks.world)
+    bar = _progress(t.steps, step, quiet if ranks.first else True, run.folder.name)
     model.advance(step / t.steps)
-    with open(run.log_path, "ab") as log:
-        if log.tell() >= log_bytes:
-            log.truncate(log_bytes)
-
-        def write(**record):
-            log.write(json.dumps(record).encode() + b"\n")
-            log.flush()
-
+    with Log(run.log_path if ranks.first else None, log_bytes) as log:
         while step < t.steps:
+            shows = (step + 1) % LOG_EVERY == 0 or step + 1 == t.steps
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, t)
             compression.begin(step)
+            optimiser.zero_grad()
             with compression.applied(step):
-                loss = task.loss(model, step)
-                optimiser.zero_grad()
-                loss.whole.backward()
+                shown, rates, tokens = gradient(whole, task, model, ranks, step, t, shows)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
             optimiser.step()
             model.project_()
             compression.project_()
             step += 1
             model.advance(step / t.steps)
-            seen += loss.tokens
+            meter.seen += tokens
             bar.update()
-            if step % LOG_EVERY == 0 or step == t.steps:
-                now = time.monotonic()
-                shown = loss.shown.item()
+            if shows:
+                shown, norm = ranks.mean(shown).item(), sharding.whole(norm).item()
                 if not math.isfinite(shown):
                     raise RheobaseError(
                         f"{run.folder} step {step}", "a finite loss", str(shown), "lower train.learning_rate"
                     )
-                rates = [r.mean().item() for r in model.rates(loss.runs)]
-                speed = seen / max(now - seen_at, 1e-9)
-                write(
+                rates, figures = [ranks.mean(r).item() for r in rates], meter.read()
+                log.write(
                     step=step,
                     **{task.measure: shown},
                     learning_rate=learning_rate(step - 1, t),
-                    gradient_norm=norm.item(),
+                    gradient_norm=norm,
                     rates=rates,
-                    tokens_per_s=speed,
-                    elapsed_s=now - began,
+                    ranks=ranks.world,
+                    tokens_a_step=tokens,
+                    **figures,
+                    elapsed_s=time.monotonic() - began,
                 )
                 rate = f" {100 * sum(rates) / len(rates):.0f}% active" if rates else ""
-                bar.set_postfix_str(f"{shown:.3f} {task.label}{rate} {speed / 1000:.1f}k {task.unit}s/s")
-                seen_at, seen = now, 0
+                speed = f"{figures['tokens_per_s'] / 1000:.1f}k {task.unit}s/s"
+                bar.set_postfix_str(f"{shown:.3f} {task.label}{rate} {speed}")
             if step % t.evaluate_every == 0 or step == t.steps:
                 with compression.applied(step - 1):  # as in the update that was just made
                     look, sparsity = task.look(model), compression.sparsity()
-                    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                    weights = sharding.whole(model.state_dict(), ranks.first)
+                    weights = {k: v.detach().clone() for k, v in weights.items()} if ranks.first else None
                 valid, rank = task.figure(look), task.rank(look)
-                write(
+                log.write(
                     step=step,
                     valid=valid,
                     rates=look.rates,
@@ -209,28 +221,33 @@ def _train(run: Run, corpus: AnyCorpus, task: Task, model, quiet: bool | None) -
                 complete = model.complete and compression.complete(step)
                 if complete and (best is None or rank < best["rank"]):
                     best = {"step": step, "rank": rank, "model": weights}
-                seen_at = time.monotonic()
+                meter.restart()
             if step % t.checkpoint_every == 0 or step == t.steps:
-                os.fsync(log.fileno())
                 checkpoint = {
                     "step": step,
                     "config": json.dumps(config.fixed()),
                     "text_sha256": corpus.digest,
                     "teacher_sha256": teacher,
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
+                    "model": sharding.whole(model.state_dict(), ranks.first),
+                    "optimiser": sharding.whole(optimiser.state_dict(), ranks.first),
                     "task": task.carried(),
                     "compression": compression.carried(),
                     "torch_rng": torch.get_rng_state(),
-                    "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                    "cuda_rng": [torch.cuda.get_rng_state(ranks.device)] if "cuda" in ranks.device else [],
                     "best": best,
                     "elapsed_s": time.monotonic() - began,
-                    "log_bytes": log.tell(),
+                    "log_bytes": log.synced(),
                 }
-                save_checkpoint(run.checkpoints, step, checkpoint)
+                if ranks.first:
+                    save_checkpoint(run.checkpoints, step, checkpoint)
     bar.close()
     if best is None:
         raise FormatError(run.folder, "a run with at least one step to do", "none", "raise train.steps")
+    if not ranks.first:
+        return run
+    if t.sharding == "fsdp":
+        model = _build(config)
+        compression = make_compression(model, config)
     model.load_state_dict(best["model"])
     model.eval().cpu().save_pretrained(run.model_path)
     final = task.look(model)

@@ -71,7 +71,7 @@ class Budget:
         """The penalty on what a run did, when the part `done` of the training is over."""
         c, excess = self.config, 0.0
         if c.ops_per_token is not None:
-            spent = model.operations(runs)
+            spent = model.pooled(model.operations(runs))
             self.first = self.first or max(spent.item(), c.ops_per_token)
             left = max(0.0, 1 - done / c.ramp) if c.ramp else 0.0
             allowed = c.ops_per_token * (self.first / c.ops_per_token) ** left
@@ -81,7 +81,8 @@ class Budget:
             limits = c.rates * len(rates) if len(c.rates) == 1 else c.rates
             if len(limits) != len(rates):
                 raise ConfigError("budget.rates", f"{len(rates)} layers or one", f"{len(limits)}", "name each layer's")
-            over = [torch.log((r.mean() / most).clamp(min=1.0)) for r, most in zip(rates, limits, strict=True)]
+            means = [model.pooled(r.mean()) for r in rates]
+            over = [torch.log((mean / most).clamp(min=1.0)) for mean, most in zip(means, limits, strict=True)]
             excess = excess + sum(over) / len(over)
         return c.strength * excess
 
@@ -89,22 +90,23 @@ class Budget:
 class Teacher:
     """Distillation: the loss becomes (1 - share) cross-entropy + share KL(teacher || student), per token.
 
-    Source: Hinton, Vinyals, Dean, arXiv 1503.02531, at temperature 1. The teacher carries its own state.
+    Source: Hinton, Vinyals, Dean, arXiv 1503.02531, at temperature 1. The teacher carries its own state,
+    one a micro-batch.
     """
 
     def __init__(self, config: TeacherConfig, vocabulary: int, device: str):
         if not 0 <= config.share <= 1:
             raise ConfigError("teacher.share", "a part of 1", str(config.share), "mend it")
-        self.share, self.model, self.state = config.share, load_model(config.model).to(device).eval(), None
+        self.share, self.model, self.states = config.share, load_model(config.model).to(device).eval(), {}
         got = getattr(self.model.config, "vocabulary", "no")
         if got != vocabulary:
             got = f"a model of {got} tokens"
             raise ConfigError("teacher.model", f"a model of {vocabulary} tokens", got, "name another run")
 
-    def __call__(self, tokens: Tensor, logits: Tensor, loss: Tensor, fresh: bool) -> Tensor:
-        """The blended loss of a batch, tokens [B, T] and the student's logits [B, T, V]."""
+    def __call__(self, tokens: Tensor, logits: Tensor, loss: Tensor, fresh: bool, micro: int) -> Tensor:
+        """The blended loss of a micro-batch, tokens [B, T] and the student's logits [B, T, V]."""
         with torch.no_grad():
-            wanted, self.state = self.model(tokens, None if fresh else self.state)
+            wanted, self.states[micro] = self.model(tokens, None if fresh else self.states.get(micro))
         apart = F.kl_div(F.log_softmax(logits, -1), F.log_softmax(wanted, -1), reduction="sum", log_target=True)
         return (1 - self.share) * loss + self.share * apart / tokens.numel()
 
@@ -119,24 +121,22 @@ class Objective:
         self.budget = Budget(budget)
         self.teacher = Teacher(teacher, model.config.vocabulary, device) if teacher.model else None
 
-    def __call__(self, model, batch, logits: Tensor, runs, done: float) -> tuple[Tensor, Tensor]:
-        """(cross-entropy of the text, whole loss) of a batch (tokens, targets, fresh) when `done` of 1 is over."""
+    def __call__(self, model, batch, logits: Tensor, runs, done: float, micro: int = 0) -> tuple[Tensor, Tensor]:
+        """(cross-entropy of the text, whole loss) of a micro-batch (tokens, targets, fresh), `done` of 1 over."""
         tokens, targets, fresh = batch
         text = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss = self.teacher(tokens, logits, text, fresh) if self.teacher else text
+        loss = self.teacher(tokens, logits, text, fresh, micro) if self.teacher else text
         return text, loss + model.penalty(runs) + self.budget(model, runs, done)
 
-    def carried(self) -> dict:
-        """What a checkpoint must hold to go on."""
-        state = self.teacher.state if self.teacher else None
-        return {"budget": self.budget.first, "teacher": state and tuple(tuple(layer) for layer in state)}
+    def carried(self, gather) -> dict:
+        """What a checkpoint must hold to go on; `gather` makes one state of those of the micro-batches."""
+        return {"budget": self.budget.first, "teacher": gather(self.teacher.states) if self.teacher else None}
 
-    def carry(self, saved: dict, device: str) -> None:
-        """Go on from what `carried` gave."""
+    def carry(self, saved: dict, cut) -> None:
+        """Go on from what `carried` gave; `cut` undoes `gather` for a model."""
         self.budget.first = saved["budget"]
         if saved["teacher"] is not None:
-            layers = [[part.to(device) for part in layer] for layer in saved["teacher"]]
-            self.teacher.state = self.teacher.model.as_state(layers)
+            self.teacher.states = cut(saved["teacher"], self.teacher.model)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.files import read_bytes, write_atomic
 
-FREE = ("steps", "evaluate_every", "checkpoint_every", "threads", "device")
+FREE = ("steps", "evaluate_every", "checkpoint_every", "threads", "device", "accumulate", "recompute", "sharding")
 """settings of [train] that may change when a run is resumed"""
 RANGES = {
     "learning_rate": (0.0, math.inf),
@@ -31,6 +31,7 @@ RANGES = {
     "clip": (1e-12, math.inf),
     "seed": (0, 2**63),
 }
+CHOICES = {"precision": ("float32", "float64", "bf16"), "sharding": ("none", "fsdp")}
 FROM_TOKENIZER = 0
 """the model's vocabulary before `RunConfig.fitted`, where the configuration gives none"""
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -58,7 +59,7 @@ class TrainConfig:
     steps: int = 800
     """number of updates"""
     batch: int = 32
-    """sequences an update"""
+    """sequences an update, of all ranks and micro-batches together: a step is as many tokens on any machine"""
     context: int = 64
     """tokens a sequence; the gradient is cut there"""
     learning_rate: float = 1e-2
@@ -83,6 +84,15 @@ class TrainConfig:
     """CPU threads of this run, all there are if not given; small models are fastest on one"""
     device: str = "cpu"
     """"cpu" or "cuda\""""
+    accumulate: int = 1
+    """micro-batches an update, one after the other on each rank, whose mean gradient it takes"""
+    precision: str = "float32"
+    """"float32";  "float64";  "bf16": products in bfloat16 by autocast, while weights, states and spikes' membranes
+    stay in float32"""
+    recompute: bool = False
+    """keep no activations within blocks and layers, but compute them again for the gradient"""
+    sharding: str = "none"
+    """of torchrun's ranks, "none": each holds the whole model (DDP);  "fsdp": each holds a share of it (FSDP2)"""
 
 
 SECTIONS = {
@@ -149,7 +159,11 @@ class RunConfig:
             value = getattr(config.train, key)
             if not least <= value < most:
                 raise ConfigError(f"train.{key}", f"from {least} to below {most}", str(value), "mend it")
-        for key in ("steps", "batch", "context", "evaluate_every", "checkpoint_every", "evaluate_batch"):
+        for key, known in CHOICES.items():
+            value = getattr(config.train, key)
+            if value not in known:
+                raise ConfigError(f"train.{key}", " or ".join(map(repr, known)), repr(value), "name one of them")
+        for key in ("steps", "batch", "context", "evaluate_every", "checkpoint_every", "evaluate_batch", "accumulate"):
             if getattr(config.train, key) < 1:
                 raise ConfigError(f"train.{key}", "at least 1", str(getattr(config.train, key)), "raise it")
         return config

@@ -6,6 +6,7 @@ from rheobase.models import load_model
 from rheobase.models.classifier import real_tokens
 from rheobase.models.training.classify import LabelledCorpus, SentenceBatches, judge
 from rheobase.models.training.data import DataConfig
+from rheobase.models.training.distributed import Ranks
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.models.training.run import require_tokens_of
 from rheobase.models.training.task import Loss, Task
@@ -26,12 +27,13 @@ class SentenceTask(Task):
 
     measure, label = "cross_entropy", "nats/sentence"
 
-    def __init__(self, config, corpus: LabelledCorpus, model):
+    def __init__(self, config, corpus: LabelledCorpus, model, ranks: Ranks):
         t, self.config, self.corpus, self.unit = config.train, config, corpus, corpus.tokenizer.unit
         if config.budget != BudgetConfig() or config.teacher != TeacherConfig(start=config.teacher.start):
             raise ConfigError("sentences", "no [budget], and of [teacher] `start` alone", "more", "drop it")
         if config.data != DataConfig(tokenizer=config.data.tokenizer) or t.restart:
             raise ConfigError("sentences", "of [data] `tokenizer` alone, and no train.restart", "more", "drop it")
+        ranks.require_one("sentences")
         self.batches = SentenceBatches(corpus.train + corpus.held_out if self._all else corpus.train, t.batch, t.seed)
 
     @property
@@ -60,7 +62,7 @@ class SentenceTask(Task):
         model.trunk.load_state_dict(source.state_dict())
         model.trunk.settle()
 
-    def loss(self, model, step):
+    def loss(self, model, step, micro=0):
         self.step = step
         return self._loss(model, *self._batch(step))
 

@@ -36,8 +36,8 @@ class Task:
         """Prepare a new model, before its first step."""
         raise NotImplementedError(f"{type(self).__name__} does not begin")
 
-    def loss(self, model, step: int) -> Loss:
-        """The loss of a step; what the task carries to the next one is kept in it."""
+    def loss(self, model, step: int, micro: int = 0) -> Loss:
+        """The loss of a step, or of its micro-batch number `micro` on this rank; what is carried on is kept here."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def look(self, model):
@@ -53,7 +53,7 @@ class Task:
         return [self.figure(look)]
 
     def carried(self) -> dict:
-        """What a checkpoint must hold of the task, beside the step, to go on."""
+        """What a checkpoint must hold of the task, beside the step, to go on with any number of ranks."""
         return {}
 
     def carry(self, saved: dict, model) -> None:

@@ -1,0 +1,101 @@
+"""What is written about a training while it runs: log.jsonl, and how well the machine is used."""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from rheobase.models._pretrained import LanguageModel
+
+SIZES = {"cpu": 512, "cuda": 4096}
+"""of the square matrices whose product shows what a device can do"""
+
+
+class Log:
+    """log.jsonl, from a number of bytes on, what lies behind them being dropped; nothing where `path` is None."""
+
+    def __init__(self, path: Path | None, keep: int):
+        self._file = None if path is None else open(path, "ab")
+        if self._file and self._file.tell() >= keep:
+            self._file.truncate(keep)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file:
+            self._file.close()
+
+    def write(self, **record) -> None:
+        """Add a line."""
+        if self._file:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+
+    def synced(self) -> int:
+        """How long it is, once that is on the disk."""
+        if not self._file:
+            return 0
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+
+class Meter:
+    """Tokens a second, of all ranks, and how much of the machine they use.
+
+    utilisation  of a language model: 6 N tokens/s over what the ranks could do in a dense product of their precision,
+                 N the weights of the model's products: forward 2 N operations a token, backward 4 N, as if nothing
+                 were sparse. A matrix product timed at the start is taken for what a rank could do
+    cpu_share    CPU time of this process over the wall clock's: 1 is one core
+    memory       most bytes that this process held: on a GPU by torch, else of the whole process
+    """
+
+    def __init__(self, model, device: str, precision: str, world: int):
+        self.device, self.world = torch.device(device), world
+        once = model.products() if isinstance(model, LanguageModel) else ()  # others use a weight many times a token
+        self.weights = sum(model.get_parameter(name).numel() for name in once)
+        self.peak = matmul_peak(self.device, precision)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new stretch."""
+        self.seen, self.wall, self.cpu = 0, time.monotonic(), time.process_time()
+
+    def read(self) -> dict:
+        """The figures of the stretch that ends now."""
+        wall = max(time.monotonic() - self.wall, 1e-9)
+        speed = self.seen / wall
+        figures = {
+            "tokens_per_s": speed,
+            "cpu_share": (time.process_time() - self.cpu) / wall,
+            "memory": peak_memory(self.device),
+        }
+        if self.weights:
+            figures["utilisation"] = 6 * self.weights * speed / (self.world * self.peak)
+        self.restart()
+        return figures
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """Operations a second of a square matrix product, the best of five after one to warm up."""
+    dtype = {"float64": torch.float64, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    n, best = SIZES[device.type], float("inf")
+    a = torch.ones(n, n, dtype=dtype, device=device)
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best

@@ -1,0 +1,67 @@
+"""The gradient of one step, micro-batch by micro-batch, and what of it cannot be had so."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rheobase.models.training.distributed import Ranks, synchronised
+from rheobase.models.training.run import RunConfig, TrainConfig
+from rheobase.models.training.task import Loss, Task
+from rheobase.spiking.errors import ConfigError
+
+
+class MicroBatch(nn.Module):
+    """A micro-batch's loss as a module, whose parameters DDP then knows.
+
+    recompute  whether each stage of the model keeps its inputs alone, and runs again for its gradient
+    """
+
+    def __init__(self, task: Task, model, recompute: bool):
+        super().__init__()
+        self.task, self.model = task, model
+        for stage in model.stages() if recompute else ():
+            stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
+
+    def forward(self, step: int, micro: int) -> Loss:
+        return self.task.loss(self.model, step, micro)
+
+
+def require_able(config: RunConfig, model) -> None:
+    """Refuse what would not train as one process does with the whole batch; raises ConfigError."""
+    t, b = config.train, config.budget
+    if t.accumulate > 1 and (model.pools or b.ops_per_token is not None or b.rates):
+        wanted = "no [budget], rate_weight or static norms, which need the whole batch's means at once"
+        raise ConfigError("train.accumulate", wanted, f"{t.accumulate}", "use more ranks, or drop one of them")
+    if (t.recompute or t.sharding == "fsdp") and not model.stages():
+        where = "train.recompute" if t.recompute else "train.sharding"
+        raise ConfigError(where, "a language model of blocks or layers", model.name, "leave it out")
+    if t.recompute and any(hasattr(module, "pooled") for stage in model.stages() for module in stage.modules()):
+        raise ConfigError("train.recompute", 'model.norm = "layer"', "norms that count each run", "drop one of them")
+    if t.sharding == "fsdp" and (config.prune.sparsity or config.quantise.weights):
+        wanted = "no [prune] and [quantise], which choose among whole matrices"
+        raise ConfigError("train.sharding", wanted, "'fsdp'", 'set it to "none"')
+
+
+def gradient(whole: nn.Module, task: Task, model, ranks: Ranks, step: int, t: TrainConfig, rated: bool):
+    """The mean gradient of a step's micro-batches, over all ranks, left in the parameters.
+
+    whole    a MicroBatch, as `Ranks.wrap` gives it
+    rated    whether mean rates are wanted
+    returns  (the mean of what the losses show, of each layer's rate, both of this rank; all ranks' tokens)
+    """
+    n, tokens, shown, rates = t.accumulate, 0, 0.0, []
+    kind = torch.device(ranks.device).type
+    for micro in range(n):
+        ranks.seed(t.seed, step, micro)
+        with synchronised(whole, model, micro == n - 1):
+            with torch.autocast(kind, torch.bfloat16, enabled=t.precision == "bf16"):
+                loss: Loss = whole(step, micro)
+            (loss.whole / n).backward()
+        shown = shown + loss.shown.detach() / n
+        tokens += loss.tokens * ranks.world
+        if rated:
+            found: list[Tensor] = [r.detach().mean() / n for r in model.rates(loss.runs)]
+            rates = [a + b for a, b in zip(rates, found, strict=True)] if rates else found
+    return shown, rates, tokens
