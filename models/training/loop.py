@@ -24,6 +24,7 @@ from rheobase.models.training.objective import teacher_digest
 from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.models.training.sentence_task import SentenceTask
 from rheobase.models.training.task import Task
+from rheobase.models.training.tensorboard import board, writer
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
 AnyCorpus = Corpus | LabelledCorpus | EventCorpus
@@ -85,6 +86,8 @@ def prepare(config: RunConfig, corpus: AnyCorpus):
     kind = t.device.partition(":")[0]
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ConfigError("train.device", "a device of this machine", repr(t.device), 'set train.device = "cpu"')
+    if t.tensorboard:
+        writer()
     torch.manual_seed(t.seed)
     model = config.build().to(t.device).train()
     make = EventTask if config.sees else SentenceTask if config.classifies else LanguageTask
@@ -145,13 +148,14 @@ def _train(run: Run, corpus: AnyCorpus, task: Task, model, quiet: bool | None) -
     began, seen_at, seen = time.monotonic() - elapsed, time.monotonic(), 0
     bar = _progress(t.steps, step, quiet, run.folder.name)
     model.advance(step / t.steps)
-    with open(run.log_path, "ab") as log:
+    with open(run.log_path, "ab") as log, board(run, step, log_bytes) as show:
         if log.tell() >= log_bytes:
             log.truncate(log_bytes)
 
         def write(**record):
             log.write(json.dumps(record).encode() + b"\n")
             log.flush()
+            show(record)
 
         while step < t.steps:
             for group in optimiser.param_groups:

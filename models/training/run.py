@@ -21,7 +21,7 @@ from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.files import read_bytes, write_atomic
 
-FREE = ("steps", "evaluate_every", "checkpoint_every", "threads", "device")
+FREE = ("steps", "evaluate_every", "checkpoint_every", "threads", "device", "tensorboard")
 """settings of [train] that may change when a run is resumed"""
 RANGES = {
     "learning_rate": (0.0, math.inf),
@@ -82,6 +82,8 @@ class TrainConfig:
     """CPU threads of this run, all there are if not given; small models are fastest on one"""
     device: str = "cpu"
     """"cpu" or "cuda\""""
+    tensorboard: bool = False
+    """write the numbers of log.jsonl for TensorBoard too, to RUN/tensorboard"""
 
 
 SECTIONS = {
