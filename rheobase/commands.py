@@ -39,6 +39,7 @@ from rheobase.models.training.sentence_sets import read_parts
 from rheobase.quickstart import calibration, test, test_tokens
 from rheobase.simulating import convert as convert
 from rheobase.simulating import simulate as simulate
+from rheobase.sweep_runs import sweep as sweep
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
