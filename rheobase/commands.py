@@ -39,7 +39,6 @@ from rheobase.models.training.sentence_sets import read_parts
 from rheobase.quickstart import calibration, test, test_tokens
 from rheobase.simulating import convert as convert
 from rheobase.simulating import simulate as simulate
-from rheobase.sweep_runs import sweep as sweep
 from rheobase.spiking import registry
 from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
@@ -47,6 +46,7 @@ from rheobase.spiking.files import new_folder, write_atomic
 from rheobase.spiking.graph.stored import is_graph, load_graph
 from rheobase.spiking.ops.choice import explain
 from rheobase.spiking.ops.native import library
+from rheobase.sweep_runs import sweep as sweep
 
 
 def quickstart(args) -> Answer:

@@ -36,7 +36,7 @@ def draw(rows: list[Row], measure: str, higher: bool, path: Path) -> None:
     xs, ys = [mean(row.operations) for row in best], [scale * mean(row.figures) for row in best]
     axis.step([*xs, max(spent)], [*ys, ys[-1]], where="post", color=FRONT, linewidth=1.2, zorder=1)
     points = []
-    for i, row in shown:
+    for _, row in shown:
         x, y, colour = mean(row.operations), scale * mean(row.figures), FRONT if row in best else OTHER
         axis.hlines(y, min(row.operations), max(row.operations), color=colour, linewidth=1, zorder=2)
         axis.vlines(x, scale * min(row.figures), scale * max(row.figures), color=colour, linewidth=1, zorder=2)

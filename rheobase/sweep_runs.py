@@ -81,14 +81,15 @@ def _claim(out: Path, plan: dict[str, dict], args) -> None:
         raise FormatError(path, "a sweep's plan", "something else", "choose another --out") from None
     wanted = json.loads(json.dumps(plan))
     if saved != wanted:
-        names = [name for name in dict.fromkeys([*saved, *wanted]) if saved.get(name) != wanted.get(name)]
-        kind = (
-            "a run that it lacks or has anew" if names[0] not in saved or names[0] not in wanted else "other settings"
+        first = next(name for name in [*wanted, *saved] if saved.get(name) != wanted.get(name))
+        got = (
+            "other settings of "
+            if first in saved and first in wanted
+            else "one more run, "
+            if first in wanted
+            else "no "
         )
-        got = f"{kind}: {names[0]}" if names else "another order"
-        raise ConfigError(
-            args.sweep, f"the sweep that {out} was begun with", got, "put it back or choose another --out"
-        )
+        raise ConfigError(args.sweep, f"the sweep of {out}", f"{got}{first}", "put it back or choose another --out")
 
 
 def _child(folder: Path, table: dict, tested: bool) -> str | None:

@@ -65,7 +65,7 @@ def read_sweep(path: str | Path) -> list[Point]:
         [set]                         settings of every run:              train.steps = 200
         [grid]                        every combination of the lists:     train.learning_rate = [1e-2, 2e-2]
         [random]                      as many draws as `samples`, from the seed `seed`: a list to choose from, or
-                                      {low, high}, of whole numbers if both are, and evenly in the logarithm if log = true
+                                      {low, high}, a whole number if both are; by the logarithm if log = true
         [ablate]                      the base, and for each setting one run with it reverted to what stands here
 
     The points are every combination of the grid's, the draws and the ablations. Each run has one thread.
