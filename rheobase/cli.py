@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         arg("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.steps=200"),
         arg("--out", help="the run folder (default runs/NAME)"),
         arg("--resume", action="store_true", help="go on with the run in --out, from its last checkpoint"),
+        arg("--dry-run", action="store_true", help="only say what it will take; writes nothing"),
     )
     command(
         "sweep",

@@ -26,6 +26,7 @@ from rheobase.backends.exporters.spinnaker2.estimate import level_toml
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.counting import count as count
+from rheobase.dry_run import dry_run
 from rheobase.exchange import import_to
 from rheobase.inspecting import diff as diff
 from rheobase.inspecting import inspect as inspect
@@ -56,7 +57,7 @@ def quickstart(args) -> Answer:
 
 def train(args) -> Answer:
     if args.resume:
-        if not args.out or args.config or args.set:
+        if not args.out or args.config or args.set or args.dry_run:
             raise ConfigError("train --resume", "--out RUN alone", "other arguments", "the run's own config decides")
         run = loop.resume(args.out)
     else:
@@ -66,6 +67,8 @@ def train(args) -> Answer:
         for assignment in args.set:
             set_key(table, assignment)
         config = RunConfig.from_table(table, args.config)
+        if args.dry_run:
+            return dry_run(config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
     m = run.metrics()
     if run.config.sees:

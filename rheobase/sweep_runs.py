@@ -82,14 +82,8 @@ def _claim(out: Path, plan: dict[str, dict], args) -> None:
     wanted = json.loads(json.dumps(plan))
     if saved != wanted:
         first = next(name for name in [*wanted, *saved] if saved.get(name) != wanted.get(name))
-        got = (
-            "other settings of "
-            if first in saved and first in wanted
-            else "one more run, "
-            if first in wanted
-            else "no "
-        )
-        raise ConfigError(args.sweep, f"the sweep of {out}", f"{got}{first}", "put it back or choose another --out")
+        wished = f"the sweep that {out} was begun with"
+        raise ConfigError(args.sweep, wished, f"another {first}", "put it back or choose another --out")
 
 
 def _child(folder: Path, table: dict, tested: bool) -> str | None:
