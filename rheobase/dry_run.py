@@ -74,11 +74,12 @@ class Short(RunConfig):
         return dataclasses.replace(corpus, splits=dataclasses.replace(corpus.splits, parts={**parts, "valid": short}))
 
 
-def measure(table: dict, began: float) -> Measured:
+def measure(table: dict, began: float, clock: str) -> Measured:
     """Train a configuration for a few updates in a folder that is then gone.
 
-    began  when the process was started, by time.time()
+    began  when the process was started, by the function of `time` that `clock` names
     """
+    now = getattr(time, clock)
     config = Short.from_table(table)
     cuda = config.train.device.startswith("cuda")
     ends: list[float] = []
@@ -86,7 +87,7 @@ def measure(table: dict, began: float) -> Measured:
     def ended(*_):
         if cuda:
             torch.cuda.synchronize()
-        ends.append(time.time())
+        ends.append(now())
 
     hook = register_optimizer_step_post_hook(ended)
     with tempfile.TemporaryDirectory() as folder:
@@ -181,12 +182,13 @@ class Said(RheobaseError):
         Exception.__init__(self, line)
 
 
-def dry_run(config: RunConfig) -> Answer:
+def dry_run(config: RunConfig, clock: str = "time") -> Answer:
     """What `measure` finds in a process of its own, and the hours of the whole training that follow.
 
+    clock   "process_time" takes CPU seconds for time, to compare runs of one thread on a machine that others use
     raises  RheobaseError: what the training would, or that the process came to an end
     """
-    given = {"table": config.to_table(), "began": time.time()}
+    given = {"table": config.to_table(), "began": time.time() if clock == "time" else 0.0, "clock": clock}
     command = [sys.executable, "-m", "rheobase.dry_run"]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
     if done.returncode:

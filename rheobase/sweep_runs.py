@@ -32,7 +32,7 @@ from rheobase.sweeping import Point, Row
 
 
 def sweep(args) -> Answer:
-    points, out, say = sweeping.read_sweep(args.sweep), Path(args.out), print if not args.json else lambda *_: None
+    points, out = sweeping.read_sweep(args.sweep), Path(args.out)
     _claim(out, {point.name: point.table for point in points}, args)
     failed = {}
     pool = ThreadPoolExecutor(args.jobs)
@@ -42,7 +42,8 @@ def sweep(args) -> Answer:
             name, problem = waiting[future], future.result()
             if problem:
                 failed[name] = problem
-            say(f"{done} of {len(points)}: {name}{': failed: ' + problem if problem else ''}", flush=True)
+            if not args.json:
+                print(f"{done} of {len(points)}: {name}{': failed: ' + problem if problem else ''}", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
     measure, higher = _measure(out, points, failed)
