@@ -186,6 +186,6 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(tmp_path, capsys):
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert rows[0]["label"] == "text=pydoc" and len(rows[0]["figures"]) == 1 and rows[0]["front"]
     assert rows[1]["figures"] == [] and list(rows[1]["failed"].values())[0].endswith("check data.text or --text")
-    lines = list(csv.DictReader((tmp_path / "out" / "sweep.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "out" / "sweep.csv").read_text().splitlines()))
     assert lines[0]["failed"] and not lines[0]["validation"] and float(lines[1]["validation"]) > 0
     assert os.listdir(tmp_path / "out" / "text=pydoc,seed=0")
