@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/dry_run.py [--rounds 3] [--cpu]
 
 Each round foretells and then trains each configuration, in processes of their own. The training's speed is the median
-of its log, its memory the kernel's mark of the highest (VmHWM, so this runs on Linux) until metrics.json is there, and
-its time that of the whole process; while that ends, the kernel maps some 120 MiB more of torch's libraries. With --cpu,
-CPU seconds stand for time, foretold and taken: on a machine that others use, the wall clock of two runs differs by what
-the others do, and CPU seconds by little.
+of its log; its memory, the kernel's mark of the highest (VmHWM, so this runs on Linux), and its time are those until
+metrics.json is there: unloading torch's libraries then takes another second and some 120 MiB of file pages.
+With --cpu, CPU seconds stand for time, foretold and taken: on a machine that others use, the wall clock of two runs
+differs by what the others do, and CPU seconds by little.
 """
 
 import argparse
@@ -41,18 +41,20 @@ def train(table: dict, folder: Path, cpu: bool) -> dict[str, float]:
     """What a training takes, by the operating system and the run's log."""
     config = folder / "config.toml"
     config.write_text(to_toml(table))
-    before, began, peak = os.times(), time.monotonic(), 0
     command = [sys.executable, "-m", "rheobase", "train", str(config), "--out", str(folder / "run")]
+    began, peak = time.monotonic(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    proc = Path(f"/proc/{process.pid}")
     while process.poll() is None:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         if not (folder / "run" / "metrics.json").exists():
+            seconds = time.monotonic() - began
+            lines = (proc / "status").read_text().splitlines()
             peak = max([peak, *(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))])
+            ticks = (proc / "stat").read_text().rpartition(")")[2].split()[11:13]
+            used = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
         time.sleep(0.02)
-    seconds, after = time.monotonic() - began, os.times()
     if process.returncode:
         raise SystemExit(f"{table['model']['name']}: the training ended with status {process.returncode}")
-    used = after.children_user + after.children_system - before.children_user - before.children_system
     speed = median(r["tokens_per_s"] for r in Run.open(folder / "run").log() if "tokens_per_s" in r)
     figures = {"memory, MiB": peak / 2**20, "time, s": used if cpu else seconds}
     return figures if cpu else figures | {"tokens a second": speed}  # the log has no CPU seconds
