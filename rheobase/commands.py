@@ -317,7 +317,7 @@ def doctor(args) -> Answer:
             return str(error)
 
     cuda = torch.cuda.is_available()
-    packages = "torch numpy h5py safetensors triton snntorch norse nir lz4 tonic tokenizers pooch".split()
+    packages = "torch numpy h5py safetensors triton snntorch norse nir lz4 tonic tokenizers pooch tensorboard".split()
     table = {
         "rheobase": __version__,
         "python": sys.version.split()[0],
