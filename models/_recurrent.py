@@ -33,6 +33,8 @@ class RecurrentConfig:
     """the embedding starts uniform in plus or minus this"""
     dropconnect: float = 0.0
     """probability with which an element of a recurrent kernel is dropped in training"""
+    dropout_words: float = 0.0
+    """probability with which a word of the vocabulary is dropped for a step of training, wherever it stands"""
     dropout_embedding: float = 0.0
     """variational dropout after the embedding"""
     dropout_forward: float = 0.0
@@ -81,6 +83,17 @@ def variational_dropout(x_BTH: Tensor, p: float, training: bool) -> Tensor:
     return x_BTH * F.dropout(x_BTH.new_ones(x_BTH.shape[0], 1, x_BTH.shape[2]), p)
 
 
+def word_dropout(x_BTE: Tensor, tokens_BT: Tensor, vocabulary: int, p: float, training: bool) -> Tensor:
+    """Dropout of whole words: m[token] x, with one mask m [V] a call, each 1 / (1 - p) or, with probability p, 0.
+
+    The decoder that shares the table is not masked. Source: Gal and Ghahramani, NeurIPS 2016, section 4.2; "embedding
+    dropout" of Merity, Keskar, Socher, ICLR 2018, section 4.3.
+    """
+    if not training or p == 0:
+        return x_BTE
+    return x_BTE * F.dropout(x_BTE.new_ones(vocabulary), p)[tokens_BT].unsqueeze(-1)
+
+
 class TiedDecoder(nn.Module):
     """logits = h embedding^T + bias: the embedding's table is the decoder's weight."""
 
@@ -111,7 +124,7 @@ class RecurrentLM(LanguageModel):
 
     heads = ("embedding.weight",)
     training_settings = frozenset(
-        ("embedding_range", "dropconnect", "dropout_embedding", "dropout_forward", "dropout_output")
+        ("embedding_range", "dropconnect", "dropout_words", "dropout_embedding", "dropout_forward", "dropout_output")
     )
 
     def __init__(self, config):
@@ -159,7 +172,8 @@ class RecurrentLM(LanguageModel):
     def hidden(self, tokens, state=None):
         self.check(tokens, state)
         c = self.config
-        h = variational_dropout(self.embedding(tokens), c.dropout_embedding, self.training)
+        h = word_dropout(self.embedding(tokens), tokens, c.vocabulary, c.dropout_words, self.training)
+        h = variational_dropout(h, c.dropout_embedding, self.training)
         states, runs = [], []
         for index in range(len(self.layers)):
             h, layer_state, layer_run = self.run_layer(index, h, None if state is None else state[index])

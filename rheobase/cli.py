@@ -57,6 +57,16 @@ def parser() -> argparse.ArgumentParser:
         arg("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.steps=200"),
         arg("--out", help="the run folder (default runs/NAME)"),
         arg("--resume", action="store_true", help="go on with the run in --out, from its last checkpoint"),
+        arg("--dry-run", action="store_true", help="only say what it will take; writes nothing"),
+    )
+    command(
+        "sweep",
+        "train every run that a sweep asks for, and set quality beside operations",
+        arg("sweep", metavar="SWEEP", help="a TOML file: docs/sweeps.md"),
+        out,
+        arg("--jobs", type=_positive, default=1, help="runs at once, of one thread each (default 1)"),
+        arg("--resume", action="store_true", help="go on with the sweep in --out; finished runs are kept"),
+        arg("--test", action="store_true", help="judge the runs on the test part too"),
     )
     command(
         "eval",
@@ -264,7 +274,7 @@ def run(argv: list[str]) -> int:
     except (RheobaseError, OSError) as error:
         return _fail(args, str(error))
     except KeyboardInterrupt:
-        return _fail(args, "interrupted" + (", go on with --resume" if args.command == "train" else ""))
+        return _fail(args, "interrupted" + (", go on with --resume" if args.command in ("train", "sweep") else ""))
     except Exception as error:
         if args.debug:
             raise

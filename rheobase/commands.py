@@ -27,6 +27,7 @@ from rheobase.backends.exporters.spinnaker2.estimate import level_toml
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.counting import count as count
+from rheobase.dry_run import dry_run
 from rheobase.exchange import feed, import_to, refuse_input
 from rheobase.inspecting import diff as diff
 from rheobase.inspecting import inspect as inspect
@@ -47,6 +48,7 @@ from rheobase.spiking.files import new_folder, write_atomic
 from rheobase.spiking.graph.stored import is_graph, load_graph
 from rheobase.spiking.ops.choice import explain
 from rheobase.spiking.ops.native import library
+from rheobase.sweep_runs import sweep as sweep
 
 
 def quickstart(args) -> Answer:
@@ -56,7 +58,7 @@ def quickstart(args) -> Answer:
 
 def train(args) -> Answer:
     if args.resume:
-        if not args.out or args.config or args.set:
+        if not args.out or args.config or args.set or args.dry_run:
             raise ConfigError("train --resume", "--out RUN alone", "other arguments", "the run's own config decides")
         run = loop.resume(args.out)
     else:
@@ -66,6 +68,8 @@ def train(args) -> Answer:
         for assignment in args.set:
             set_key(table, assignment)
         config = RunConfig.from_table(table, args.config)
+        if args.dry_run:
+            return dry_run(config)
         run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
     if int(os.environ.get("RANK", "0")):
         return Answer()  # of the ranks that trained together, the first one speaks
@@ -319,7 +323,7 @@ def doctor(args) -> Answer:
             return str(error)
 
     cuda = torch.cuda.is_available()
-    packages = "torch numpy h5py safetensors triton snntorch norse nir lz4 tonic tokenizers pooch".split()
+    packages = "torch numpy h5py safetensors triton snntorch norse nir lz4 tonic tokenizers pooch tensorboard".split()
     table = {
         "rheobase": __version__,
         "python": sys.version.split()[0],

@@ -7,7 +7,7 @@ import torch
 
 import rheobase
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig
-from rheobase.models._recurrent import variational_dropout
+from rheobase.models._recurrent import variational_dropout, word_dropout
 from rheobase.spiking import restart_cell
 from rheobase.spiking.errors import ConfigError, FormatError
 
@@ -57,9 +57,46 @@ def test_a_dropout_mask_is_shared_over_time_and_not_over_the_batch():
     assert variational_dropout(x, 0.25, False) is x
 
 
+def test_word_dropout_takes_a_word_everywhere_and_keeps_the_mean():
+    torch.manual_seed(0)
+    table, tokens = torch.randn(400, 3), torch.randint(0, 400, (20, 50))
+    x = table[tokens]
+    y = word_dropout(x, tokens, 400, 0.25, True)
+    gone = torch.zeros(400, dtype=torch.bool)
+    gone[tokens[(y == 0).all(-1)]] = True
+    assert torch.allclose(y, x / 0.75 * ~gone[tokens].unsqueeze(-1)) and 0 < gone.sum() < 400
+    masks = torch.stack([word_dropout(torch.ones(1, 400, 1), torch.arange(400)[None], 400, 0.25, True) for _ in "abc"])
+    assert masks.unique().tolist() == [0.0, pytest.approx(1 / 0.75)] and not torch.equal(masks[0], masks[1])
+    # 1200 draws: a standard deviation of 0.0125 of the part dropped, 0.0167 of the mean
+    assert (masks == 0).double().mean().item() == pytest.approx(0.25, abs=0.05)
+    assert masks.mean().item() == pytest.approx(1.0, abs=0.07)
+    assert word_dropout(x, tokens, 400, 0.25, False) is x and word_dropout(x, tokens, 400, 0.0, True) is x
+
+
+def test_word_dropout_leaves_the_decoder_of_the_shared_table_alone():
+    model = models(dropout_words=0.999)[1].train()
+    torch.manual_seed(1)  # every word of TOKENS is dropped
+    rest = torch.zeros(*TOKENS.shape, 12, dtype=torch.double)
+    for index in range(2):
+        rest = model.run_layer(index, rest, None)[0]
+    assert torch.allclose(model(TOKENS)[0], rest @ model.embedding.weight.T + model.decoder.bias)
+    assert not torch.allclose(model.eval()(TOKENS)[0], rest @ model.embedding.weight.T)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_graph_knows_nothing_of_dropout(kind):
+    drops = ("dropconnect", "dropout_words", "dropout_embedding", "dropout_forward", "dropout_output")
+    torch.manual_seed(0)
+    plain = models()[kind]
+    dropping = models(**dict.fromkeys(drops, 0.5))[kind]
+    dropping.load_state_dict(plain.state_dict())
+    assert dropping.lower().hash() == plain.lower().hash()
+
+
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_dropconnect_and_dropout_act_in_training_only(kind):
-    model = models(dropconnect=0.5, dropout_embedding=0.1, dropout_forward=0.1, dropout_output=0.1)[kind]
+    drops = ("dropout_words", "dropout_embedding", "dropout_forward", "dropout_output")
+    model = models(dropconnect=0.5, **dict.fromkeys(drops, 0.1))[kind]
     plain = models()[kind].eval()
     assert torch.equal(model.eval()(TOKENS)[0], plain(TOKENS)[0])
     model.train()

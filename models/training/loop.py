@@ -28,6 +28,7 @@ from rheobase.models.training.run import FREE, Run, RunConfig, TrainConfig
 from rheobase.models.training.sentence_task import SentenceTask
 from rheobase.models.training.step import MicroBatch, gradient, require_able
 from rheobase.models.training.task import Task
+from rheobase.models.training.tensorboard import board, writer
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError
 
 AnyCorpus = Corpus | LabelledCorpus | EventCorpus
@@ -95,6 +96,8 @@ def prepare(config: RunConfig, corpus: AnyCorpus, ranks: Ranks | None = None):
     if ranks is None:
         with joined(config.train.device, config.train.accumulate) as ranks:
             return prepare(config, corpus, ranks)
+    if config.train.tensorboard:
+        writer()
     config = replace(config, train=replace(config.train, device=ranks.device))
     torch.manual_seed(config.train.seed)
     model = _build(config).to(ranks.device).train()
@@ -163,7 +166,8 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
     began, meter = time.monotonic() - elapsed, Meter(model, ranks.device, t.precision, ranks.world)
     bar = _progress(t.steps, step, quiet if ranks.first else True, run.folder.name)
     model.advance(step / t.steps)
-    with Log(run.log_path if ranks.first else None, log_bytes) as log:
+    shown_on = board(run, step, log_bytes) if ranks.first else contextlib.nullcontext()
+    with shown_on as show, Log(run.log_path if ranks.first else None, log_bytes, show) as log:
         while step < t.steps:
             shows = (step + 1) % LOG_EVERY == 0 or step + 1 == t.steps
             for group in optimiser.param_groups:

@@ -1,6 +1,6 @@
 """Batches that are read ahead while a step computes."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from rheobase.spiking.errors import ConfigError
 
@@ -18,21 +18,25 @@ class Prefetched:
     def __init__(self, batches, workers: int):
         self._batches, self._ahead = batches, AHEAD * workers
         self._pool = ThreadPoolExecutor(workers, "batches")
-        self._part, self._coming = slice(None), {}
+        self._step, self._before, self._now, self._coming = None, {}, {}, {}
 
     def __call__(self, step: int, part: slice = slice(None)):
-        """What `batches(step, part)` gives."""
-        if step not in self._coming or part != self._part:
-            for future in self._coming.values():
-                future.cancel()
-            self._part, self._coming = part, {step: self._begin(step, part)}
+        """What `batches(step, part)` gives; of the next steps, the parts of this one and of the one before are read."""
+        if step != self._step:
+            self._step, self._before, self._now = step, self._now, {}
+            for key in [key for key in self._coming if not step <= key[0] <= step + self._ahead]:
+                self._coming.pop(key).cancel()
+        rows = part.start, part.stop
+        self._now[rows] = part
+        self._begin(step, rows, part)
         for later in range(step + 1, step + 1 + self._ahead):
-            if later not in self._coming:
-                self._coming[later] = self._begin(later, part)
-        return self._coming.pop(step).result()
+            for other, its in (self._before | self._now).items():
+                self._begin(later, other, its)
+        return self._coming.pop((step, *rows)).result()
 
-    def _begin(self, step: int, part: slice) -> Future:
-        return self._pool.submit(self._batches, step, part)
+    def _begin(self, step: int, rows: tuple, part: slice) -> None:
+        if (step, *rows) not in self._coming:
+            self._coming[step, *rows] = self._pool.submit(self._batches, step, part)
 
 
 def prefetched(batches, workers: int):

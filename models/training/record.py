@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,9 +17,13 @@ SIZES = {"cpu": 512, "cuda": 4096}
 
 
 class Log:
-    """log.jsonl, from a number of bytes on, what lies behind them being dropped; nothing where `path` is None."""
+    """log.jsonl, from a number of bytes on, what lies behind them being dropped; nothing where `path` is None.
 
-    def __init__(self, path: Path | None, keep: int):
+    show  is also called with each record, if given
+    """
+
+    def __init__(self, path: Path | None, keep: int, show: Callable[[dict], None] | None = None):
+        self._show = show
         self._file = None if path is None else open(path, "ab")
         if self._file and self._file.tell() >= keep:
             self._file.truncate(keep)
@@ -35,6 +40,8 @@ class Log:
         if self._file:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
+            if self._show:
+                self._show(record)
 
     def synced(self) -> int:
         """How long it is, once that is on the disk."""

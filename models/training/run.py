@@ -22,7 +22,17 @@ from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.files import read_bytes, write_atomic
 
-FREE = ("steps", "evaluate_every", "checkpoint_every", "threads", "device", "accumulate", "recompute", "sharding")
+FREE = (
+    "steps",
+    "evaluate_every",
+    "checkpoint_every",
+    "threads",
+    "device",
+    "accumulate",
+    "recompute",
+    "sharding",
+    "tensorboard",
+)
 """settings of [train] that may change when a run is resumed"""
 RANGES = {
     "learning_rate": (0.0, math.inf),
@@ -93,6 +103,8 @@ class TrainConfig:
     """keep no activations within blocks and layers, but compute them again for the gradient"""
     sharding: str = "none"
     """of torchrun's ranks, "none": each holds the whole model (DDP);  "fsdp": each holds a share of it (FSDP2)"""
+    tensorboard: bool = False
+    """write the numbers of log.jsonl for TensorBoard too, to RUN/tensorboard"""
 
 
 SECTIONS = {

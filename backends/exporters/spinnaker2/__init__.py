@@ -103,6 +103,18 @@ def export(
     return write_artifact(out, files, manifest)
 
 
+def elements(graph: EventGraph, calibration, chips: int = 1) -> int:
+    """How many processing elements an export would take, without one: nothing is refused for what rounding changes.
+
+    calibration  as of `export`; its ranges set exponents, which take no room
+    raises       as `export`, but for LossyExportError
+    """
+    refuse_other_ops(graph)
+    made, (calibration,) = as_tokens(graph, np.atleast_2d(np.asarray(calibration)))
+    integer, _ = quantise(made, calibration.astype(np.int64), allow_lossy=True)
+    return len(build(integer, chips=chips).placed)
+
+
 def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image]]]:
     """The dram image, if there is one, and the PEs of an artefact by file; reads only the directory."""
     names = sorted(artifact.manifest["files"])
