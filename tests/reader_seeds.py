@@ -178,7 +178,7 @@ def _remove(folder):
 
 
 def _read_events(suffix):
-    options = {"signal": "n1.spikes", "sample": 0} if suffix == ".nirdata" else {}
+    options = {".nirdata": {"signal": "n1.spikes", "sample": 0}, ".h5": {"sensor": SENSOR}}.get(suffix, {})
 
     def read(folder):
         with open_events(folder / f"a{suffix}", **options) as recording:
