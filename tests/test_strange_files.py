@@ -132,8 +132,8 @@ def test_hdf5_that_points_elsewhere_or_nowhere(tmp_path, spoil, line):
 
 @pytest.mark.parametrize("ending", ["while True: pass", "import os; os.abort()", "bytearray(1 << 33)"])
 def test_a_reader_that_hangs_crashes_or_eats_memory_is_one_line(tmp_path, monkeypatch, ending):
-    source = Path(hdf5._hdf5_program.__file__).read_text().replace("waiting, count =", f"{ending}\n    waiting, count =")
-    (tmp_path / "program.py").write_text(source)
+    source = Path(hdf5._hdf5_program.__file__).read_text()
+    (tmp_path / "program.py").write_text(source.replace("waiting, count =", f"{ending}\n    waiting, count ="))
     monkeypatch.setattr(hdf5._hdf5_program, "__file__", str(tmp_path / "program.py"))
     monkeypatch.setattr(hdf5, "SECONDS", 1)
     with pytest.raises(FormatError, match="status -|MemoryError") as caught:
