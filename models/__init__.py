@@ -65,7 +65,7 @@ def load_model(path: str | Path) -> "Pretrained":
     header = read_bytes(folder / "config.json", "a model's configuration")
     try:
         name = json.loads(header)["model"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(folder / "config.json", "JSON that names a model", "something else", "save it anew") from None
     module = registry.get("rheobase.models", name) if isinstance(name, str) else None
     if not hasattr(module, "Model"):

@@ -120,8 +120,8 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         text = read_bytes(where, "a model's configuration")
         try:
             header = json.loads(text)
-            name, table, digest = header["model"], header["config"], header["weights_sha256"]
-        except (ValueError, KeyError, TypeError):
+            name, table, digest = header["model"], header["config"], str(header["weights_sha256"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise FormatError(where, "JSON with model, config and weights_sha256", "other", "save it anew") from None
         if name != cls.name:
             raise FormatError(where, f"a {cls.name} model", repr(name), "load it with rheobase.load")
@@ -286,4 +286,7 @@ def read_state_dict(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tu
         where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise FormatError(f"{where}: {name}", "a number of its own for each place", "fewer", "save it whole")
     return where, tensors

@@ -1,6 +1,5 @@
 """Graphs that come from other tools: importing them, and what the commands do with a stored graph in place of a run."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from rheobase.backends.artifact import MANIFEST, open_artifact
 from rheobase.backends.exporters import nir as nir_exporter
 from rheobase.backends.importers.nir import import_file
 from rheobase.spiking.errors import ConfigError, FormatError
-from rheobase.spiking.files import read_bytes
+from rheobase.spiking.files import array_of_npy, read_bytes
 from rheobase.spiking.graph import EventGraph
 from rheobase.spiking.graph.stored import load_graph, save_graph
 from rheobase.spiking.tally import Tally
@@ -58,20 +57,10 @@ def feed(graph: EventGraph, path: str | None, steps: int) -> tuple[np.ndarray, s
     """What a stored graph is fed, and in words: a .npy file [B, T, ...], or noise of a fixed seed."""
     if path is None:
         return nir_exporter.probe(graph, steps), f"{steps:,} steps of noise (seed 0; --input feeds yours)"
-    try:
-        values = np.load(io.BytesIO(read_bytes(path, "an array")), allow_pickle=False)
-        steps = values.shape[1]
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        SyntaxError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-    ) as error:
-        raise FormatError(path, "an array [B, T, ...] in .npy", str(error), "save it with numpy.save") from None
+    values = array_of_npy(read_bytes(path, "an array"), path, "an array [B, T, ...] in .npy")
+    if values.ndim < 2 or values.dtype.kind not in "iufb":
+        raise FormatError(path, "numbers [B, T, ...] in .npy", f"{values.dtype} {values.shape}", "save them so")
+    steps = values.shape[1]
     size = next((n.op.size for n in graph.nodes if hasattr(n.op, "size") and len(n.op.size) == 3), None)
     if values.ndim == 3 and size is not None and size[1:] == (1, 1):
         values = values[..., None, None]

@@ -20,7 +20,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file into a table; raises FormatError where it is not TOML."""
     try:
         return tomllib.loads(read_bytes(path, "a TOML file").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise FormatError(path, "TOML", str(error), "mend the file") from None
 
 
@@ -53,6 +53,8 @@ def checked(table: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> d
 
     raises  ConfigError: an unknown key (with the nearest match), a value of the wrong type
     """
+    if not isinstance(table, Mapping):
+        raise ConfigError(where, "a table", repr(table)[:80], "write one")
     for key in table:
         if key not in kinds:
             raise ConfigError(where, "a known key", repr(key), nearest(key, kinds))

@@ -2,10 +2,13 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 import uuid
 from pathlib import Path
+
+import numpy as np
 
 from rheobase.spiking.errors import FormatError
 
@@ -45,6 +48,15 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """Write a whole file by `open_atomic`."""
     with open_atomic(path) as file:
         file.write(data)
+
+
+def array_of_npy(data: bytes, where: object, expected: str) -> np.ndarray:
+    """The array of a .npy file's bytes; raises FormatError where it is damaged or holds objects, not `expected`."""
+    try:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # a damaged header goes through Python's tokenizer and parser, which raise many kinds
+        got = f"{type(error).__name__}: {error}"[:200]
+        raise FormatError(where, expected, got, "save it anew with numpy.save") from None
 
 
 @contextlib.contextmanager

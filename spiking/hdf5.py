@@ -61,7 +61,7 @@ class Hdf5:
         self.most = MOST_INFLATION * size
         table = self._answer(None)
         try:
-            self.items = {path: Item(a, kind, s and tuple(s), piece) for path, (a, kind, s, piece) in table.items()}
+            self.items = {path: Item(a, k, None if s is None else tuple(s), n) for path, (a, k, s, n) in table.items()}
         except (ValueError, TypeError, AttributeError):
             raise self._ended() from None
 
@@ -99,7 +99,7 @@ class Hdf5:
             return array
         except FormatError:
             raise
-        except (EOFError, OSError, ValueError, TypeError, LookupError):
+        except (EOFError, OSError, ValueError, TypeError, LookupError, RecursionError):
             raise self._ended() from None
 
     def _exactly(self, room: np.ndarray) -> np.ndarray:
@@ -113,8 +113,8 @@ class Hdf5:
         return room
 
     def _ended(self) -> FormatError:
-        self._process.stdin.close()
-        self._process.stdout.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self._process.kill()
@@ -147,6 +147,6 @@ def open_hdf5(source: str | Path | bytes, where: object, what: str = "HDF5") -> 
     finally:
         process.kill()
         process.stdout.close()
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             process.stdin.close()
         process.wait()

@@ -79,7 +79,7 @@ def test_every_cut_is_refused_or_leaves_whole_events(suffix, files):
 
 
 def test_cut_hdf5_is_refused(files):
-    """Cuts only: other damage was seen to stall the HDF5 library itself, unless a sidecar tells it before."""
+    """Cuts only, a process each; other damage is in `fuzz_readers.py`."""
     folder, whole = files
     data = whole[".h5"]
     for end in range(0, len(data), 199):

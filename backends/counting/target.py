@@ -129,7 +129,7 @@ def load_target(name_or_path: str | Path) -> Target:
         path = FOLDER / f"{name_or_path}.toml"
     try:
         table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(path, "a target in TOML", str(error), "mend the file") from None
     entries = table.get("terms")
     if not isinstance(entries, dict):

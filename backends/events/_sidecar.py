@@ -48,7 +48,7 @@ def read_sidecar(path: Path, file) -> dict:
             or not 0 <= shift < 1 << 62
         ):
             raise ValueError("other fields")
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise FormatError(beside, FORMAT, f"{type(error).__name__}: {error}", "delete it, or convert anew") from None
     if hashlib.file_digest(file, "sha256").hexdigest() != table["sha256"]:
         raise FormatError(path, "the bytes that its sidecar names", "others", f"fetch it anew, or delete {beside.name}")

@@ -47,7 +47,7 @@ def verify(path: str | Path, **options) -> Report:
         return exporter.verify(artifact, **options)
     except (FormatError, ConfigError, ShapeError) as error:
         return Report(False, 0, 0, str(error))
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         problem = FormatError(path, "a well-formed artefact", f"{type(error).__name__}: {error}", "do not use it")
         return Report(False, 0, 0, str(problem))
 

@@ -12,6 +12,8 @@ from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import open_atomic
 
 _BLOCK = 1 << 20
+LARGEST, INFLATION = 1 << 30, 100
+"""bytes that any .xz file may unpack to, and times its own size beside; text shrinks to a tenth, a bomb to a 7000th"""
 
 
 def cache_folder() -> Path:
@@ -35,10 +37,13 @@ def unpacked(path: Path) -> Path:
         return path
     out = cache_folder() / "unpacked" / file_digest(path)
     if not out.exists():
+        most = LARGEST + INFLATION * path.stat().st_size
         try:
             with lzma.open(path) as packed, open_atomic(out) as file:
                 while block := packed.read(_BLOCK):
                     file.write(block)
+                    if file.tell() > most:
+                        raise FormatError(path, f"at most {most:,} bytes of text", "more", "unpack it by hand")
         except (EOFError, lzma.LZMAError) as error:
             raise FormatError(path, "a whole .xz file", str(error).lower(), "fetch the file anew") from None
     return out

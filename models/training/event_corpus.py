@@ -13,7 +13,7 @@ import numpy as np
 
 from rheobase.models.training.cache import cache_folder, cached_array, file_digest
 from rheobase.models.training.event_sets import SETS, EventsConfig, located
-from rheobase.models.training.recordings import LARGEST, Recording, frame, from_structured, labelled
+from rheobase.models.training.recordings import DAMAGE, LARGEST, Recording, frame, from_structured, labelled
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.files import open_atomic
@@ -174,8 +174,12 @@ def _shd(path: Path) -> Iterator[tuple[Recording, int]]:
     """The one HDF5 file of a .zip: spikes/times in seconds and spikes/units, an array a recording, and labels."""
     out = cache_folder() / "unpacked" / file_digest(path)
     if not out.exists():
-        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as packed, open_atomic(out) as file:
-            shutil.copyfileobj(packed, file)
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(archive.infolist()[0]) as packed:
+                with open_atomic(out) as file:
+                    shutil.copyfileobj(packed, file)
+        except (*DAMAGE, IndexError) as error:
+            raise FormatError(path, "a .zip of one HDF5 file", str(error), "fetch it anew") from None
     with open_hdf5(out, path, "spoken digits in HDF5") as file:
         columns = ("spikes/times", "spikes/units")
         labels = file.read("labels")
@@ -190,6 +194,19 @@ def _shd(path: Path) -> Iterator[tuple[Recording, int]]:
 
 def _smnist(images: Path, labels: Path) -> Iterator[tuple[np.ndarray, int]]:
     """MNIST's images, a step a pixel: [784, 2, 1, 1] with the grey value, 0 to 255, in the first channel."""
-    pixels, classes = (gzip.decompress(path.read_bytes())[head:] for path, head in ((images, 16), (labels, 8)))
+    pixels, classes = (_gunzipped(path)[head:] for path, head in ((images, 16), (labels, 8)))
+    if not classes or len(pixels) != 784 * len(classes):
+        raise FormatError(images, f"784 bytes for each of {len(classes)} labels", f"{len(pixels)}", "fetch it anew")
     grey = np.frombuffer(pixels, np.uint8).astype(np.uint16).reshape(len(classes), 784, 1, 1, 1)
     yield from zip(np.concatenate([grey, np.zeros_like(grey)], 2), classes, strict=True)
+
+
+def _gunzipped(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            data = file.read(LARGEST + 1)
+    except DAMAGE as error:
+        raise FormatError(path, "a .gz file", str(error), "fetch it anew") from None
+    if len(data) > LARGEST:
+        raise FormatError(path, f"at most {LARGEST:,} bytes", "more", "fetch it anew")
+    return data

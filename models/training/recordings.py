@@ -4,10 +4,8 @@ N events, T frames, C channels (the polarities), H and W the height and width of
 """
 
 import functools
-import io
 import lzma
 import tarfile
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,10 +15,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.files import array_of_npy
 from rheobase.spiking.graph import Shape
 
 LARGEST = 1 << 28
 """bytes of one unpacked recording; beyond that it is none"""
+
+
+DAMAGE = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+"""what Python's modules raise for damaged archives; RuntimeError for those that want a password"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +115,31 @@ def members(path: str | Path, wanted: Callable[[PurePosixPath], bool]) -> Iterat
             with zipfile.ZipFile(path) as archive:
                 for entry in archive.infolist():
                     if is_wanted(name := PurePosixPath(entry.filename)):
-                        yield plain(name, entry.file_size, functools.partial(archive.read, entry))
+                        yield plain(name, entry.file_size, functools.partial(_of_zip, path, archive, entry))
         else:
             with tarfile.open(path, "r|*") as archive:
                 for entry in archive:
                     if entry.isfile() and is_wanted(name := PurePosixPath(entry.name)):
                         yield plain(name, entry.size, archive.extractfile(entry).read)
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+    except FormatError:
+        raise
+    except (*DAMAGE, tarfile.TarError, TypeError) as error:  # the last of tarfile, at an extended header that is cut
         got = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = "check the path, or fetch it anew"
         raise FormatError(path, "a folder, .zip or .tar of recordings", got, remedy) from None
+
+
+def _of_zip(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """A member of a .zip; what it unpacks to is bounded by what it says, and what it says by its file."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FormatError(f"{path}: {entry.filename}", "a stored or deflated file", "another", "pack it anew")
+    if entry.compress_size > path.stat().st_size:
+        raise zipfile.BadZipFile("more bytes than the file has")
+    with archive.open(entry) as file:
+        data = file.read(entry.file_size)
+        if len(data) != entry.file_size or file.read(1):
+            raise zipfile.BadZipFile("a cut file")
+        return data
 
 
 def labelled(path: str | Path, labels: str | None = None) -> Iterator[tuple[Recording, int]]:
@@ -166,13 +184,12 @@ def _in_order(name: PurePosixPath) -> tuple:
 
 def read_npy(data: bytes, where: str) -> Recording:
     """Rows of x, y, polarity and time in milliseconds, as the DVS gesture set is passed on by tonic."""
-    try:
-        rows = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, tokenize.TokenError):
-        raise FormatError(where, "a .npy file of numbers", "another", "fetch the recording anew") from None
+    rows = array_of_npy(data, where, "a .npy file of numbers")
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
         raise FormatError(where, "rows of x, y, p and t", f"{rows.dtype} {rows.shape}", "fetch the recording anew")
-    x, y, p, t = rows.T.astype(np.float64)
+    x, y, p, t = columns = rows.T.astype(np.float64)
+    if not (np.abs(columns) < 1 << 40).all():
+        raise FormatError(where, "finite numbers below 2^40", "others", "fetch the recording anew")
     return Recording(where, *(each.astype(np.int64) for each in (x, y, p, 1000 * t)))
 
 

@@ -338,10 +338,10 @@ class Run:
 
     def log(self) -> list[dict]:
         """The records of log.jsonl, one a line."""
-        lines = read_bytes(self.log_path, "a run's log").decode().splitlines()
+        lines = read_bytes(self.log_path, "a run's log").splitlines()
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError:
+            return [dict(json.loads(line)) for line in lines]
+        except (ValueError, TypeError, RecursionError):
             raise FormatError(self.log_path, "one JSON record a line", "another line", "resume the run") from None
 
     def metrics(self) -> dict:
@@ -351,7 +351,7 @@ class Run:
             return {}
         try:
             return dict(json.loads(path.read_text()))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise FormatError(path, "a table in JSON", "something else", "delete it and measure anew") from None
 
     def add_metrics(self, *, fresh: bool = False, **entries) -> None:

@@ -254,7 +254,7 @@ def from_json(text: str, where: object = "tokenizer") -> Tokenizer:
     """
     try:
         table = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _foreign(where, "no JSON") from None
     if isinstance(table, dict) and table.get("format") != FORMAT and isinstance(table.get("model"), dict):
         return Pieces(text, where)
@@ -262,11 +262,12 @@ def from_json(text: str, where: object = "tokenizer") -> Tokenizer:
         if table["format"] != FORMAT:
             raise _foreign(where, repr(table["format"]))
         if table["kind"] == "characters":
+            table["characters"].encode()  # half a surrogate is no character
             return Characters(table["characters"], table["unknown"])
         if table["kind"] == "words":
             return Words([word.encode(errors="surrogateescape") for word in table["words"]])
         return BUILT[table["kind"]]()
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
         raise _foreign(where, "other JSON") from None
 
 

@@ -186,9 +186,15 @@ def onnx_bytes(fragment: Fragment, steps: list[Step], widths: dict[str, int], pr
 def run_onnx(data: bytes, feeds: dict[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
     """What onnxruntime makes of a file, with its graph optimisation off: fused int8 kernels round otherwise.
 
-    raises  FormatError: the file does not load, or does not run
+    raises  FormatError: the file does not load, does not run, or names another file for its numbers
     """
-    runtime = load_runtime()
+    runtime, onnx = load_runtime(), load_onnx()
+    try:
+        elsewhere = _elsewhere(onnx.load_model_from_string(data))
+    except Exception as error:  # protobuf's have no common class either
+        raise FormatError(where, "a file in ONNX", f"{type(error).__name__}", "export it anew") from None
+    if elsewhere:
+        raise FormatError(where, "numbers of its own", "those of another file", "do not use it")
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -200,3 +206,12 @@ def run_onnx(data: bytes, feeds: dict[str, np.ndarray], where: object) -> dict[s
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         raise FormatError(where, "a file that runs", str(error), "export it anew") from None
+
+
+def _elsewhere(message) -> bool:
+    """Whether a tensor anywhere in a protobuf message lies in another file."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return bool(message.data_location or len(message.external_data))
+    held = [(field, value) for field, value in message.ListFields() if field.type == field.TYPE_MESSAGE]
+    each = (part for _, value in held for part in (value if hasattr(value, "append") else [value]))
+    return any(_elsewhere(part) for part in each)

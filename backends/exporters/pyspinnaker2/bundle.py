@@ -56,7 +56,7 @@ def read(artifact: Artifact) -> Bundle:
     """A bundle; raises FormatError: its files do not fit together."""
     try:
         said, spikes = json.loads(artifact.read(CONVERSION)), json.loads(artifact.read(SPIKES))
-        with np.load(io.BytesIO(artifact.read(WEIGHTS))) as file:
+        with np.load(io.BytesIO(artifact.read(WEIGHTS)), allow_pickle=False) as file:
             weights = [file[str(i)] for i in range(len(said["projections"]))]
         populations = [
             Population(
@@ -74,7 +74,7 @@ def read(artifact: Artifact) -> Bundle:
             raise ValueError(f"{ticks} ticks of up to {max(sizes)} units")
         sent = {name: dense(spikes[name], size, ticks) for name, size in said["sources"].items()}
         expected = {}
-        with np.load(io.BytesIO(artifact.read(EXPECTED))) as file:
+        with np.load(io.BytesIO(artifact.read(EXPECTED)), allow_pickle=False) as file:
             for p in populations:
                 expected[p.name] = np.zeros((ticks, p.size), bool)
                 expected[p.name][file[f"{p.name}/ticks"], file[f"{p.name}/units"]] = True

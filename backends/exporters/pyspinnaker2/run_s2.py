@@ -34,7 +34,7 @@ def build(folder):
         )
     net.add(*populations.values())
     delay = said["config"]["conn_delay"]
-    with np.load(folder / "weights.npz") as weights:
+    with np.load(folder / "weights.npz", allow_pickle=False) as weights:
         for i, q in enumerate(said["projections"]):
             weight = weights[str(i)]
             connections = [[int(a), int(b), int(weight[a, b]), delay] for a, b in np.argwhere(weight)]
@@ -55,7 +55,7 @@ def main(folder, address=None):
         machine = brian2_sim.Brian2Backend()
     machine.run(net, ticks)
     different = 0
-    with np.load(folder / "expected_spikes.npz") as expected:
+    with np.load(folder / "expected_spikes.npz", allow_pickle=False) as expected:
         for name, population in populations.items():
             got = {(int(unit), int(tick)) for unit, times in population.get_spikes().items() for tick in times}
             units, times = expected[f"{name}/units"], expected[f"{name}/ticks"]
