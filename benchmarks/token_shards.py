@@ -1,6 +1,6 @@
 """Write a token file of 1 GB by `rheobase prepare` and read it through shuffled batches: peak memory, tokens a second.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/token_shards.py [--bytes 1000000000] [--jobs 1]
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/token_shards.py [--bytes 1000000000] [--jobs 1 2]
 
 Memory is the sum over the command's whole process tree, looked at every 20 ms: `own` are pages that only it holds
 (RssAnon and RssShmem of /proc), `files` are pages of files (RssFile: libraries, which processes share), that the system
