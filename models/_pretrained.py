@@ -53,7 +53,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     of a batch, the loop sets it to the mean over them"""
 
     @property
-    def pools(self) -> bool:
+    def needs_whole_means(self) -> bool:
         """Whether training needs means over the whole batch at once (`pooled`), so that it cannot be done in turns."""
         return False
 

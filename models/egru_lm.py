@@ -82,7 +82,7 @@ class EGRULM(RecurrentLM):
         return trajectory.y, state, trajectory
 
     @property
-    def pools(self):
+    def needs_whole_means(self):
         return self.config.rate_weight > 0
 
     def penalty(self, runs):

@@ -247,7 +247,7 @@ class SpikeGPT(LanguageModel):
         return list(self.blocks)
 
     @property
-    def pools(self):
+    def needs_whole_means(self):
         return self.config.norm == "static"
 
     def project_(self):

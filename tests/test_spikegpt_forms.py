@@ -296,10 +296,10 @@ def test_a_teachers_word_is_the_divergence_from_it(tmp_path):
     p, q = (m(tokens)[0].softmax(-1) for m in (teacher, model))
     apart = (p * (p / q).log()).sum(-1).mean()
     assert (whole - model.penalty(runs)).item() == pytest.approx((0.75 * text + 0.25 * apart).item(), rel=1e-9)
-    state = objective.carried()["teacher"]
+    state = objective.carried(lambda states: states[0])["teacher"]
     second, _, _ = teacher.run(torch.cat([tokens, tokens], 1))
     again = Objective(BudgetConfig(), TeacherConfig(model=str(tmp_path / "teacher"), share=1.0), model, "cpu")
-    again.carry({"budget": None, "teacher": state}, "cpu")
+    again.carry({"budget": None, "teacher": state}, lambda saved, _: {0: saved})
     _, whole = again(model, (tokens, targets, False), logits, runs, 0.0)
     apart = (second[:, tokens.shape[1] :].softmax(-1).log() - logits.log_softmax(-1)) * second[:, 11:].softmax(-1)
     assert (whole - model.penalty(runs)).item() == pytest.approx(apart.sum(-1).mean().item(), rel=1e-9)

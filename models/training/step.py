@@ -31,7 +31,7 @@ class MicroBatch(nn.Module):
 def require_able(config: RunConfig, model) -> None:
     """Refuse what would not train as one process does with the whole batch; raises ConfigError."""
     t, b = config.train, config.budget
-    if t.accumulate > 1 and (model.pools or b.ops_per_token is not None or b.rates):
+    if t.accumulate > 1 and (model.needs_whole_means or b.ops_per_token is not None or b.rates):
         wanted = "no [budget], rate_weight or static norms, which need the whole batch's means at once"
         raise ConfigError("train.accumulate", wanted, f"{t.accumulate}", "use more ranks, or drop one of them")
     if (t.recompute or t.sharding == "fsdp") and not model.stages():
