@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from rheobase.models._pretrained import LanguageModel, Pretrained
+from rheobase.models._sources import model_folder, shipped_names
 from rheobase.models.classifier import Classifier, ClassifierConfig
 from rheobase.models.egru_frames import EGRUFrames, EGRUFramesConfig
 from rheobase.models.egru_lm import EGRULM, EGRULMConfig
@@ -24,18 +25,12 @@ from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
 
 
-def model_folder(path: str | Path) -> Path:
-    """Where the files of a model lie: in a folder written by `save_pretrained`, or in the `model/` of a run."""
-    inside = Path(path) / "model"
-    return inside if inside.is_dir() else Path(path)
-
-
-def load_model(path: str | Path) -> Pretrained:
-    """Load whichever model a folder holds.
+def load_model(path: str | Path, **hub_options) -> Pretrained:
+    """Load whichever model a folder holds, or a name stands for: `path` and `hub_options` as of `model_folder`.
 
     raises  FormatError: no such model there, or its files are damaged
     """
-    folder = model_folder(path)
+    folder = model_folder(path, **hub_options)
     header = read_bytes(folder / "config.json", "a model's configuration")
     try:
         name = json.loads(header)["model"]
@@ -68,4 +63,5 @@ __all__ = [
     "SpikeGPTConfig",
     "load_model",
     "model_folder",
+    "shipped_names",
 ]
