@@ -1,4 +1,4 @@
-"""Models that leave the machine that trained them: packed weights, shipped models, cards, folders and the hub's names."""
+"""Models that leave the machine that trained them: packed, shipped, with a card, and by their names on the hub."""
 
 import json
 import os
