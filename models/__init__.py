@@ -10,6 +10,7 @@ if __name__ != "rheobase.models":
 import json
 from pathlib import Path
 
+from rheobase.models._exporting import export_program, flat_state
 from rheobase.models._pretrained import LanguageModel, Pretrained
 from rheobase.models._sources import model_folder, shipped_names
 from rheobase.models.classifier import Classifier, ClassifierConfig
@@ -61,6 +62,8 @@ __all__ = [
     "RWKV4Config",
     "SpikeGPT",
     "SpikeGPTConfig",
+    "export_program",
+    "flat_state",
     "load_model",
     "model_folder",
     "shipped_names",
