@@ -32,7 +32,11 @@ def small(name):
     return model
 
 
-@pytest.mark.parametrize(("name", "steps"), [(name, 1) for name in SMALL] + [("egru", 5), ("gru", 5), ("lstm", 5)])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [pytest.param(name, 1, marks=[pytest.mark.slow] if "fed" in name else []) for name in SMALL]
+    + [("egru", 5), ("gru", 5), ("lstm", 5)],
+)
 def test_a_program_computes_what_the_model_does_step_after_step(name, steps, monkeypatch):
     monkeypatch.setenv("RHEOBASE_KERNELS", "reference")
     model = small(name)
@@ -55,7 +59,8 @@ def test_a_saved_program_runs_without_rheobase_and_at_its_own_number_of_steps(tm
     torch.export.save(program, tmp_path / "p.pt2")
     torch.save((tokens, *flat_state(model, 2)), tmp_path / "in.pt")
     code = (
-        "import sys, torch; out = torch.export.load('p.pt2').module()(*torch.load('in.pt')); torch.save(out, 'out.pt'); "
+        "import sys, torch; out = torch.export.load('p.pt2').module()(*torch.load('in.pt')); "
+        "torch.save(out, 'out.pt'); "
         "assert not any(name.partition('.')[0] == 'rheobase' for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
