@@ -17,7 +17,9 @@ from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
 
 if TYPE_CHECKING:
+    from rheobase.models._exporting import export_program, flat_state
     from rheobase.models._pretrained import LanguageModel, Pretrained
+    from rheobase.models._sources import model_folder, shipped_names
     from rheobase.models.classifier import Classifier, ClassifierConfig
     from rheobase.models.egru_frames import EGRUFrames, EGRUFramesConfig
     from rheobase.models.egru_lm import EGRULM, EGRULMConfig
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
 
 _HOMES = {
+    "_exporting": "export_program, flat_state",
     "_pretrained": "LanguageModel, Pretrained",
+    "_sources": "model_folder, shipped_names",
     "classifier": "Classifier, ClassifierConfig",
     "egru_frames": "EGRUFrames, EGRUFramesConfig",
     "egru_lm": "EGRULM, EGRULMConfig",
@@ -50,18 +54,14 @@ def __getattr__(name: str):
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
-def model_folder(path: str | Path) -> Path:
-    """Where the files of a model lie: in a folder written by `save_pretrained`, or in the `model/` of a run."""
-    inside = Path(path) / "model"
-    return inside if inside.is_dir() else Path(path)
-
-
-def load_model(path: str | Path) -> "Pretrained":
-    """Load whichever model a folder holds.
+def load_model(path: str | Path, **hub_options) -> "Pretrained":
+    """Load whichever model a folder holds, or a name stands for: `path` and `hub_options` as of `model_folder`.
 
     raises  FormatError: no such model there, or its files are damaged
     """
-    folder = model_folder(path)
+    from rheobase.models._sources import model_folder
+
+    folder = model_folder(path, **hub_options)
     header = read_bytes(folder / "config.json", "a model's configuration")
     try:
         name = json.loads(header)["model"]
@@ -92,6 +92,9 @@ __all__ = [
     "RWKV4Config",
     "SpikeGPT",
     "SpikeGPTConfig",
+    "export_program",
+    "flat_state",
     "load_model",
     "model_folder",
+    "shipped_names",
 ]

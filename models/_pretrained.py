@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from rheobase.models._packed import pack, unpack
+from rheobase.models._sources import model_folder
 from rheobase.spiking.config import from_table, to_table
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
 from rheobase.spiking.files import read_bytes, sha256, write_atomic
@@ -92,10 +94,22 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         return sum(p.numel() for p in self.parameters())
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        weights = save_tensors({k: v.contiguous() for k, v in self.state_dict().items()})
-        config = {"model": self.name, "config": to_table(self.config), "weights_sha256": sha256(weights)}
-        write_atomic(Path(save_directory) / "model.safetensors", weights)
-        write_atomic(Path(save_directory) / "config.json", json.dumps(config, indent=2).encode())
+        self._write(Path(save_directory), self.state_dict())
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor], **more) -> None:
+        weights = save_tensors({k: v.contiguous() for k, v in tensors.items()})
+        config = {"model": self.name, "config": to_table(self.config), "weights_sha256": sha256(weights), **more}
+        write_atomic(folder / "model.safetensors", weights)
+        write_atomic(folder / "config.json", json.dumps(config, indent=2).encode())
+
+    def save_packed(self, folder: str | Path) -> None:
+        """As `save_pretrained`, for a model whose weights were rounded in training: int8 with a power of two a target.
+
+        `from_pretrained` reads the same bits from it.
+
+        raises  FormatError: a weight of a product is not so rounded
+        """
+        self._write(Path(folder), pack(self.state_dict(), self.products()), packed=True)
 
     def save_pretrained(self, save_directory, **options):
         """Write `model.safetensors` and `config.json`, each whole or not at all."""
@@ -106,16 +120,13 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **hub_options) -> "Pretrained":
-        """Read what `save_pretrained` wrote, from a folder or by name from the Hugging Face hub.
+        """Read what `save_pretrained` wrote, from a folder, a shipped model, or by name from the Hugging Face hub.
 
-        returns  the model in evaluation mode
-        raises   FormatError: a file is missing, damaged or of another model
+        hub_options  of `huggingface_hub.snapshot_download`, such as revision="v1"; two files are fetched, no pickle
+        returns      the model in evaluation mode
+        raises       FormatError: a file is missing, damaged or of another model, or the hub does not give it
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            if folder.is_absolute() or str(folder).count("/") != 1:
-                raise FormatError(folder, "a model's folder", "no folder", "check the path")
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **hub_options))
+        folder = model_folder(pretrained_model_name_or_path, **hub_options)
         where = folder / "config.json"
         text = read_bytes(where, "a model's configuration")
         try:
@@ -133,6 +144,8 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
             tensors = load_tensors(weights)
         except SafetensorError as error:
             raise FormatError(weights_path, "safetensors", str(error), "save the model anew") from None
+        if header.get("packed"):
+            tensors = unpack(tensors, weights_path)
         config = from_table(cls.Config, table, str(where))
         least = cls.least_numbers(config)
         held = sum(t.numel() for t in tensors.values())

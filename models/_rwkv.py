@@ -61,13 +61,20 @@ class StaticNorm(nn.LayerNorm):
         super().__init__(d)
         for name, value in (("mean", 0.0), ("deviation", 1.0), ("removed", 0.0), ("seen", 0.0)):
             self.register_buffer(name, torch.tensor(value))
+        self.settled: bool | None = None
+        """whether it is gone, said beforehand for a program that is traced, which cannot ask a tensor"""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing of the norm is left."""
+        return bool(self.removed == 1) if self.settled is None else self.settled
 
     def forward(self, x: Tensor) -> Tensor:
         self._watch(x)
         return self._blend(x)
 
     def _blend(self, x: Tensor) -> Tensor:
-        if self.removed == 1:
+        if self.gone:
             return self.scale() * x + self.offset()
         static = (x - self.mean) / self.deviation * self.weight + self.bias
         return (1 - self.removed) * super().forward(x) + self.removed * static
@@ -88,7 +95,7 @@ class StaticNorm(nn.LayerNorm):
 
     @torch.no_grad()
     def _watch(self, x: Tensor) -> None:
-        if not self.training or self.removed == 1:
+        if not self.training or self.gone:
             return
         rows = x.flatten(0, -2)
         now = rows.mean(), (rows.var(-1, correction=0) + self.eps).sqrt().mean()

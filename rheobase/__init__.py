@@ -7,13 +7,15 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path):
-    """Load the model of a run folder, or of a folder written by `model.save_pretrained`.
+def load(path, **hub_options):
+    """Load a model from a run's folder, one written by `save_pretrained`, the package itself, or the Hugging Face hub.
 
-    path     a folder that holds `config.json` and `model.safetensors`, or a run folder with these in `model/`
-    returns  the model, in evaluation mode
-    raises   FormatError: the folder holds no such model, or its files are damaged
+    path         a folder that holds `config.json` and `model.safetensors`, or a run folder with these in `model/`; the
+                 name of a shipped model (`rheobase.models.shipped_names()`); or "user/name"
+    hub_options  for the hub, such as revision="v1"
+    returns      the model, in evaluation mode
+    raises       FormatError: there is no such model, or its files are damaged
     """
     from rheobase.models import load_model
 
-    return load_model(path)
+    return load_model(path, **hub_options)

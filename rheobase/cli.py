@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     def arg(*names, **options):
         return names, options
 
-    run = arg("run", metavar="RUN", help="a run folder, the --out of a training")
+    run = arg("run", metavar="RUN", help="a run folder, the --out of a training, or a shipped model")
     either = arg("run", metavar="RUN", help="a run folder, or a graph stored by import")
     fed = arg("--input", metavar="NPY", help="what a stored graph is fed, [B, T, ...]; noise if not given")
     tokens = arg("--tokens", type=_positive, default=1000, help="tokens of the test part (default 1000)")
@@ -214,6 +214,15 @@ def parser() -> argparse.ArgumentParser:
         arg("--power", action="append", default=[], metavar="CSV", help="calibrate by this log; may be repeated"),
         arg("--trace", action="append", default=[], metavar="H5", help="the trace of the log's run, one for each"),
         arg("--out", metavar="TOML", help="file for the measured constants"),
+    )
+    command(
+        "card",
+        "a model card, and with --out the folder to share: for the Hugging Face hub, or as a RUN elsewhere",
+        run,
+        arg("--out", metavar="DIR", help="folder to make, with model, configuration, metrics and card"),
+        arg("--license", default="unknown", dest="licence", help="of the weights, such as cc-by-sa-3.0"),
+        arg("--note", action="append", default=[], help="a line on the training, such as the machine; may be repeated"),
+        arg("--target", default="horowitz-45nm", help="whose bill it shows (default horowitz-45nm)"),
     )
     command("cite", "the papers a run stands on, in BibTeX", run)
     command(

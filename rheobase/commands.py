@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rheobase import __version__
+from rheobase import __version__, sharing
 from rheobase import quickstart as quick
 from rheobase.answer import Answer
 from rheobase.backends import export as export_model
@@ -101,7 +101,8 @@ def eval(args) -> Answer:
     else:
         result = test(run)
         quality = _quality(result, run.tokenizer().unit)
-    run.add_metrics(test=result)
+    if not run.shipped:
+        run.add_metrics(test=result)
     lines = [quality, *_layers(result, run.model()), *_sparsity(run)]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
 
@@ -281,6 +282,15 @@ def _span(quantity: Quantity | None) -> str:
 def cite(args) -> Answer:
     citations = registry.get("rheobase.models", Run.open(args.run).config.model).Model.citations
     return Answer({"bibtex": list(citations)}, "\n\n".join(citations))
+
+
+def card(args) -> Answer:
+    run = Run.open(args.run)
+    page = sharing.card(run, licence=args.licence, notes=tuple(args.note), target=args.target)
+    if not args.out:
+        return Answer({"card": str(page), "metadata": page.data.to_dict()}, str(page))
+    sharing.share(run, args.out, page)
+    return Answer({"out": args.out, "card": str(page), "metadata": page.data.to_dict()}, f"{args.out}: ready to share")
 
 
 def bench(args) -> Answer:

@@ -45,7 +45,7 @@ def test_tokens(run: Run, n: int) -> np.ndarray:
     one, [B, T, C, H, W]."""
     if run.config.sees:
         return _frames(run, run.corpus().test, n)
-    part = run.splits().test
+    part = run.tokens("test")
     if len(part) < n:
         raise FormatError("the test part of the text", f"{n} tokens", f"{len(part)}", f"lower --tokens to {len(part)}")
     return part[:n].astype(np.int64)[None]
@@ -61,7 +61,7 @@ def calibration(run: Run) -> np.ndarray:
     """Up to 8 stretches of 256 tokens of the validation part, [8, 256], or 8 recordings held out of training."""
     if run.config.sees:
         return _frames(run, run.corpus().held_out, 8 * run.config.events.steps)
-    part = run.splits().valid
+    part = run.tokens("valid")
     length = min(256, len(part) // 8)
     return part[: 8 * length].astype(np.int64).reshape(8, length)
 

@@ -179,7 +179,7 @@ def test_damaged_models(small_run, tmp_path, say):
     assert "expected a run folder with config.toml, got none" in say("eval", tmp_path)
     with pytest.raises(FormatError, match="expected a lstm_lm model, got 'egru_lm'"):
         LSTMLM.from_pretrained(small_run.model_path)
-    with pytest.raises(FormatError, match="expected a model's configuration"):
+    with pytest.raises(FormatError, match="expected a model's folder, a shipped model or user/name on the hub"):
         load(tmp_path / "nothing")
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rheobase.models import Classifier, ClassifierConfig, LanguageModel, load_model
 from rheobase.models._frames import FrameModel
+from rheobase.models._sources import SHIPPED, model_folder, shipped_names
 from rheobase.models.training.classify import LabelledCorpus, encode_parts
 from rheobase.models.training.compression import PruneConfig, QuantiseConfig
-from rheobase.models.training.corpus import Corpus, Splits, load_corpus
+from rheobase.models.training.corpus import Corpus, Ids, Splits, load_corpus
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.event_corpus import EventCorpus, load_events
 from rheobase.models.training.event_sets import EventsConfig
@@ -268,11 +269,20 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """An existing run; raises FormatError if there is none."""
+        """An existing run, or a shipped model by its name, unless a run's folder has it; raises FormatError if there is
+        none."""
         run = cls(Path(folder))
+        if not run.config_path.is_file() and str(folder) in shipped_names():
+            run = cls(SHIPPED / str(folder))
         if not run.config_path.is_file():
-            raise FormatError(folder, "a run folder with config.toml", "none", "name the --out of a training")
+            remedy = f"name the --out of a training, or a shipped model: {', '.join(shipped_names()) or 'none is here'}"
+            raise FormatError(folder, "a run folder with config.toml", "none", remedy)
         return run
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it came with the package, and so is not written to."""
+        return self.folder.parent == SHIPPED
 
     @property
     def config_path(self) -> Path:
@@ -330,11 +340,20 @@ class Run:
             )
         return self.corpus().splits
 
+    def tokens(self, part: str) -> Ids:
+        """The ids of "valid" or "test": of the excerpt that a shipped model has, or else of the whole text."""
+        path = self.excerpt_path(part)
+        return self.tokenizer().encode(read_bytes(path, "a text")) if path.is_file() else getattr(self.splits(), part)
+
+    def excerpt_path(self, part: str) -> Path:
+        return self.folder / f"excerpt.{part}.txt"
+
     def model(self):
         """The trained model: the one that was best on the validation part."""
-        if not (self.model_path / "config.json").is_file():
+        folder = model_folder(self.folder)
+        if not (folder / "config.json").is_file():
             raise FormatError(self.folder, "a finished run", "one without model/", "finish it with train --resume")
-        return load_model(self.model_path)
+        return load_model(folder)
 
     def log(self) -> list[dict]:
         """The records of log.jsonl, one a line."""
