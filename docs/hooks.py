@@ -48,8 +48,8 @@ def on_files(files, config):
             add(f"notebooks/{name}", data)
     linked = {target for page in DOCS.rglob("*.md") for target in _sources(page)}
     for path in sorted(linked):
-        code = path.read_text()
-        add(f"source/{path.relative_to(ROOT)}.md", f"# {path.relative_to(ROOT)}\n\n````{_language(path)}\n{code}\n````\n")
+        name = path.relative_to(ROOT).as_posix()
+        add(f"source/{name}.md", f"# {name}\n\n````{_language(path)}\n{path.read_text()}\n````\n")
     return files
 
 
@@ -72,13 +72,13 @@ def relink(text: str, folder: Path, uri: str) -> str:
 
 def command_line() -> str:
     """Every command of `rheobase` with its options, from the parser itself."""
-    top = parser()
-    commands = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    commands = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     parts = [
         "# Command line\n",
-        f"{top.description} `python -m rheobase` is the same. Every command takes `--json` (one JSON object in place of "
+        "`rheobase COMMAND`, or `python -m rheobase COMMAND`. Every command takes `--json` (one JSON object in place of "
         "text) and `--debug` (the traceback of a failure). The status is 0 when done, 1 after a failure that is stated "
-        "in one line, 2 where the command was not understood.\n",
+        "in one line, 2 where the command was not understood. [Training configurations](training.md) have a page of "
+        "their own.\n",
     ]
     for name, sub in commands.choices.items():
         rows = [action for action in sub._actions if action.dest not in HIDDEN]
@@ -106,6 +106,7 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"````python\n{source}\n````")
+        printed = ""
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
@@ -113,8 +114,9 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
                 pictures[name] = base64.b64decode(data["image/png"])
                 parts.append(f"![]({name})")
             else:
-                text = "".join(output.get("text", data.get("text/plain", "")))
-                parts.append(f"````text\n{text.rstrip()}\n````")
+                printed += "".join(output.get("text", data.get("text/plain", "")))
+        if printed:
+            parts.append(f"````text\n{printed.rstrip()}\n````")
     return "\n\n".join(parts), pictures
 
 
