@@ -75,10 +75,9 @@ def command_line() -> str:
     commands = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     parts = [
         "# Command line\n",
-        "`rheobase COMMAND`, or `python -m rheobase COMMAND`. Every command takes `--json` (one JSON object in place of "
-        "text) and `--debug` (the traceback of a failure). The status is 0 when done, 1 after a failure that is stated "
-        "in one line, 2 where the command was not understood. [Training configurations](training.md) have a page of "
-        "their own.\n",
+        "`rheobase COMMAND`, or `python -m rheobase COMMAND`. Every command takes `--json`, one JSON object in place of "
+        "text, and `--debug`, the traceback of a failure. The status is 0 when done, 1 after a failure that is stated "
+        "in one line, 2 where the command was not understood. [Training configurations](training.md) have a page.\n",
     ]
     for name, sub in commands.choices.items():
         rows = [action for action in sub._actions if action.dest not in HIDDEN]

@@ -1,9 +1,11 @@
 """Every code block of the README and of docs/ does what it says: Python is run, configurations are read, commands are
 parsed, and run where that takes seconds."""
 
+import itertools
 import re
 import shutil
 import tomllib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -20,7 +22,15 @@ from rheobase.models.training.run import SECTIONS, RunConfig
 
 COMMANDS = next(a for a in cli.parser()._actions if a.dest == "command").choices
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-SHORT = {"steps": 3, "warmup": 1, "batch": 8, "context": 32, "evaluate_every": 3, "checkpoint_every": 3}
+SHORT = {
+    "steps": 3,
+    "warmup": 1,
+    "batch": 8,
+    "context": 32,
+    "evaluate_every": 3,
+    "checkpoint_every": 3,
+    "evaluate_batch": 256,
+}
 ONLY_PARSED = {
     "a data set that is not here": r"train (enwik8|wikitext|sst|nmnist)|tonic:",
     "a file or a choice of the reader's": r"FILE|GRAPH|CONFIG|PATH|PART|TRACE|\bIN\b|\$|\.(csv|h5|toml|png)\b|runs/",
@@ -45,6 +55,8 @@ def given(page: str) -> dict:
         trace = simulate(graph, torch.arange(40)[None], record=["layers.*.y"])
         write_events("in.raw", from_edge(trace.events["layers.0.y"]))
         return {"trace": trace}
+    if page == "docs/howto/text.md":
+        Path("my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 1000)
     if page == "docs/spikegpt.md":
         torch.save(SpikeGPT(SpikeGPTConfig(embedding=16, depth=1)).to_reference(), "SpikeGPT.pth")
     if page == "docs/spinnaker2.md":
@@ -112,9 +124,14 @@ def why_not(words) -> str | None:
 def test_every_block(path, at_hand, ran, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "docs"} | given(name(path))
-    for block in blocks(path):
+    for before, block in itertools.pairwise([None, *blocks(path)]):
         if block.kind == "python":
+            capsys.readouterr()
             exec(compile("\n" * block.line + block.text, path, "exec"), names)
+        if block.kind == "text" and before and before.kind == "python":
+            assert capsys.readouterr().out == block.text, block.where
+        if named := re.match(r"# ([\w-]+\.toml)\n", block.text):
+            Path(named[1]).write_text(block.text)
         if block.kind == "toml":
             read_configuration(block, tmp_path)
         for words in commands(block) if block.kind == "shell" else ():
