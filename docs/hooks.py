@@ -75,7 +75,7 @@ def command_line() -> str:
     commands = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     parts = [
         "# Command line\n",
-        "`rheobase COMMAND`, or `python -m rheobase COMMAND`. Every command takes `--json`, one JSON object in place of "
+        "`rheobase COMMAND`, or `python -m rheobase COMMAND`. Every command takes `--json`, one JSON object instead of "
         "text, and `--debug`, the traceback of a failure. The status is 0 when done, 1 after a failure that is stated "
         "in one line, 2 where the command was not understood. [Training configurations](training.md) have a page.\n",
     ]
