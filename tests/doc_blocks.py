@@ -7,7 +7,6 @@ two spaces or more part a command from the next one or from a remark. `text` blo
 import itertools
 import re
 import shlex
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +43,12 @@ def blocks(path: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = path.read_text()
     return [
-        Block(name(path), text.count("\n", 0, m.start()) + 1, m[3].strip() or "shell", textwrap.dedent(m[4]))
+        Block(
+            name(path),
+            text.count("\n", 0, m.start()) + 1,
+            m[3].strip() or "shell",
+            re.sub(rf"^{m[1]}", "", m[4], flags=re.M),
+        )
         for m in FENCE.finditer(text)
     ]
 
