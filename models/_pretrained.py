@@ -59,7 +59,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         """Whether training needs means over the whole batch at once (`pooled`), so that it cannot be done in turns."""
         return False
 
-    def stages(self) -> list[nn.Module]:
+    def segments(self) -> list[nn.Module]:
         """The modules, one after the other, that hold most of the model: those whose activations may be computed again,
         and whose parameters may be gathered one stage at a time."""
         return []

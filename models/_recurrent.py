@@ -161,7 +161,7 @@ class RecurrentLM(LanguageModel):
         """How each layer lowers."""
         raise NotImplementedError(f"{type(self).__name__} does not lower")
 
-    def stages(self):
+    def segments(self):
         return list(self.layers)
 
     def products(self):

@@ -243,7 +243,7 @@ class SpikeGPT(LanguageModel):
                 c = self.config
                 norm.removed.fill_(min(max((done - c.norm_from) / (c.norm_until - c.norm_from), 0.0), 1.0))
 
-    def stages(self):
+    def segments(self):
         return list(self.blocks)
 
     @property

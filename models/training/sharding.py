@@ -15,7 +15,7 @@ def shard(model, device: str, world: int) -> None:
     # states are views of what a stage gave; nothing here changes one in place, of which torch warns
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.partition(":")[0], (world,))
-    for stage in model.stages():
+    for stage in model.segments():
         fully_shard(stage, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "run")

@@ -21,7 +21,7 @@ class MicroBatch(nn.Module):
     def __init__(self, task: Task, model, recompute: bool):
         super().__init__()
         self.task, self.model = task, model
-        for stage in model.stages() if recompute else ():
+        for stage in model.segments() if recompute else ():
             stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
 
     def forward(self, step: int, micro: int) -> Loss:
@@ -34,10 +34,10 @@ def require_able(config: RunConfig, model) -> None:
     if t.accumulate > 1 and (model.needs_whole_means or b.ops_per_token is not None or b.rates):
         wanted = "no [budget], rate_weight or static norms, which need the whole batch's means at once"
         raise ConfigError("train.accumulate", wanted, f"{t.accumulate}", "use more ranks, or drop one of them")
-    if (t.recompute or t.sharding == "fsdp") and not model.stages():
+    if (t.recompute or t.sharding == "fsdp") and not model.segments():
         where = "train.recompute" if t.recompute else "train.sharding"
         raise ConfigError(where, "a language model of blocks or layers", model.name, "leave it out")
-    if t.recompute and any(hasattr(module, "pooled") for stage in model.stages() for module in stage.modules()):
+    if t.recompute and any(hasattr(module, "pooled") for stage in model.segments() for module in stage.modules()):
         raise ConfigError("train.recompute", 'model.norm = "layer"', "norms that count each run", "drop one of them")
     if t.sharding == "fsdp" and (config.prune.sparsity or config.quantise.weights):
         wanted = "no [prune] and [quantise], which choose among whole matrices"
