@@ -222,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
         arg("--out", metavar="DIR", help="folder to make, with model, configuration, metrics and card"),
         arg("--license", default="unknown", dest="licence", help="of the weights, such as cc-by-sa-3.0"),
         arg("--note", action="append", default=[], help="a line on the training, such as the machine; may be repeated"),
+        arg("--text", help="what the training text is called (default data.text)"),
         arg("--target", default="horowitz-45nm", help="whose bill it shows (default horowitz-45nm)"),
     )
     command("cite", "the papers a run stands on, in BibTeX", run)

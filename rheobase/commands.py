@@ -286,7 +286,8 @@ def cite(args) -> Answer:
 
 def card(args) -> Answer:
     run = Run.open(args.run)
-    page = sharing.card(run, licence=args.licence, notes=tuple(args.note), target=args.target)
+    about = {"licence": args.licence, "notes": tuple(args.note), "target": args.target, "text": args.text}
+    page = sharing.card(run, **about)
     if not args.out:
         return Answer({"card": str(page), "metadata": page.data.to_dict()}, str(page))
     sharing.share(run, args.out, page)

@@ -22,18 +22,21 @@ EXCERPT = {"valid": 2048, "test": COUNT_TOKENS}
 """tokens of each part that a shipped model brings along: for a calibration, and for a count"""
 
 
-def card(run: Run, *, licence: str = "unknown", notes: tuple[str, ...] = (), target: str = TARGET) -> ModelCard:
+def card(
+    run: Run, *, licence: str = "unknown", notes: tuple[str, ...] = (), target: str = TARGET, text: str | None = None
+) -> ModelCard:
     """The model card of a language model's run: what its configuration and its metrics say, and a count made now.
 
     licence  of the weights, as the hub writes licences
     notes    lines about the training that the run does not know, such as the machine
     target   whose bill is shown
+    text     what the training text is called, if not as `data.text` calls it
     raises   UnsupportedError: a classifier's run
     """
     config, m = run.config, run.metrics()
     if config.classifies or config.sees:
         raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "share model.save_pretrained's")
-    model, tokenizer, text = run.model(), run.tokenizer(), config.data.text
+    model, tokenizer, text = run.model(), run.tokenizer(), text or config.data.text
     title = f"{type(model).__name__}, {model.n_parameters:,} parameters"
     results = [
         EvalResult(
@@ -60,7 +63,7 @@ def card(run: Run, *, licence: str = "unknown", notes: tuple[str, ...] = (), tar
     )
     parts = {
         title: _model(model, tokenizer),
-        "Training": _training(run, m, notes),
+        "Training": _training(run, m, text, notes),
         "Figures": _figures(run, m, tokenizer),
         "Operations and energy": _bill(run, model, target),
         "Limits": LIMITS,
@@ -89,12 +92,12 @@ def _model(model, tokenizer) -> str:
     return f"{what} Layers that send events: {layers}. Its settings stand at the end.\n\n{use}"
 
 
-def _training(run: Run, m: dict, notes) -> str:
+def _training(run: Run, m: dict, text: str, notes) -> str:
     c, t = run.config, run.config.train
     seconds = f"{m['train_seconds']:,.0f} s" if "train_seconds" in m else "not recorded"
     dated = datetime.fromtimestamp((model_folder(run.folder) / FILES[1]).stat().st_mtime, UTC)
     lines = [
-        f"text: `{c.data.text}`, SHA-256 of what was read {m.get('text_sha256', 'not recorded')}",
+        f"text: `{text}`, SHA-256 of what was read {m.get('text_sha256', 'not recorded')}",
         f"tokenizer: `{c.data.tokenizer}`",
         "command: `rheobase train config.toml`, the configuration below",
         f"{t.steps:,} steps of {t.batch} x {t.context} tokens, seed {t.seed}, the best kept: "

@@ -25,10 +25,12 @@ def main(argv=None) -> int:
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--license", default="unknown", dest="licence", help="of the weights, such as apache-2.0")
     parser.add_argument("--note", action="append", default=[], help="about the training, such as the machine; repeat")
+    parser.add_argument("--text", help="what the training text is called (default data.text)")
     parser.add_argument("--target", default=TARGET, help=f"whose bill the card shows (default {TARGET})")
     args = parser.parse_args(argv)
     try:
-        out = ship(Run.open(args.run), args.name, licence=args.licence, notes=tuple(args.note), target=args.target)
+        about = {"licence": args.licence, "notes": tuple(args.note), "target": args.target, "text": args.text}
+        out = ship(Run.open(args.run), args.name, **about)
     except RheobaseError as error:
         print(f"rheobase: {error}", file=sys.stderr)
         return 1
