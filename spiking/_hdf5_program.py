@@ -35,7 +35,10 @@ def objects(file):
     while waiting:
         path, item, depth = waiting.pop()
         yield path, item
-        for name in item if isinstance(item, h5py.Group) else ():
+        names = item if isinstance(item, h5py.Group) else ()
+        if count + len(names) > MOST_OBJECTS:
+            raise Refused(f"at most {MOST_OBJECTS} objects, {DEEPEST} deep", "more")
+        for name in reversed(list(names)):  # the last one that waits is the next
             count += 1
             if not isinstance(item.get(name, getlink=True), h5py.HardLink):
                 raise Refused("no links", f"one at {path}/{name}")

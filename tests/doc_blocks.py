@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 KINDS = ("python", "toml", "shell", "text")
-PROGRAMS = ("rheobase", "pip", "pytest", "python", "apt-get", "for", "do", "done", "mkdocs", "git", "ruff", "cd")
+PROGRAMS = tuple("rheobase pip pytest python torchrun hf apt-get for do done mkdocs git ruff cd".split())
 VALUES = {"WxH": "640x480", "N": "3", "S": "0.001", "SECONDS": "0.001", "C": "1", "H": "1", "W": "1"}
 """of placeholders that the parser takes a number for"""
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.M | re.S)

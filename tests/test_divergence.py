@@ -101,7 +101,7 @@ def test_a_run_of_something_else_is_refused_in_one_line(small_image, tmp_path):
         ({"graph": "other"}, "expected a run of graph"),
         ({"signals": {}}, "expected some of the signals"),
         ({"signals": {name + "x": trace.signals[name]}}, "did you mean"),
-        ({"signals": {name: trace.signals[name][:, :2]}}, r"expected integers [2, 5, n]"),
+        ({"signals": {name: trace.signals[name][:, :2]}}, "expected signals [B, T, n] of these tokens"),
         ({"signals": {name: trace.signals[name] * 1.0}}, "got float64"),
         ({"signals": {name: trace.signals[name][..., :2]}}, "expected shape"),
         ({"tokens": TOKENS + 1000}, "expected token ids"),

@@ -19,6 +19,7 @@ from rheobase.backends.counting import load_target
 from rheobase.backends.events import from_edge, write_events
 from rheobase.models import EGRULM, EGRULMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.models.training.run import SECTIONS, RunConfig
+from rheobase.sweeping import read_sweep
 
 COMMANDS = next(a for a in cli.parser()._actions if a.dest == "command").choices
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -33,7 +34,8 @@ SHORT = {
 }
 ONLY_PARSED = {
     "a data set that is not here": r"train (enwik8|wikitext|sst|nmnist)|tonic:",
-    "a file or a choice of the reader's": r"FILE|GRAPH|CONFIG|PATH|PART|TRACE|\bIN\b|\$|\.(csv|h5|toml|png)\b|runs/",
+    "a file or a choice of the reader's": "FILE|GRAPH|CONFIG|PATH|PART|TRACE|SOURCE|SWEEP"
+    r"|\bRUN NAME\b|\bIN\b|\$|\.(csv|h5|toml|png)\b|runs/",
     "minutes: tests/test_quickstart.py, tests/test_bench.py": r"quickstart|bench",
     "an emulator: tests/test_firmware.py": r"--emulate",
     "a machine that is not here": r"--device|--measure",
@@ -55,6 +57,8 @@ def given(page: str) -> dict:
         trace = simulate(graph, torch.arange(40)[None], record=["layers.*.y"])
         write_events("in.raw", from_edge(trace.events["layers.0.y"]))
         return {"trace": trace}
+    if page == "docs/sharing.md":
+        pytest.importorskip("transformers")
     if page == "docs/howto/text.md":
         Path("my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 1000)
     if page == "docs/spikegpt.md":
@@ -71,6 +75,9 @@ def read_configuration(block, folder) -> None:
     if "terms" in table:
         (folder / "target.toml").write_text(block.text)
         load_target(folder / "target.toml")
+    elif "base" in table:
+        (folder / "sweep.toml").write_text(block.text)
+        read_sweep(folder / "sweep.toml")
     elif set(table) <= {"model", *SECTIONS}:
         RunConfig.from_table({"model": {"name": "spikegpt"}} | table)
     else:

@@ -9,7 +9,7 @@ from rheobase.models.training.sample import SampleConfig, sample
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 
 transformers = pytest.importorskip("transformers", reason="pip install 'rheobase[transformers]'")
-from rheobase.models.huggingface import RheobaseConfig, RheobaseForCausalLM  # noqa: E402
+from rheobase.huggingface import RheobaseConfig, RheobaseForCausalLM  # noqa: E402
 
 SMALL = {
     "egru_lm": {"embedding": 12, "layers": (16, 12), "thr_mean": 0.1, "embedding_range": 0.5},
@@ -109,6 +109,6 @@ def test_what_there_is_not_is_refused():
         wrapped.generate(tokens[:1], max_new_tokens=2, prompt_lookup_num_tokens=2)
     with pytest.raises(UnsupportedError, match="expected input_ids, got output_attentions"):
         wrapped(tokens, output_attentions=True)
-    for name in ("gesture", "huggingface"):
+    for name in ("gesture", "classifier"):
         with pytest.raises(ConfigError, match=f"expected a language model, such as egru_lm, got '{name}'"):
             RheobaseConfig(model=name).build()

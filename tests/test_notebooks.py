@@ -24,7 +24,9 @@ def test_notebook(path, monkeypatch, tmp_path):
         client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
         client.execute()
     errors = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
-    assert not errors and stored and cells_with_pictures(notebook) == stored
+    skipped = [c.id for c in notebook.cells if any(" skipped, " in o.get("text", "") for o in c.get("outputs", []))]
+    shown = cells_with_pictures(notebook)
+    assert not errors and shown and set(shown) <= set(stored) <= {*shown, *skipped}
 
 
 def cells_with_pictures(notebook) -> list[str]:
