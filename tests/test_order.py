@@ -18,7 +18,7 @@ from rheobase.spiking.errors import ConfigError, ShapeError
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 2**20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_every_epoch_is_a_permutation_and_has_an_order_of_its_own(n, seed, epoch):
     order = Shuffled(n, seed)
     places = order(np.arange(epoch * n, (epoch + 1) * n))
@@ -71,7 +71,7 @@ def test_places_and_pairs_of_places_are_even(n):
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_each_token_once_an_epoch_whatever_the_batch_the_ranks_the_threads_and_the_cuts(data):
     """Every token but the first and the `left_out` at the end is a target once an epoch."""
     context, blocks = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 40))
