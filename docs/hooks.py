@@ -22,16 +22,15 @@ LINK = re.compile(r"(\]\()((?!https?:|mailto:|#)[^)\s#]+)(#[^)\s]*)?(\))")
 HIDDEN = ("help", "json", "debug")
 
 
-def on_config(config):
+def on_startup(command, dirty):
     """Copy the sources to the names that they are imported by: a static reader knows no import hook, and follows no
-    links to folders."""
+    links to folders. Before the reader starts, which drops a folder that is not there."""
     shutil.rmtree(TREE, ignore_errors=True)
     for path in [path for name in ("rheobase", *FOLDERS) for path in (ROOT / name).rglob("*.py")]:
         inside = path.relative_to(ROOT)
         copy = TREE / inside if inside.parts[0] == "rheobase" else TREE / "rheobase" / inside
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    return config
 
 
 def on_files(files, config):

@@ -51,6 +51,8 @@ def unpack(tensors: dict[str, Tensor], where: object) -> dict[str, Tensor]:
         if (exponent is None) != (tensor.dtype != torch.int8):
             raise FormatError(f"{where}: {name}", "int8 beside its exponents", str(tensor.dtype), "fetch it anew")
         if exponent is None:
+            if tensor.dtype not in (torch.float16, torch.float32):
+                raise FormatError(f"{where}: {name}", "float16 or float32", str(tensor.dtype), "fetch it anew")
             found[name] = tensor.float()
             continue
         shapes = [(len(tensor), 1), (1, tensor.shape[-1])] if tensor.dim() == 2 else []

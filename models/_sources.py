@@ -37,5 +37,5 @@ def model_folder(name: str | Path, **hub_options) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=FILES, **hub_options))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise FormatError(name, wanted, why, "check the name, the network and your token") from None

@@ -287,7 +287,8 @@ def cite(args) -> Answer:
 def card(args) -> Answer:
     run = Run.open(args.run)
     about = {"licence": args.licence, "notes": tuple(args.note), "target": args.target, "text": args.text}
-    page = sharing.card(run, **about)
+    asked = args.note or args.text or args.licence != "unknown"
+    page = sharing.shipped_card(run) if run.shipped and not asked else sharing.card(run, **about)
     if not args.out:
         return Answer({"card": str(page), "metadata": page.data.to_dict()}, str(page))
     sharing.share(run, args.out, page)

@@ -220,7 +220,7 @@ def dry_run(config: RunConfig, clock: str = "time") -> Answer:
         f"            {spent}",
         f"            an evaluation from {100 * m.evaluated:.0f} % of the part held out",
         f"spinnaker2  {placed if isinstance(m.elements, int) else 'not exported: ' + m.elements}",
-        "nothing was written",
+        "no run was written",
     ]
     return Answer({**found, "tokens_per_s": speed, "hours": seconds / 3600, "seconds": parts}, "\n".join(lines))
 

@@ -91,7 +91,9 @@ class RheobaseForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if asked := [name for name, value in more.items() if value is not None and value is not False]:
             raise UnsupportedError("rheobase in transformers", "input_ids", ", ".join(asked), "leave it out")
-        if attention_mask is not None and not bool((attention_mask == 1).all()):
+        whole = input_ids.shape if state is None else (len(input_ids), -1)  # of a prompt, not of each step after it
+        fits = attention_mask is None or attention_mask.shape == whole or whole[1] == -1
+        if not fits or (attention_mask is not None and not bool((attention_mask == 1).all())):
             remedy = "give rows of one length, or one row a call"
             raise UnsupportedError("attention_mask", "ones: no padding", "others", remedy)
         logits, state = self.model(input_ids, state)
@@ -119,6 +121,11 @@ class RheobaseForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+    def _get_logits_processor(self, generation_config, *args, **kwargs):
+        if (generation_config.guidance_scale or 1) != 1:
+            raise UnsupportedError("generate", "no guidance_scale", "one", "leave it out")
+        return super()._get_logits_processor(generation_config, *args, **kwargs)
 
     def _beam_search(self, *args, **kwargs):
         raise UnsupportedError("generate", "num_beams = 1", "more", "sample, or take the likeliest token")

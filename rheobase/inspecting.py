@@ -1,6 +1,7 @@
 """The commands that say what a path holds, and where two differ."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def inspect(args) -> Answer:
     run = Run.open(path)
     m = run.metrics()
     return Answer(
-        {"kind": "run", "config": run.config.to_table(), "metrics": m}, run.config_path.read_text() + f"\n{m}"
+        {"kind": "run", "config": run.config.to_table(), "metrics": m},
+        f"{run.config_path.read_text()}\n{json.dumps(m, indent=2)}",
     )
 
 

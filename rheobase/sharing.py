@@ -1,5 +1,6 @@
 """A run as others get it: its card, and the folder that goes to the hub or into the package."""
 
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +35,13 @@ def card(
     raises   UnsupportedError: a classifier's run
     """
     config, m = run.config, run.metrics()
+    measured = {part: m[part] for part in NAMES if part in m}
+    if not all(isinstance(e, dict) and {"perplexity", "tokens"} <= e.keys() for e in measured.values()):
+        raise FormatError(run.folder, "figures in metrics.json", "others", "measure them anew: rheobase eval")
     if config.classifies or config.sees:
         raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "share model.save_pretrained's")
-    model, tokenizer, text = run.model(), run.tokenizer(), text or config.data.text
+    model, tokenizer, given = run.model(), run.tokenizer(), config.data.text
+    text = text or (Path(given).name if Path(given).is_absolute() else given)
     title = f"{type(model).__name__}, {model.n_parameters:,} parameters"
     results = [
         EvalResult(
@@ -72,6 +77,11 @@ def card(
     }
     body = "\n\n".join(f"{'#' if head == title else '##'} {head}\n\n{part}" for head, part in parts.items())
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def shipped_card(run: Run) -> ModelCard:
+    """The card that a model of the package has."""
+    return ModelCard.load(run.folder / "README.md")
 
 
 LIMITS = """\
@@ -161,10 +171,12 @@ def share(run: Run, out: str | Path, page: ModelCard, *, packed: bool = False) -
         else:
             for name in FILES:
                 shutil.copyfile(model_folder(run.folder) / name, folder / name)
+            for part in filter(lambda part: run.excerpt_path(part).is_file(), EXCERPT):
+                shutil.copyfile(run.excerpt_path(part), Run(folder).excerpt_path(part))
         if run.tokenizer().unit != "byte":
             shutil.copyfile(run.tokenizer_path, folder / "tokenizer.json")
         write_atomic(folder / "config.toml", to_toml(shared_table(run)).encode())
-        Run(folder).add_metrics(**run.metrics())
+        write_atomic(folder / "metrics.json", json.dumps(run.metrics(), indent=2).encode())
         write_atomic(folder / "README.md", str(page).encode())
     return Path(out)
 

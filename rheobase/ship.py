@@ -14,6 +14,8 @@ from rheobase.spiking.errors import FormatError, RheobaseError
 
 def ship(run: Run, name: str, *, folder=SHIPPED, **about):
     """Write folder/NAME, which holds the run's weights to the bit; `about` as of `card`."""
+    if not name.replace("-", "").isalnum():
+        raise FormatError("NAME", "letters, digits and hyphens", repr(name), "choose another")
     if "test" not in run.metrics():
         raise FormatError(run.folder, "a test figure", "none", f"run rheobase eval {run.folder}")
     return share(run, folder / name, card(run, **about), packed=True)

@@ -94,6 +94,8 @@ def read_sweep(path: str | Path) -> list[Point]:
         settings = {k: v for part in some for k, v in part.items()}
         if len(settings) < sum(map(len, some)) or "train.seed" in {**settings, **fixed}:
             raise ConfigError(path, "each setting in one of grid, random and ablate", "one twice", "keep one of them")
+        if "train.threads" in {**settings, **fixed}:
+            raise ConfigError(path, "one thread a run", "train.threads", "leave it out; --jobs says how many at once")
         own = {**fixed, **settings, "train.seed": seed, "train.threads": 1}
         points.append(Point(settings, seed, _with(table, own)))
     _check(points, path)
@@ -123,8 +125,9 @@ def _grid(lists: dict[str, Any], path) -> list[dict]:
 def _draws(table: dict[str, Any], path) -> list[dict]:
     """The settings of each sample; a setting's draws do not depend on what else is drawn."""
     samples, seed = table.pop("samples", 1 if not table else None), table.pop("seed", 0)
-    if type(samples) is not int or samples < 1:
-        raise ConfigError(f"{path}: random.samples", "how many to draw, at least 1", repr(samples), "give a number")
+    if type(samples) is not int or not 1 <= samples <= MOST_RUNS:
+        wanted = f"how many to draw, 1 to {MOST_RUNS:,}"
+        raise ConfigError(f"{path}: random.samples", wanted, repr(samples), "give a number")
     ranges = _flat(table, f"{path}: random")
     return [
         {

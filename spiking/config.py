@@ -18,8 +18,9 @@ C = TypeVar("C")
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file into a table; raises FormatError where it is not TOML."""
+    data = read_bytes(path, "a TOML file")
     try:
-        return tomllib.loads(read_bytes(path, "a TOML file").decode())
+        return tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise FormatError(path, "TOML", str(error), "mend the file") from None
 

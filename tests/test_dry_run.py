@@ -97,7 +97,7 @@ def test_a_model_that_is_not_exported_is_said_with_the_reason(tmp_path, capsys):
     (tmp_path / "config.toml").write_text(to_toml(table))
     assert command(["train", str(tmp_path / "config.toml"), "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "spinnaker2  not exported: " in text and "LSTM" in text and text.endswith("nothing was written\n")
+    assert "spinnaker2  not exported: " in text and "LSTM" in text and text.endswith("no run was written\n")
 
 
 def test_what_a_training_would_refuse_a_dry_run_does(tmp_path, capsys):

@@ -382,7 +382,13 @@ def test_an_edge_of_a_cameras_format_is_read_by_one_name(tmp_path):
     convert(tmp_path / "a.nirdata", tmp_path / "b.raw")
     read = whole(tmp_path / "b.raw")
     assert np.array_equal(read["t"], sent.step * 1000 + 500) and np.array_equal(read["x"], sent.unit)
-    (tmp_path / "a.nirdata.json").unlink()
+    sidecar = tmp_path / "a.nirdata.json"
+    said = json.loads(sidecar.read_text())
+    for wrong in ({"dt_s": 0}, {"dt_s": 1e-12}, {"steps": 1e400}, {"value": "O"}, {"units": -1}, {"dt_s": "x"}):
+        sidecar.write_text(json.dumps(said | {"mapping": said["mapping"] | wrong}))
+        with pytest.raises(FormatError):
+            events.read_edge(tmp_path / "a.nirdata")
+    sidecar.unlink()
     with pytest.raises(FormatError, match="an edge as its sidecar says"):
         events.read_edge(tmp_path / "a.nirdata")
 

@@ -378,3 +378,18 @@ def alive(pid):
 def test_prepare_needs_no_torch():
     code = "import sys, rheobase.cli, rheobase.preparing; sys.exit('torch' in sys.modules or 'h5py' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_blank_lines_before_the_first_document_are_no_block_of_less_than_nothing(tmp_path):
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b"\n" * 70_000 + lines_of(["one two three"]))
+    assert made(tmp_path / "bytes", [source], shard_tokens=5).shards[:].tobytes() == b"one two three"
+    assert len(made(tmp_path / "words", [source], tokenizer="words").shards) == 3
+
+
+def test_a_data_sets_name_is_no_folder_that_lies_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(TEXT)
+    made(tmp_path / "pydoc", [tmp_path / "a.txt"])
+    own, there = (RunConfig.from_table({"model": MODEL, "data": {"text": t}}).corpus() for t in ("./pydoc", "pydoc"))
+    assert len(own.splits.train) < 10_000 < len(there.splits.train)

@@ -227,3 +227,10 @@ def test_a_classifier_has_no_card(tmp_path):
     assert RunConfig.from_table(table).sees
     with pytest.raises(UnsupportedError, match="expected a language model's run, got a classifier's"):
         card(Run.open(tmp_path))
+
+
+def test_a_shipped_models_card_and_excerpts_go_along(say, tmp_path):
+    """From the package itself: its licence stays, and the folder is a RUN that needs no text."""
+    status, _ = say("card", "egru-enwik8", "--out", str(tmp_path / "x"))
+    assert status == 0 and "cc-by-sa-3.0" in (tmp_path / "x" / "README.md").read_text()
+    assert say("count", str(tmp_path / "x"), "--tokens", "50")[0] == 0

@@ -103,9 +103,13 @@ def read_edge(path: Path, about: dict) -> Events:
     try:
         said = about["mapping"]
         dt_s, shape = float(said["dt_s"]), (int(said["steps"]), 1, int(said["units"]))
+        if np.dtype(said["value"]).kind not in "iuf":
+            raise ValueError(f"values of {said['value']}")
         values = dense(read_nirdata(path)[about["edge"]][OBSERVABLE], dt_s, np.dtype(said["value"]))
         if values.shape != shape:
             raise ValueError(f"{values.shape}, not {shape}")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except FormatError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FormatError(path, "an edge as its sidecar says", str(error), "write it anew") from None
     return Events.from_dense(values.swapaxes(0, 1), dt_s)

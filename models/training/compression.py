@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rheobase.models.training.sharding import whole
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.quantisation import LARGEST, best_exponents, rounded
 
@@ -148,7 +149,7 @@ class Compression:
 
     def sparsity(self) -> Sparsity:
         """What is 0 now."""
-        zeros = {name: int((weight == 0).sum()) for name, weight in self.prunable.items()}
+        zeros = {name: int(whole((weight == 0).sum())) for name, weight in self.prunable.items()}
         layers = {name: n / self.weights[name].numel() for name, n in zeros.items()}
         return Sparsity(sum(zeros.values()), sum(w.numel() for w in self.prunable.values()), layers)
 

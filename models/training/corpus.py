@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.models.training.cache import cached_array
-from rheobase.models.training.data import DataConfig, read_texts
+from rheobase.models.training.data import BUILT_IN, DataConfig, read_texts
 from rheobase.models.training.datasets import DATA_SETS
 from rheobase.models.training.shards import Shards, read_shards
 from rheobase.models.training.token_folder import is_prepared, open_tokens
@@ -55,6 +55,11 @@ class Corpus:
     digest: str
 
 
+def names_prepared(text: str) -> bool:
+    """Whether `data.text` is a folder that `rheobase prepare` wrote; a data set's name is none, whatever lies here."""
+    return text not in (BUILT_IN, *DATA_SETS) and is_prepared(text)
+
+
 def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = None) -> Corpus:
     """Read, cut and encode the text of a configuration.
 
@@ -66,11 +71,11 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
     if config.unknown and config.tokenizer != "characters":
         wanted = 'none unless data.tokenizer is "characters"'
         raise ConfigError("data.unknown", wanted, repr(config.unknown), "leave it out")
-    if is_prepared(config.text):
+    if names_prepared(config.text):
         return _load_prepared(config, context, tokenizer)
     kind = tokenizer or named_tokenizer(config.tokenizer)
     folder = Path(config.text)
-    if config.text not in DATA_SETS and folder.is_dir():
+    if config.text not in (BUILT_IN, *DATA_SETS) and folder.is_dir():
         return _load_shards(folder, config, context, kind)
     parts = _cut(read_texts(config, utf8=kind.utf8), config, kind.boundary)
     if isinstance(kind, type):

@@ -27,8 +27,8 @@ class LanguageTask(Task):
         self.label = f"bits/{self.unit}"
         order, vocabulary = config.data.order, config.settings.vocabulary
         train, unit = self.splits.train, self.unit
-        batches = Batches(train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
-        self.batches = prefetched(batches, config.data.workers)
+        self.batches = Batches(train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
+        self.ahead = prefetched(self.batches, config.data.workers)
         for source in (config.teacher.start, config.teacher.model):
             if source:
                 require_tokens_of(source, corpus.tokenizer)
@@ -52,7 +52,7 @@ class LanguageTask(Task):
 
     def loss(self, model, step, micro=0):
         t, state = self.config.train, self.states.get(micro)
-        batch = self.batches(step, self.rows[micro])
+        batch = self.ahead(step, self.rows[micro])
         tokens, targets, fresh = (x.to(t.device) if torch.is_tensor(x) else x for x in batch)
         if state is not None:
             state = None if fresh else model.restart(state) if t.restart else state

@@ -82,6 +82,8 @@ def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     """Go on from the newest checkpoint of a run, or from its first step if it has none; its own config decides."""
     run = Run.open(folder)
+    if run.shipped:
+        raise ConfigError(folder, "a run of your own", "a model of the package", "train a new one with --out")
     config, t = run.config, run.config.train
     with joined(t.device, t.accumulate) as ranks, threads(t.threads):
         corpus = config.corpus(None if config.sees else run.tokenizer())
@@ -244,6 +246,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
                 }
                 if ranks.first:
                     save_checkpoint(run.checkpoints, step, checkpoint)
+                meter.restart()
     bar.close()
     if best is None:
         raise FormatError(run.folder, "a run with at least one step to do", "none", "raise train.steps")

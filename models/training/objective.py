@@ -107,7 +107,8 @@ class Teacher:
         """The blended loss of a micro-batch, tokens [B, T] and the student's logits [B, T, V]."""
         with torch.no_grad():
             wanted, self.states[micro] = self.model(tokens, None if fresh else self.states.get(micro))
-        apart = F.kl_div(F.log_softmax(logits, -1), F.log_softmax(wanted, -1), reduction="sum", log_target=True)
+        log_p, log_q = F.log_softmax(wanted.to(logits.dtype), -1), F.log_softmax(logits, -1)
+        apart = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
         return (1 - self.share) * loss + self.share * apart / tokens.numel()
 
 

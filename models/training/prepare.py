@@ -114,8 +114,9 @@ class _Writer:
         with open(spool, "rb") as file:
             file.seek(skip * self._item)
             for tokens, n_bytes in encoded.blocks:
-                self._append(file.read((tokens - skip) * self._item), n_bytes)
-                skip = 0
+                cut = min(skip, tokens)  # blank lines before the first document make blocks without a token
+                self._append(file.read((tokens - cut) * self._item), n_bytes)
+                skip -= cut
         os.unlink(spool)
         os.unlink(f"{spool}.starts")
 

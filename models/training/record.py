@@ -27,6 +27,7 @@ class Log:
         self._file = None if path is None else open(path, "ab")
         if self._file and self._file.tell() >= keep:
             self._file.truncate(keep)
+            self._file.seek(0, os.SEEK_END)
 
     def __enter__(self) -> "Log":
         return self

@@ -10,13 +10,13 @@ from rheobase.models._frames import FrameModel
 from rheobase.models._sources import SHIPPED, model_folder, shipped_names
 from rheobase.models.training.classify import LabelledCorpus, encode_parts
 from rheobase.models.training.compression import PruneConfig, QuantiseConfig
-from rheobase.models.training.corpus import Corpus, Ids, Splits, load_corpus
+from rheobase.models.training.corpus import Corpus, Ids, Splits, load_corpus, names_prepared
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.event_corpus import EventCorpus, load_events
 from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.models.training.sentence_sets import SentencesConfig, read_parts
-from rheobase.models.training.token_folder import TOKENIZER, is_prepared
+from rheobase.models.training.token_folder import TOKENIZER
 from rheobase.models.training.tokenizers import Bytes, Tokenizer, read_tokenizer
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
@@ -163,7 +163,7 @@ class RunConfig:
             raise ConfigError(where, wanted, repr(name), f'name one, such as "{such}"')
         if sees and sections["sentences"].train is not None:
             raise ConfigError(where, "[events] or [sentences]", "both", "drop one")
-        if not sees and (sections["data"].tokenizer != "bytes" or is_prepared(sections["data"].text)):
+        if not sees and (sections["data"].tokenizer != "bytes" or names_prepared(sections["data"].text)):
             model.setdefault("vocabulary", FROM_TOKENIZER)
         config = cls(model=name, settings=from_table(module.Config, model, "model"), **sections)
         if config.train.threads is not None and config.train.threads < 1:
@@ -193,7 +193,7 @@ class RunConfig:
 
     def fixed(self) -> dict:
         """The part of the table that a run may not change between a checkpoint and its resumption."""
-        table = self.to_table()
+        table = self.from_table(self.to_table()).to_table()  # as the file has it: 0 in a field of floats is 0.0
         free = {"data": ("folder", "workers"), "sentences": ("folder",), "events": ("folder",), "train": FREE}
         return {name: {k: v for k, v in part.items() if k not in free.get(name, ())} for name, part in table.items()}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 from rheobase.models.training.run import Run
 from rheobase.spiking.errors import UnsupportedError
@@ -48,6 +49,8 @@ def board(run: Run, step: int, log_bytes: int):
         return
     folder, measure = run.folder / "tensorboard", run.measure
     new = not folder.is_dir()
+    while any(f".tfevents.{int(time.time()):010d}." in p.name for p in folder.glob("events.*")):
+        time.sleep(0.1)  # files of one second are read in the order of process numbers
     with writer()(folder, purge_step=step + 1) as curves:
 
         def show(record: dict) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rheobase.spiking.errors import FormatError
 from rheobase.spiking.events import Events
+from rheobase.spiking.hdf5 import MOST_BYTES
 from rheobase.spiking.tally import BINARY, EVENT_KINDS
 
 
@@ -34,12 +36,18 @@ def observed(values_TBn: np.ndarray, kind: str, dt_s: float):
 
 
 def dense(data, dt_s: float, dtype) -> np.ndarray:
-    """What `observed` was given, [T, B, n]."""
+    """What `observed` was given, [T, B, n]; raises FormatError where it does not fit or would be too large."""
     if hasattr(data, "data"):
         return data.data.swapaxes(0, 1).astype(dtype)
-    x = np.zeros((round(data.t_max / dt_s), data.n_samples, data.n_neurons), dtype)
+    steps = data.t_max / dt_s if dt_s > 0 else np.inf
+    if not steps * data.n_samples * data.n_neurons * np.dtype(dtype).itemsize <= MOST_BYTES:
+        got = f"{steps:.3g} steps of {data.n_samples} x {data.n_neurons}"
+        raise FormatError("events in NIRData", f"at most {MOST_BYTES} bytes", got, "cut them")
     stream, place = np.nonzero(data.idx >= 0)
-    step = np.floor(data.time[stream, place] / dt_s).astype(int)
+    step = np.floor(data.time[stream, place] / dt_s)
+    if not ((step >= 0) & (step < round(steps))).all() or (data.idx < -1).any() or data.n_neurons < 0:
+        raise FormatError("events in NIRData", f"times of 0 to {data.t_max:g} s", "others", "write them anew")
+    x, step = np.zeros((round(steps), data.n_samples, data.n_neurons), dtype), step.astype(int)
     x[step, stream, data.idx[stream, place]] = data.value[stream, place] if hasattr(data, "value") else 1
     return x
 
