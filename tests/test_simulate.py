@@ -278,7 +278,7 @@ def test_the_tally_is_a_brute_force_count_of_the_models_tensors():
 
 
 def test_five_percent_activity_takes_less_than_a_third_of_the_time():
-    """The work is proportional to events; a ratio of medians in one process, with a margin of several times."""
+    """The work is proportional to events; a ratio of the least processor times, with a margin of several times."""
     units = 768
     model = egru(embedding=units, layers=(units, units))
     x = tokens(60)
@@ -290,12 +290,12 @@ def test_five_percent_activity_takes_less_than_a_third_of_the_time():
         arrays = {**graph.arrays, "layers.0.thr": thr, "layers.1.thr": thr}
         graph = EventGraph(graph.nodes, graph.edges, arrays, graph.outputs)
         times = []
-        for _ in range(3):
-            began = time.perf_counter()
+        for _ in range(5):
+            began = time.process_time()
             trace = simulate(graph, x)
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         assert abs(trace.events["layers.1.y"].rate - active) < 0.01
-        return sorted(times)[1]
+        return min(times)
 
     assert seconds(0.05) < 0.3 * seconds(1.0)
 
