@@ -7,12 +7,12 @@ of recordings have `lower()`.
 if __name__ != "rheobase.models":
     raise ImportError("import rheobase.models, not models: from the repository's root the bare name is a second copy")
 
-import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rheobase.spiking import registry
+from rheobase.spiking._lazy import lazy_names
 from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import read_bytes
 
@@ -44,14 +44,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
-    """Import a name when it is first asked for: what prepares texts needs no torch, which takes over 600 MB."""
-    if name in _HOMES:
-        return importlib.import_module(f"{__name__}.{name}")
-    home = next((module for module, names in _HOMES.items() if name in names.split(", ")), None)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def load_model(path: str | Path, **hub_options) -> "Pretrained":

@@ -287,8 +287,12 @@ def cite(args) -> Answer:
 def card(args) -> Answer:
     run = Run.open(args.run)
     about = {"licence": args.licence, "notes": tuple(args.note), "target": args.target, "text": args.text}
-    asked = args.note or args.text or args.licence != "unknown"
-    page = sharing.shipped_card(run) if run.shipped and not asked else sharing.card(run, **about)
+    if not run.shipped:
+        page = sharing.card(run, **about)
+    elif about == {"licence": "unknown", "notes": (), "target": sharing.TARGET, "text": None}:
+        page = sharing.shipped_card(run)
+    else:
+        raise ConfigError("card", f"no option but --out for {args.run}, which has a card", "others", "leave them out")
     if not args.out:
         return Answer({"card": str(page), "metadata": page.data.to_dict()}, str(page))
     sharing.share(run, args.out, page)

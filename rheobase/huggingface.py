@@ -91,11 +91,11 @@ class RheobaseForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if asked := [name for name, value in more.items() if value is not None and value is not False]:
             raise UnsupportedError("rheobase in transformers", "input_ids", ", ".join(asked), "leave it out")
-        whole = input_ids.shape if state is None else (len(input_ids), -1)  # of a prompt, not of each step after it
-        fits = attention_mask is None or attention_mask.shape == whole or whole[1] == -1
-        if not fits or (attention_mask is not None and not bool((attention_mask == 1).all())):
-            remedy = "give rows of one length, or one row a call"
-            raise UnsupportedError("attention_mask", "ones: no padding", "others", remedy)
+        if attention_mask is not None:
+            fits = state is not None or attention_mask.shape == input_ids.shape  # later, it also covers what was read
+            if not fits or not bool((attention_mask == 1).all()):
+                remedy = "give rows of one length, or one row a call"
+                raise UnsupportedError("attention_mask", "ones: no padding", "others", remedy)
         logits, state = self.model(input_ids, state)
         loss = None
         if labels is not None:

@@ -35,11 +35,10 @@ def card(
     raises   UnsupportedError: a classifier's run
     """
     config, m = run.config, run.metrics()
-    measured = {part: m[part] for part in NAMES if part in m}
-    if not all(isinstance(e, dict) and {"perplexity", "tokens"} <= e.keys() for e in measured.values()):
-        raise FormatError(run.folder, "figures in metrics.json", "others", "measure them anew: rheobase eval")
     if config.classifies or config.sees:
         raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "share model.save_pretrained's")
+    if not all(isinstance(m[p], dict) and {"perplexity", "tokens"} <= m[p].keys() for p in NAMES if p in m):
+        raise FormatError(run.folder, "figures in metrics.json", "others", "measure them anew: rheobase eval")
     model, tokenizer, given = run.model(), run.tokenizer(), config.data.text
     text = text or (Path(given).name if Path(given).is_absolute() else given)
     title = f"{type(model).__name__}, {model.n_parameters:,} parameters"
@@ -108,7 +107,7 @@ def _training(run: Run, m: dict, text: str, notes) -> str:
     dated = datetime.fromtimestamp((model_folder(run.folder) / FILES[1]).stat().st_mtime, UTC)
     lines = [
         f"text: `{text}`, SHA-256 of what was read {m.get('text_sha256', 'not recorded')}",
-        f"tokenizer: `{c.data.tokenizer}`",
+        f"tokenizer: `{c.data.tokenizer or 'bytes'}`",
         "command: `rheobase train config.toml`, the configuration below",
         f"{t.steps:,} steps of {t.batch} x {t.context} tokens, seed {t.seed}, the best kept: "
         f"step {m.get('best_step', 'not recorded')}",

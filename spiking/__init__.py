@@ -3,8 +3,9 @@
 if __name__ != "rheobase.spiking":
     raise ImportError("import rheobase.spiking, not spiking: from the repository's root the bare name is a second copy")
 
-import importlib
 from typing import TYPE_CHECKING
+
+from rheobase.spiking._lazy import lazy_names
 
 if TYPE_CHECKING:
     from rheobase.spiking.events import Events
@@ -22,15 +23,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
-    """Import a name when it is first asked for: what reads event files needs no torch, which takes over 600 MB."""
-    if name in _HOMES:
-        return importlib.import_module(f"{__name__}.{name}")
-    home = next((module for module, names in _HOMES.items() if name in names.split(", ")), None)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-
+__getattr__ = lazy_names(__name__, _HOMES)
 
 __all__ = [
     "ATan",

@@ -103,6 +103,10 @@ def test_what_there_is_not_is_refused():
         for call in (wrapped, lambda *a, **k: wrapped.generate(*a, max_new_tokens=2, **k)):
             with pytest.raises(UnsupportedError, match="attention_mask: expected ones: no padding"):
                 call(tokens, attention_mask=mask)
+    with pytest.raises(UnsupportedError, match="attention_mask: expected ones: no padding"):
+        wrapped(tokens, attention_mask=torch.ones(len(tokens), 2))
+    with pytest.raises(UnsupportedError, match="expected no guidance_scale"):
+        wrapped.generate(tokens, max_new_tokens=2, guidance_scale=1.5)
     with pytest.raises(UnsupportedError, match="expected num_beams = 1"):
         wrapped.generate(tokens, max_new_tokens=2, num_beams=2)
     with pytest.raises(ValueError, match="stateful"):

@@ -1,6 +1,5 @@
-"""NIR out and in by ourselves: what is written, rejoined, recorded, refused; files from strangers; the commands."""
+"""NIR out and in by ourselves: what is written, rejoined, recorded, refused; files from strangers."""
 
-import io
 import json
 from pathlib import Path
 
@@ -8,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 from nir_nets import FRAMES, HIDDEN, STEPS, X, net
-from torch import nn
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact, reseal
 from rheobase.backends.exporters.nir import rejoin
 from rheobase.backends.importers.nir import graph_of_nir, import_file
-from rheobase.backends.importers.torch import import_module, import_named
 from rheobase.backends.nir_file import read_nir, read_nirdata
-from rheobase.cli import run as command
 from rheobase.models import EGRULM, EGRULMConfig, Gesture, GestureConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import _hdf5_program, hdf5
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
@@ -354,150 +350,3 @@ def test_a_file_on_which_hdf5_turns_in_circles_is_given_up(monkeypatch, tmp_path
     monkeypatch.setattr(hdf5, "SECONDS", 1)
     with pytest.raises(FormatError, match="net.nir: expected HDF5 that is read in 1 s, got status -24 of the reader"):
         read_nir(tmp_path / "net/net.nir")
-
-
-NETWORK = """
-import snntorch
-import torch
-from torch import nn
-torch.manual_seed(0)
-late = nn.Sequential(nn.Linear(12, 16), snntorch.Leaky(0.75, init_hidden=True), nn.Dropout(0.5), nn.Linear(16, 8))
-def zero():
-    leaky = lambda: snntorch.Leaky(0.75, threshold=0.2, reset_mechanism="zero", init_hidden=True)
-    return nn.Sequential(nn.Linear(12, 16), leaky(), nn.Linear(16, 8), leaky())
-number = 3
-"""
-
-
-@pytest.fixture
-def network(tmp_path):
-    pytest.importorskip("snntorch")
-    pytest.importorskip("nirtorch")
-    (tmp_path / "network.py").write_text(NETWORK)
-    return f"{tmp_path / 'network.py'}"
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["Leaky", "Leaky zero", "Lapicque", "Synaptic", "RLeaky"])
-def test_a_snntorch_network_comes_in_with_its_own_spikes(kind):
-    """Its default reset by subtraction, a step late, too: that is lost in a NIR file."""
-    snntorch, _ = pytest.importorskip("snntorch"), pytest.importorskip("nirtorch")
-    settings = {"beta": 0.75} | ({"reset_mechanism": "zero"} if "zero" in kind else {})
-    settings |= {"alpha": 0.5} if kind == "Synaptic" else {}
-    settings |= {"R": 2.0} if kind == "Lapicque" else {}
-    settings |= {"reset_mechanism": "zero", "reset_delay": False, "linear_features": 16} if kind == "RLeaky" else {}
-
-    class Step(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 8)
-            self.neuron = getattr(snntorch, kind.split()[0])(**settings)
-            nn.init.normal_(self.first.weight, 0.2, 0.6)
-
-        def forward(self, x, *state):
-            s, *parts = self.neuron(self.first(x), *state)
-            return self.last(s), (s, *parts) if kind == "RLeaky" else parts
-
-    class Traced(Step):
-        def forward(self, x):
-            return self.last(self.neuron(self.first(x))[0])
-
-    net, state, out = Step(), (), []
-    for x in torch.from_numpy(X).unbind(1):
-        y, state = net(x, *(state or [torch.zeros(1, 16)] * (1 + (kind in ("Synaptic", "RLeaky")))))
-        out.append(y)
-    traced = Traced()
-    traced.load_state_dict(net.state_dict())
-    graph = import_module(traced, input_kind="BINARY")
-    ours = simulate(graph, FRAMES).outputs["output"]
-    assert np.allclose(ours, torch.stack(out, 1).numpy(), atol=1e-5) and np.ptp(ours) > 0.1
-
-
-def test_a_recurrent_synaptic_of_snntorch_is_refused():
-    """Its reset in the step of the spike reads the spike of the step before (snnTorch 1.0.0)."""
-    snntorch = pytest.importorskip("snntorch")
-    with pytest.raises(UnsupportedError, match="got RSynaptic"):
-        import_module(nn.Sequential(nn.Linear(12, 16), snntorch.RSynaptic(0.5, 0.75, linear_features=16)))
-
-
-def test_a_constant_that_nirtorch_would_drop_is_refused():
-    snntorch, _ = pytest.importorskip("snntorch"), pytest.importorskip("nirtorch")
-
-    class Adds(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.neuron = nn.Linear(12, 16), snntorch.Leaky(0.9, init_hidden=True)
-
-        def forward(self, x):
-            return self.neuron(self.layer(x) + 0.1)
-
-    with pytest.raises(UnsupportedError, match="sums of two layers' outputs"):
-        import_module(Adds())
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "message"),
-    [
-        ("lte", ConfigError, "did you mean 'late'"),
-        ("number", ConfigError, "a torch module, got int"),
-    ],
-)
-def test_a_name_that_is_no_network_is_one_line(network, name, kind, message):
-    with pytest.raises(kind, match=message):
-        import_named(f"{network}:{name}")
-
-
-def test_layers_without_a_graph_op_are_named():
-    pytest.importorskip("nirtorch")
-    with pytest.raises(UnsupportedError, match="got Bilinear|got .*BatchNorm1d"):
-        import_module(nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16)))
-
-
-def test_the_commands_from_a_network_to_its_events(tmp_path, network, capsys):
-    graph, out = tmp_path / "graph", tmp_path / "net"
-
-    def ask(*words):
-        assert command([str(w) for w in words]) == 0, capsys.readouterr().err
-        return capsys.readouterr().out
-
-    assert "2 LIFCell" in ask("import", f"{network}:zero", "--out", graph, "--input-kind", "BINARY")
-    np.save(tmp_path / "x.npy", X)
-    assert "1,000 steps of" in ask("simulate", graph, "--input", tmp_path / "x.npy")
-    assert "noise" in ask("simulate", graph, "--on", "torch", "--tokens", 20)
-    assert json.loads(ask("count", graph, "--input", tmp_path / "x.npy", "--target", "loihi1", "--json"))["tally"]
-    assert "100 % of weights in NIR" in ask("export", graph, "--to", "nir", "--out", out, "--relay")
-    assert "joined again to graph" in ask("verify", out) and "net.nir" in ask("inspect", out)
-    ask("import", out, "--out", tmp_path / "again")
-    assert load_graph(tmp_path / "again").hash() == load_graph(graph).hash()
-    ask("import", out / "net.nir", "--out", tmp_path / "of_file")
-    same = [simulate(load_graph(p), FRAMES).outputs["output"] for p in (graph, tmp_path / "of_file")]
-    assert np.array_equal(*same) and same[0].sum() > 20
-    assert "LIFCell" in ask("inspect", graph)
-    for to in ("pyspinnaker2", "onnx"):
-        ask("export", graph, "--to", to, "--out", tmp_path / to, "--input", tmp_path / "x.npy")
-        assert "0 mismatches" in ask("verify", tmp_path / to)
-
-
-def test_the_commands_refuse_options_without_effect(tmp_path, network, capsys):
-    save_graph(tmp_path / "graph", net())
-    for words, message in (
-        (["import", f"{network}:zero", "--out", "g", "--dt", "1"], "got --dt"),
-        (["import", tmp_path / "graph", "--out", "g"], "HDF5|a NIR file"),
-        (["export", tmp_path / "graph", "--to", "spinnaker2", "--out", "g", "--relay"], "got 'relay'"),
-        (["simulate", tmp_path / "graph", "--on", "integer"], "event or torch for a stored graph"),
-        (["simulate", tmp_path / "graph", "--input", network], "an array"),
-        (["count", tmp_path / "graph", "--measure"], "expected a run"),
-    ):
-        assert command([str(w) for w in words]) == 1
-        line = capsys.readouterr().err
-        assert any(m in line for m in message.split("|")) and line.count("\n") == 1, line
-
-
-def test_an_array_of_objects_is_not_read(tmp_path, capsys):
-    save_graph(tmp_path / "graph", net())
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([[print]], object), allow_pickle=True)
-    (tmp_path / "x.npy").write_bytes(buffer.getvalue())
-    assert command(["simulate", str(tmp_path / "graph"), "--input", str(tmp_path / "x.npy")]) == 1
-    assert "Object arrays cannot be loaded" in capsys.readouterr().err

@@ -329,8 +329,11 @@ def test_damage_is_found(tmp_path, capsys):
     assert "shard-00001.bin: expected sha256 " in capsys.readouterr().err
 
 
-def test_a_killed_one_leaves_no_folder_and_no_process(tmp_path):
+def test_a_killed_one_leaves_no_folder_and_no_process(tmp_path, monkeypatch):
     """kill -9 of the parent, while two processes read what takes them some seconds."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from token_shards import tree
+
     (tmp_path / "t.jsonl").write_bytes(lines_of(["some words " * 2000]) * 1000)
     command = [
         sys.executable,
@@ -345,27 +348,13 @@ def test_a_killed_one_leaves_no_folder_and_no_process(tmp_path):
     children, until = [], time.monotonic() + 60
     while len(children) < 3 and time.monotonic() < until:
         time.sleep(0.05)
-        children = process_tree(process.pid)
+        children = tree(process.pid)[1:]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     while any(alive(child) for child in children) and time.monotonic() < until:
         time.sleep(0.05)
     assert len(children) >= 3 and not any(alive(child) for child in children)
     assert not (tmp_path / "out").exists()
-
-
-def process_tree(pid):
-    """The ids of all descendants of a process."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = [pid]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return found[1:]
 
 
 def alive(pid):
@@ -385,6 +374,15 @@ def test_blank_lines_before_the_first_document_are_no_block_of_less_than_nothing
     source.write_bytes(b"\n" * 70_000 + lines_of(["one two three"]))
     assert made(tmp_path / "bytes", [source], shard_tokens=5).shards[:].tobytes() == b"one two three"
     assert len(made(tmp_path / "words", [source], tokenizer="words").shards) == 3
+
+
+def test_a_tokenizer_that_is_named_is_not_passed_over(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    made(tmp_path / "words", [tmp_path / "a.txt"], tokenizer="words")
+    data = {"text": str(tmp_path / "words")}
+    assert RunConfig.from_table({"model": MODEL, "data": data, "train": TRAIN}).corpus().tokenizer.unit == "word"
+    with pytest.raises(ConfigError, match="data.tokenizer: expected that of .*words, got another"):
+        RunConfig.from_table({"model": MODEL, "data": data | {"tokenizer": "bytes"}, "train": TRAIN}).corpus()
 
 
 def test_a_data_sets_name_is_no_folder_that_lies_here(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from rheobase.models.training import loop, run
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.sharing import card
 from rheobase.ship import main, ship
-from rheobase.spiking.errors import FormatError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 
 MODELS = {
     "egru": {"name": "egru_lm", "embedding": 24, "layers": [32, 24], "thr_mean": 0.1, "embedding_range": 0.5},
@@ -234,3 +234,17 @@ def test_a_shipped_models_card_and_excerpts_go_along(say, tmp_path):
     status, _ = say("card", "egru-enwik8", "--out", str(tmp_path / "x"))
     assert status == 0 and "cc-by-sa-3.0" in (tmp_path / "x" / "README.md").read_text()
     assert say("count", str(tmp_path / "x"), "--tokens", "50")[0] == 0
+    assert say("card", "egru-enwik8", "--license", "mit")[0] == 1
+
+
+def test_a_shipped_model_is_not_trained_on():
+    with pytest.raises(ConfigError, match="expected a run of your own, got a model of the package"):
+        loop.resume("egru-enwik8")
+
+
+def test_strange_figures_have_no_card(small_run, tmp_path):
+    copy = Run(shutil.copytree(small_run.folder, tmp_path / "run"))
+    for figures in ({"test": 3}, {"valid": {}}):
+        (copy.folder / "metrics.json").write_text(json.dumps(figures))
+        with pytest.raises(FormatError, match="expected figures in metrics.json"):
+            card(copy)

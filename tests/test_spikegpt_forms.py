@@ -14,7 +14,7 @@ from rheobase.backends import count, simulate
 from rheobase.models import RWKV4, RWKV4Config
 from rheobase.models._rwkv import StaticNorm, wake
 from rheobase.models.training import loop
-from rheobase.models.training.objective import Budget, BudgetConfig, Objective, TeacherConfig, warm_start
+from rheobase.models.training.objective import Budget, BudgetConfig, Objective, Teacher, TeacherConfig, warm_start
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 
@@ -389,3 +389,17 @@ def test_a_run_whose_teacher_has_changed_does_not_resume(tmp_path):
     with pytest.raises(FormatError, match="teacher"):
         loop.resume(run.folder)
     loop.resume(started.folder)  # what it started from is in its checkpoint
+
+
+def test_a_teacher_in_bfloat16_is_widened_before_its_probabilities(tmp_path):
+    """They sum to 1 in float32, and to 1.01 in bfloat16."""
+    torch.manual_seed(0)
+    RWKV4(RWKV4Config(vocabulary=256, embedding=16, depth=1)).save_pretrained(tmp_path / "teacher")
+    teacher = Teacher(TeacherConfig(model=str(tmp_path / "teacher"), share=1.0), 256, "cpu")
+    tokens, logits = torch.arange(40).view(2, 20), torch.randn(2, 20, 256)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        got = teacher(tokens, logits, torch.zeros(()), True, 0)
+        said = teacher.model(tokens)[0]
+    p, q = said.double().softmax(-1), logits.double().softmax(-1)
+    wanted = (p * (p.log() - q.log())).sum() / tokens.numel()
+    assert said.dtype == torch.bfloat16 and got.item() == pytest.approx(wanted.item(), rel=1e-5)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoi
 from rheobase.models.training.corpus import load_corpus
 from rheobase.models.training.data import Batches, DataConfig, each_once, read_texts
 from rheobase.models.training.evaluate import evaluate
+from rheobase.models.training.record import Log
 from rheobase.models.training.run import Run, RunConfig, TrainConfig, config_names, config_path
 from rheobase.spiking.config import read_toml, to_toml
 
@@ -163,6 +165,19 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     figures = ("step", "bits_per_byte", "valid", "rates", "gradient_norm")
     lines = [[{k: r.get(k) for k in figures} for r in run.log()] for run in (a, b)]
     assert lines[0] == lines[1]
+
+
+def test_a_whole_number_for_a_rate_resumes_as_it_was_started(tmp_path):
+    table = {**TABLE, "train": {**TABLE["train"], "steps": 2, "evaluate_every": 1, "checkpoint_every": 1}}
+    config = RunConfig.from_table(table)
+    run = loop.start(tmp_path / "run", replace(config, train=replace(config.train, weight_decay=0)), quiet=True)
+    assert loop.resume(run.folder, quiet=True).metrics()["best_step"] in (1, 2)
+
+
+def test_a_log_that_is_cut_goes_on_at_its_end(tmp_path):
+    (tmp_path / "log").write_bytes(b"x" * 100)
+    with Log(tmp_path / "log", 40) as log:
+        assert log.synced() == 40
 
 
 def newest_name(folder):

@@ -73,7 +73,7 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
         raise ConfigError("data.unknown", wanted, repr(config.unknown), "leave it out")
     if names_prepared(config.text):
         return _load_prepared(config, context, tokenizer)
-    kind = tokenizer or named_tokenizer(config.tokenizer)
+    kind = tokenizer or named_tokenizer(config.tokenizer or "bytes")
     folder = Path(config.text)
     if config.text not in (BUILT_IN, *DATA_SETS) and folder.is_dir():
         return _load_shards(folder, config, context, kind)
@@ -152,14 +152,14 @@ def _ends(length: int, splits: tuple[int, ...], config: DataConfig) -> list[int]
 def _load_shards(folder: Path, config: DataConfig, context: int, kind) -> Corpus:
     if isinstance(kind, type):
         wanted = "the JSON file of the tokenizer that made the shards"
-        raise ConfigError("data.tokenizer", wanted, repr(config.tokenizer), "name it")
+        raise ConfigError("data.tokenizer", wanted, repr(config.tokenizer or "bytes"), "name it")
     return _cut_shards(*read_shards(folder), config, context, kind)
 
 
 def _load_prepared(config: DataConfig, context: int, given: Tokenizer | None) -> Corpus:
     """A prepared folder's shards with its own tokenizer; another that is named is refused."""
     tokens = open_tokens(config.text)
-    if given or config.tokenizer != DataConfig.tokenizer:
+    if given or config.tokenizer is not None:
         kind, own = given or named_tokenizer(config.tokenizer), tokens.tokenizer
         if not (type(own) is kind if isinstance(kind, type) else own.digest == kind.digest):
             wanted = f"that of {config.text}, {own.vocabulary:,} {own.unit}s"

@@ -39,9 +39,9 @@ class DataConfig:
     """a file of its own for the test"""
     folder: str | None = None
     """where named data sets lie; if not given $RHEOBASE_DATA, the cache, or a download"""
-    tokenizer: str = "bytes"
-    """"bytes", "characters", "words", or a JSON file: one of ours, or of the tokenizers library; a folder written by
-    `rheobase prepare` has its own"""
+    tokenizer: str | None = None
+    """"bytes", "characters", "words", or a JSON file: one of ours, or of the tokenizers library; if not given that of a
+    folder which `rheobase prepare` wrote, and bytes of any other text"""
     unknown: str = ""
     """with "characters": the one that stands for those that the training part lacks; if none, they are refused"""
     encoding: str = "utf-8"

@@ -43,6 +43,8 @@ RANGES = {
     "seed": (0, 2**63),
 }
 CHOICES = {"precision": ("float32", "float64", "bf16"), "sharding": ("none", "fsdp")}
+BYTES = (None, "bytes")
+"""what `data.tokenizer` says where tokens are the text's own bytes"""
 FROM_TOKENIZER = 0
 """the model's vocabulary before `RunConfig.fitted`, where the configuration gives none"""
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -163,7 +165,7 @@ class RunConfig:
             raise ConfigError(where, wanted, repr(name), f'name one, such as "{such}"')
         if sees and sections["sentences"].train is not None:
             raise ConfigError(where, "[events] or [sentences]", "both", "drop one")
-        if not sees and (sections["data"].tokenizer != "bytes" or names_prepared(sections["data"].text)):
+        if not sees and (sections["data"].tokenizer not in BYTES or names_prepared(sections["data"].text)):
             model.setdefault("vocabulary", FROM_TOKENIZER)
         config = cls(model=name, settings=from_table(module.Config, model, "model"), **sections)
         if config.train.threads is not None and config.train.threads < 1:
@@ -205,7 +207,7 @@ class RunConfig:
         """
         if tokenizer is None:
             return self
-        if self.data.tokenizer == "bytes" and tokenizer.unit != "byte":
+        if self.data.tokenizer is None and tokenizer.unit != "byte":
             own = str(Path(self.data.text) / TOKENIZER)
             return replace(self, data=replace(self.data, tokenizer=own)).fitted(tokenizer)
         given, needed = self.settings.vocabulary, tokenizer.vocabulary
@@ -234,7 +236,7 @@ class RunConfig:
             return load_events(self.events)
         if self.classifies:
             parts = read_parts(self.sentences)
-            return encode_parts(parts, self.train.context, tokenizer or self.data.tokenizer)
+            return encode_parts(parts, self.train.context, tokenizer or self.data.tokenizer or "bytes")
         return load_corpus(self.data, self.train.context, tokenizer)
 
     def splits(self) -> Splits:
@@ -315,7 +317,7 @@ class Run:
             raise UnsupportedError(
                 self.folder, "a run on text", "one on recordings", "use train, eval, count, simulate"
             )
-        return Bytes() if self.config.data.tokenizer == "bytes" else read_tokenizer(self.tokenizer_path)
+        return Bytes() if self.config.data.tokenizer in BYTES else read_tokenizer(self.tokenizer_path)
 
     @property
     def measure(self) -> str:
