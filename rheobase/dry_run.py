@@ -5,7 +5,6 @@ As a program it is that process: it reads what to measure as JSON, and writes wh
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from rheobase.backends.exporters.spinnaker2 import PES, elements
 from rheobase.models.training import loop
 from rheobase.models.training.classify import LabelledCorpus
 from rheobase.models.training.corpus import Corpus
+from rheobase.models.training.record import peak_memory
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.quickstart import calibration
 from rheobase.spiking.errors import RheobaseError
@@ -92,7 +92,7 @@ def measure(table: dict, began: float, clock: str) -> Measured:
     hook = register_optimizer_step_post_hook(ended)
     with tempfile.TemporaryDirectory() as folder:
         run = _train(config, FIRST, Path(folder) / "first")
-        peak, gpu = _peak_bytes(), torch.cuda.max_memory_allocated() if cuda else None
+        peak, gpu = peak_memory(torch.device("cpu")), torch.cuda.max_memory_allocated() if cuda else None
         first, found = ends[0], _gaps(ends, FIRST)
         blocks = min(MOST, int(SECONDS / found["update_s"])) // FIRST
         if blocks > 1:
@@ -131,15 +131,6 @@ def _gaps(ends: list[float], steps: int) -> dict:
     for name, steps_of in (("evaluation_s", looks), ("checkpoint_s", saves)):
         found[name] = max(0.0, median(gaps[step] for step in steps_of) - found["update_s"])
     return found
-
-
-def _peak_bytes() -> int:
-    """The most resident memory of this process; ru_maxrss would count what its parent held when it was started."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _length(n: int, batch: int) -> int:

@@ -89,9 +89,14 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far."""
+    """Most bytes held so far: on a GPU by torch, else resident, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):  # ru_maxrss would count what the parent held when it started this process
+            return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
