@@ -44,7 +44,7 @@ class EventKernels(Counting):
             if isinstance(node.op, WKVCell):
                 arrays = {**arrays, "w": -np.exp(arrays["time_decay"])}
             self.arrays[node.name] = arrays
-        self.dtype = np.result_type(*(a.dtype for a in graph.arrays.values()))
+        self.dtype = np.result_type(*(a.dtype for a in graph.arrays.values()) if graph.arrays else (np.float32,))
 
     def zeros(self, *shape):
         return np.zeros(shape, self.dtype)

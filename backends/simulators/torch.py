@@ -41,7 +41,7 @@ class TorchKernels(Counting):
                 weight = self.arrays[node.name]["weight"].t()
                 by_rows = self.kind[node.name]["x"] in EVENT_KINDS
                 self.arrays[node.name]["weight"] = weight.contiguous() if by_rows else weight
-        self.dtype = next(iter(table.values())).dtype
+        self.dtype = next((array.dtype for array in table.values()), torch.float32)
 
     def zeros(self, *shape):
         return torch.zeros(shape, dtype=self.dtype, device=self.device)

@@ -33,6 +33,7 @@ from rheobase.spiking.graph.layers import (
     Tokens,
 )
 from rheobase.spiking.graph.op import Input, Op, Shape, require
+from rheobase.spiking.graph.thresholds import move_thresholds
 
 __all__ = [
     "Add",
@@ -64,6 +65,7 @@ __all__ = [
     "TernaryLIFCell",
     "Tokens",
     "WKVCell",
+    "move_thresholds",
     "places",
     "require",
 ]
