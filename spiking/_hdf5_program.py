@@ -1,4 +1,6 @@
-"""A program that reads an HDF5 file of a stranger for `hdf5.py`: PATH SECONDS PATIENCE ROOM; PATH -: standard input.
+"""A program that reads an HDF5 file of a stranger for `hdf5.py`: PATH SECONDS PATIENCE ROOM.
+
+PATH may be -, standard input, or /dev/fd/N, a file that was handed over open and may have no name any more.
 
 It runs by itself, since the HDF5 library was seen to turn in circles and to crash on damaged files, where nothing but
 the system ends it. Each answer may take SECONDS of the processor and PATIENCE of the clock, and all of it ROOM bytes
@@ -154,6 +156,8 @@ def main(path: str, seconds: int, patience: int, room: int) -> None:
 
     asked = sys.stdin.buffer
     source = path if path != "-" else io.BytesIO(asked.read(int.from_bytes(asked.read(8), "little")))
+    if path.startswith("/dev/fd/"):
+        source = open(path, "rb")  # noqa: SIM115, for as long as the program runs
     confine(room)
     try:
         limit(seconds, patience)

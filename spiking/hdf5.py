@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -124,22 +125,29 @@ class Hdf5:
 
 
 @contextlib.contextmanager
-def open_hdf5(source: str | Path | bytes, where: object, what: str = "HDF5") -> Iterator[Hdf5]:
+def open_hdf5(source: str | Path | bytes | BinaryIO, where: object, what: str = "HDF5") -> Iterator[Hdf5]:
     """Yield a file, or the bytes of one, as Hdf5 that can be read while the block lasts.
+
+    An open file is read by its descriptor, so that what was looked at before is what is read, whatever its name is now.
 
     what    what it should be, for messages
     raises  FormatError, as Hdf5
     """
-    inside = isinstance(source, bytes)
-    if not inside and not Path(source).is_file():
+    inside, descriptors = isinstance(source, bytes), ()
+    if not inside and not isinstance(source, str | Path):
+        descriptors = (source.fileno(),)
+        source = Path(f"/dev/fd/{source.fileno()}")
+    elif not inside:
+        source = Path(source).resolve()
+    if not inside and not source.is_file():
         raise FormatError(where, what, "no file", "check the path")
-    size = len(source) if inside else Path(source).stat().st_size
+    size = len(source) if inside else source.stat().st_size
     if inside and size > MOST_BYTES:
         raise FormatError(where, f"at most {MOST_BYTES} bytes", str(size), "do not use it")
-    name = "-" if inside else str(Path(source).resolve())
+    name = "-" if inside else str(source)
     arguments = [sys.executable, "-P", _hdf5_program.__file__, name, *map(str, (SECONDS, PATIENCE, ROOM))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(arguments, **pipes, env=os.environ | _ALONE)
+    process = subprocess.Popen(arguments, **pipes, env=os.environ | _ALONE, pass_fds=descriptors)
     try:
         if inside:
             with contextlib.suppress(BrokenPipeError):

@@ -329,6 +329,18 @@ def test_a_cut_or_changed_file_is_told_by_its_sidecar(tmp_path):
         whole(path)
 
 
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_a_file_that_is_replaced_while_open_is_still_the_one_that_was_checked(suffix, tmp_path):
+    path, other = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    for seed, file in enumerate((path, other)):
+        events.write_events(file, from_array(scattered(100, seed=seed), SENSOR))
+    checked, second = whole(path), whole(other)
+    with open_events(path) as recording:
+        other.replace(path)
+        np.testing.assert_array_equal(np.concatenate(list(recording.chunks)), checked)
+    assert not np.array_equal(checked, second)
+
+
 def edge(values, seed=3, units=50, steps=40):
     rng = np.random.default_rng(seed)
     x = rng.choice([0, *values], (1, steps, units), p=[0.8, *[0.2 / len(values)] * len(values)])

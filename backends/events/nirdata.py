@@ -30,7 +30,7 @@ OPTIONS = ("sample", "signal", "sensor")
 def read(file, where: object, sample: int | None = None, signal: str | None = None, sensor=None) -> Recording:
     """One sample of one observable, "node.observable", of an open file, or the only one."""
     recording = Recording(None, sensor)
-    with open_hdf5(file.name, where, "events in HDF5") as h5:
+    with open_hdf5(file, where, "events in HDF5") as h5:
         said = {path: item.attributes for path, item in h5.items.items()}
         parts = [path.split("/") for path in said if re.fullmatch("nodes/[^/]+/observables/[^/]+", path)]
         parts = [p for p in parts if said["/".join(p[:2])].get("__type__") == "NIRNodeData"]
@@ -59,7 +59,7 @@ def read(file, where: object, sample: int | None = None, signal: str | None = No
 
 def _chunks(file, where, path, sample, n, recording):
     width = recording.sensor[0]
-    with open_hdf5(file.name, where, "events in HDF5") as h5:
+    with open_hdf5(file, where, "events in HDF5") as h5:
         names = [f"{path}/idx", f"{path}/time", *([f"{path}/value"] if f"{path}/value" in h5.items else [])]
         if len(names) == 3:
             recording.lost.append("values: only their sign is kept")

@@ -36,7 +36,7 @@ def read(file, where: object, sample: int | None = None, sensor=None) -> Recordi
 
 
 def _chunks(file, where, sample, sensor, lost):
-    with open_hdf5(file.name, where, "events in HDF5") as h5:
+    with open_hdf5(file, where, "events in HDF5") as h5:
         (rows, *_), (other, *_) = ((*h5.dataset(name).shape, 0) for name in COLUMNS)
         if rows != other:
             raise FormatError(where, "times and units of one length", f"{rows} and {other} rows", "fetch it anew")
