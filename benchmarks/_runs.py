@@ -1,7 +1,10 @@
 """Runs of a benchmark: each trained once, in a process of its own, and kept."""
 
+import json
+import lzma
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rheobase.models.training.run import FROM_TOKENIZER, Run, RunConfig
@@ -26,6 +29,16 @@ def train(folder: Path, table: dict) -> Run:
         arguments = [str(config)]
     subprocess.run([sys.executable, "-m", "rheobase", "train", *arguments, "--out", str(folder)], check=True)
     return run
+
+
+def write_logs(runs: Iterable[Run], path: Path, root: Path) -> None:
+    """All that the runs' folders say, as JSON, a run a line, packed by xz; the folder `root` is left out of paths."""
+    lines = []
+    for run in runs:
+        name = str(run.folder.relative_to(root))
+        said = {"run": name, "config": run.config.to_table(), "metrics": run.metrics(), "log": run.log()}
+        lines.append(json.dumps(said).replace(f"{root}/", ""))
+    path.write_bytes(lzma.compress("".join(f"{line}\n" for line in lines).encode()))
 
 
 def _require_settings(run: Run, table: dict) -> None:

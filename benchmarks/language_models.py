@@ -1,6 +1,6 @@
 """The table of docs/results.md: forms of SpikeGPT beside RWKV-4, LSTM and EGRU, on one text, trained alike.
 
-    OMP_NUM_THREADS=1 python benchmarks/language_models.py TEXT --out runs/table [--jobs 2]
+    OMP_NUM_THREADS=1 python benchmarks/language_models.py TEXT --out runs/table [--jobs 2] [--logs FILE.jsonl.xz]
 
 TEXT is enwik8, or its first 95,000,000 bytes. Every model has about the same number of parameters, sees the same bytes
 in the same order, and takes its learning rate from one grid, by the validation part and seed 0; the other seeds then
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
-from _runs import train
+from _runs import train, write_logs
 
 from rheobase.backends import count
 from rheobase.models.training.evaluate import evaluate
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--logs", type=Path, help="a .jsonl.xz file for what all runs logged")
     options = parser.parse_args()
     data = cut(options.text, options.out / "text")
     every = {"evaluate_every": max(1, options.steps // 2), "checkpoint_every": max(1, options.steps // 4)}
@@ -179,8 +180,13 @@ def main() -> None:
                     start(name, form, rate, seed, budget=budget, teacher={"start": twins[seed], "model": twins[seed]})
                     for seed in seeds
                 ]
-        rows |= {name: figures([run.result() for run in runs]) for name, runs in helped.items()}
+        helped = {name: [run.result() for run in runs] for name, runs in helped.items()}
+        rows |= {name: figures(runs) for name, runs in helped.items()}
     (options.out / "table.json").write_text(json.dumps(rows, indent=2))
+    if options.logs:
+        every = [f.result() for tried in grid.values() for f in tried]
+        every += [run for found in (*runs.values(), *helped.values()) for run in found if run not in every]
+        write_logs(every, options.logs, options.out)
     print("\n".join([HEAD, *(line(name, row, rows[TWIN]) for name, row in rows.items())]))
 
 

@@ -1,5 +1,7 @@
 """What the benchmarks share: runs are trained once, and one of other settings is not taken for them."""
 
+import json
+import lzma
 import subprocess
 from pathlib import Path
 
@@ -59,6 +61,18 @@ def test_a_run_is_kept_and_one_of_other_settings_refused(tokenizer, tmp_path, mo
         train(folder, others[0][0])
     train(folder, table)
     assert asked.pop() == ["train", "--resume", "--out", str(folder)]
+
+
+def test_logs_hold_all_that_a_run_says_but_where_it_lay(small_run, tmp_path):
+    from _runs import write_logs
+
+    root = small_run.folder.parent
+    write_logs([small_run], tmp_path / "logs.jsonl.xz", root)
+    (line,) = lzma.open(tmp_path / "logs.jsonl.xz", "rt")
+    assert str(root) not in line
+    said = json.loads(line)
+    assert said["run"] == small_run.folder.name and said["metrics"] == small_run.metrics()
+    assert said["log"] == small_run.log() and said["config"]["train"]["steps"] == small_run.config.train.steps
 
 
 def test_integers_are_judged_beside_floats(small_run, monkeypatch):
