@@ -10,6 +10,7 @@ from pathlib import Path
 from rheobase.models.training.run import FROM_TOKENIZER, Run, RunConfig
 from rheobase.spiking.config import to_toml
 from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.files import write_atomic
 
 
 def train(folder: Path, table: dict) -> Run:
@@ -38,7 +39,7 @@ def write_logs(runs: Iterable[Run], path: Path, root: Path) -> None:
         name = str(run.folder.relative_to(root))
         said = {"run": name, "config": run.config.to_table(), "metrics": run.metrics(), "log": run.log()}
         lines.append(json.dumps(said).replace(f"{root}/", ""))
-    path.write_bytes(lzma.compress("".join(f"{line}\n" for line in lines).encode()))
+    write_atomic(path, lzma.compress("".join(f"{line}\n" for line in lines).encode()))
 
 
 def _require_settings(run: Run, table: dict) -> None:

@@ -133,21 +133,21 @@ def open_hdf5(source: str | Path | bytes | BinaryIO, where: object, what: str = 
     what    what it should be, for messages
     raises  FormatError, as Hdf5
     """
-    inside, descriptors = isinstance(source, bytes), ()
-    if not inside and not isinstance(source, str | Path):
-        descriptors = (source.fileno(),)
-        source = Path(f"/dev/fd/{source.fileno()}")
-    elif not inside:
-        source = Path(source).resolve()
-    if not inside and not source.is_file():
-        raise FormatError(where, what, "no file", "check the path")
-    size = len(source) if inside else source.stat().st_size
-    if inside and size > MOST_BYTES:
-        raise FormatError(where, f"at most {MOST_BYTES} bytes", str(size), "do not use it")
-    name = "-" if inside else str(source)
+    inside, handed = isinstance(source, bytes), ()
+    if inside:
+        name, size = "-", len(source)
+        if size > MOST_BYTES:
+            raise FormatError(where, f"at most {MOST_BYTES} bytes", str(size), "do not use it")
+    else:
+        if not isinstance(source, str | Path):
+            handed = (source.fileno(),)
+            source = f"/dev/fd/{source.fileno()}"
+        if not Path(source).is_file():
+            raise FormatError(where, what, "no file", "check the path")
+        name, size = source if handed else str(Path(source).resolve()), Path(source).stat().st_size
     arguments = [sys.executable, "-P", _hdf5_program.__file__, name, *map(str, (SECONDS, PATIENCE, ROOM))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(arguments, **pipes, env=os.environ | _ALONE, pass_fds=descriptors)
+    process = subprocess.Popen(arguments, **pipes, env=os.environ | _ALONE, pass_fds=handed)
     try:
         if inside:
             with contextlib.suppress(BrokenPipeError):

@@ -2,13 +2,14 @@
 
 import json
 import lzma
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from rheobase.models.training import loop
-from rheobase.models.training.run import RunConfig
+from rheobase.models.training.run import Run, RunConfig
 from rheobase.spiking.errors import ConfigError
 
 TRAIN = {"steps": 2, "batch": 2, "context": 8, "warmup": 1, "evaluate_batch": 256, "learning_rate": 2e-3}
@@ -66,12 +67,12 @@ def test_a_run_is_kept_and_one_of_other_settings_refused(tokenizer, tmp_path, mo
 def test_logs_hold_all_that_a_run_says_but_where_it_lay(small_run, tmp_path):
     from _runs import write_logs
 
-    root = small_run.folder.parent
-    write_logs([small_run], tmp_path / "logs.jsonl.xz", root)
+    run = Run(shutil.copytree(small_run.folder, tmp_path / "runs" / "one"))
+    run.add_metrics(text=str(tmp_path / "runs" / "text" / "a.bin"))
+    write_logs([run], tmp_path / "logs.jsonl.xz", tmp_path / "runs")
     (line,) = lzma.open(tmp_path / "logs.jsonl.xz", "rt")
-    assert str(root) not in line
     said = json.loads(line)
-    assert said["run"] == small_run.folder.name and said["metrics"] == small_run.metrics()
+    assert said["run"] == "one" and said["metrics"] == small_run.metrics() | {"text": "text/a.bin"}
     assert said["log"] == small_run.log() and said["config"]["train"]["steps"] == small_run.config.train.steps
 
 

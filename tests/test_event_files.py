@@ -341,6 +341,17 @@ def test_a_file_that_is_replaced_while_open_is_still_the_one_that_was_checked(su
     assert not np.array_equal(checked, second)
 
 
+def test_nirdata_that_is_replaced_while_open_is_still_what_was_checked(tmp_path):
+    paths = [tmp_path / f"{name}.nirdata" for name in "ab"]
+    for seed, path in enumerate(paths):
+        events.write_edge(path, "y", edge((1,), seed=seed), "BINARY", dt_s=1e-3)
+    checked, second = map(whole, paths)
+    with open_events(paths[0]) as recording:
+        paths[1].replace(paths[0])
+        np.testing.assert_array_equal(np.concatenate(list(recording.chunks)), checked)
+    assert not np.array_equal(checked, second)
+
+
 def edge(values, seed=3, units=50, steps=40):
     rng = np.random.default_rng(seed)
     x = rng.choice([0, *values], (1, steps, units), p=[0.8, *[0.2 / len(values)] * len(values)])
