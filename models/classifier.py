@@ -9,10 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rheobase.models._counted_words import CountedWords
 from rheobase.models._pretrained import LanguageModel, Pretrained
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, to_table
 from rheobase.spiking.errors import ConfigError, ShapeError
+
+COUNTED = 0.5
+"""weight of the counted words' scores: a word lies in three of what is counted, itself and two pairs, as if it were
+seen anew each time, so that the scores are too sure"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +32,17 @@ class ClassifierConfig:
     """number of labels"""
     dropout: float = 0.0
     """dropout of the mean features"""
+    counted: int = 0
+    """how many words and pairs of words speak for a class by their counts too (`CountedWords`)"""
 
 
 class Classifier(Pretrained):
     """A sentence's class from a language model that reads it from its first token to its last.
 
         logits = W mean_t h_t + b     t over the sentence's own tokens, h_t [E] what the language model's head reads
+
+    With `counted` words and pairs a direct path from words to classes joins the network's: logits + 0.5 score, by
+    `CountedWords`, whose counts are taken from the training sentences. The network learns without it.
 
     A batch is padded on the right. The language model is causal, so that what lies after a sentence's end reaches
     neither its events nor, by the mean's mask, its logits; it is counted in no rate.
@@ -49,10 +59,14 @@ class Classifier(Pretrained):
             raise ConfigError("classifier classes", "at least 2", str(config.classes), "raise it")
         if not 0 <= config.dropout < 1:
             raise ConfigError("classifier dropout", "at least 0 and below 1", str(config.dropout), "mend it")
+        if config.counted < 0:
+            raise ConfigError("classifier counted", "at least 0", str(config.counted), "raise it")
         self.config = config
         self.trunk = trunk_type(config.trunk)(trunk_settings(config))
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(self.trunk.width, config.classes)
+        size = (config.counted, self.trunk.config.vocabulary, config.classes)
+        self.counted = CountedWords(*size) if config.counted else None
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """tokens [B, T] int64, of which row b has lengths[b], all T if not given -> logits [B, C].
@@ -63,13 +77,16 @@ class Classifier(Pretrained):
 
     def run(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """As `forward`, with what the trunk's layers did at the sentences' own tokens, as one row of them."""
-        logits, runs, _ = self.read(tokens, lengths)
-        return logits, runs
-
-    def read(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any, Tensor]:
-        """As `run`, with the trunk's features [B, T, E], what lies behind a sentence's end included."""
         if lengths is None:
             lengths = torch.full(tokens.shape[:1], tokens.shape[-1], device=tokens.device)
+        logits, runs, _ = self.read(tokens, lengths)
+        if self.counted is not None:
+            logits = logits + COUNTED * self.counted(tokens, real_tokens(tokens, lengths)).to(logits)
+        return logits, runs
+
+    def read(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Any, Tensor]:
+        """The network's own logits, what the trunk's layers did at the sentences' own tokens, and the trunk's features
+        [B, T, E], what lies behind a sentence's end included."""
         mask = real_tokens(tokens, lengths)
         h, _, runs = self.trunk.hidden(tokens)
         mean = torch.where(mask[..., None], h, 0).sum(1) / lengths[:, None].to(h)
@@ -114,7 +131,8 @@ class Classifier(Pretrained):
 
     @classmethod
     def least_numbers(cls, config):
-        return trunk_type(config.trunk).least_numbers(trunk_settings(config)) + config.classes
+        counted = config.counted * (1 + config.classes)
+        return trunk_type(config.trunk).least_numbers(trunk_settings(config)) + config.classes + counted
 
     @classmethod
     def on(cls, trunk: LanguageModel, *, classes: int, dropout: float = 0.0) -> "Classifier":

@@ -33,7 +33,7 @@ from rheobase.inspecting import diff as diff
 from rheobase.inspecting import inspect as inspect
 from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
-from rheobase.models.training.classify import judge
+from rheobase.models.training.classify import judge, judge_apart
 from rheobase.models.training.event_task import judge_frames
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
@@ -137,12 +137,18 @@ def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
             wanted = f"a run that judges the sentences of {run.folder}"
             raise ConfigError("eval --beside", wanted, f"{other.folder}", "leave it out")
     for each in (run, *beside):
-        result = judge(each.model(), each.corpus().dev, each.config.train.evaluate_batch)
-        each.add_metrics(test=result)
-        table[str(each.folder)] = dataclasses.asdict(result)
-        lines.append(f"{100 * result.accuracy:.1f} % of {result.sentences:,} sentences right: {each.folder}")
+        model, dev, batch = each.model(), each.corpus().dev, each.config.train.evaluate_batch
+        result = judge(model, dev, batch)
+        found, line = dataclasses.asdict(result), f"{100 * result.accuracy:.1f} % of {len(dev):,} sentences right"
+        if model.counted is not None:
+            network, counts = judge_apart(model, dev, batch)
+            found |= {"network_alone": network, "counts_alone": counts}
+            line += f" ({100 * network:.1f} % by its network alone, {100 * counts:.1f} % by its counted words alone)"
+        each.add_metrics(test=found)
+        table[str(each.folder)] = found
+        lines.append(f"{line}: {each.folder}")
         if each is run:
-            layers = _layers(result, each.model())
+            layers = _layers(result, model)
     floor = bag_of_words(parts.train, parts.held_out, parts.dev, sentences.labels)
     run.add_metrics(bag_of_words=floor)
     lines.append(f"{100 * floor:.1f} %: a bag of words")

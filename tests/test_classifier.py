@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rheobase.models import Classifier, ClassifierConfig, load_model
-from rheobase.models.classifier import keep, trunk_type
+from rheobase.models.classifier import keep, real_tokens, trunk_type
 from rheobase.models.training.sentences import pad
 from rheobase.spiking.config import to_table
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
@@ -104,6 +104,22 @@ def test_rates_penalty_and_gradients_see_no_padding(kind):
 
 
 @torch.no_grad()
+def test_counted_words_join_the_network_and_are_saved_with_it(tmp_path):
+    model = Classifier(replace(classifier("spike_fed").config, counted=40)).eval()
+    tokens, lengths = pad(rows())
+    assert torch.equal(model(tokens, lengths), model.read(tokens, lengths)[0])
+    labels = torch.tensor([2, 0, 1, 2])
+    model.counted.count(tokens, real_tokens(tokens, lengths), labels)
+    score = model.counted(tokens, real_tokens(tokens, lengths))
+    joined = model.read(tokens, lengths)[0] + 0.5 * score.float()
+    assert torch.equal(model(tokens, lengths), joined) and torch.equal(score.argmax(1), labels)
+    for row, logits in zip(rows(), joined, strict=True):
+        assert torch.allclose(model(torch.from_numpy(row)[None])[0], logits, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_model(tmp_path)(tokens, lengths), joined)
+
+
+@torch.no_grad()
 def test_logits_are_the_head_on_the_mean_of_what_the_language_model_reads_off():
     model = classifier("spike_fed")
     tokens, lengths = pad(rows())
@@ -157,6 +173,7 @@ def test_bad_input(tmp_path):
     for bad, message in (
         ({"classes": 1}, "at least 2"),
         ({"dropout": 1.0}, "below 1"),
+        ({"counted": -1}, "at least 0"),
         ({"trunk": "classifier"}, "a language model"),
         ({"trunk": "lstm"}, "lstm_lm"),
         ({"settings": settings | {"layer": [3]}}, "layers"),

@@ -11,7 +11,7 @@ from rheobase.cli import run
 from rheobase.models import LSTMLM, Classifier, LSTMLMConfig, load_model
 from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
-from rheobase.models.training.classify import Rows, SentenceBatches, encode_parts, judge
+from rheobase.models.training.classify import Rows, SentenceBatches, encode_parts, judge, judge_apart
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.models.training.sentence_sets import SETS, SentencesConfig, read_parts
 from rheobase.models.training.tokenizers import Words
@@ -191,6 +191,42 @@ def test_fitting_all_sentences_learns_those_held_out_too_and_keeps_the_last_step
     task, _ = loop.prepare(run.config, corpus)
     assert len(task.batches.rows) == len(corpus.train) + len(corpus.held_out) == 400
     assert not set(map(bytes, corpus.dev.tokens)) & set(map(bytes, task.batches.rows.tokens))
+
+
+@pytest.mark.parametrize("fit_all", [False, True])
+def test_words_are_counted_in_what_is_trained_on_and_leave_the_networks_training_alone(
+    folder, tmp_path, capsys, fit_all
+):
+    train, settings = {"steps": 20}, {"fit_all": fit_all}
+    runs = [
+        loop.start(
+            tmp_path / str(n), RunConfig.from_table(table(folder, sentences=settings | {"counted": n}, train=train))
+        )
+        for n in (0, 500)
+    ]
+    bare, model = (run.model() for run in runs)
+    for name, tensor in bare.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    corpus = runs[1].corpus()
+    assert model.counted.sentences.sum() == (400 if fit_all else len(corpus.train))
+    network, counts = judge_apart(model, corpus.dev, 7)
+    assert network == judge(bare, corpus.dev, 7).accuracy and counts > 0.9
+    assert judge(model, corpus.dev, 7).accuracy > network
+    assert run(["eval", str(runs[1].folder), "--beside", str(runs[0].folder)]) == 0
+    parts = f"({100 * network:.1f} % by its network alone, {100 * counts:.1f} % by its counted words alone): "
+    assert capsys.readouterr().out.count(parts) == 1
+    assert runs[1].metrics()["test"]["counts_alone"] == counts
+
+
+def test_a_run_that_counts_words_goes_on_where_it_was_stopped(folder, tmp_path):
+    config = RunConfig.from_table(table(folder, sentences={"counted": 500}, train={"steps": 40}))
+    whole = loop.start(tmp_path / "whole", config, quiet=True)
+    (last,) = whole.checkpoints.glob("step-*40.ckpt")
+    last.unlink()
+    before = whole.model().state_dict()
+    shutil.rmtree(whole.model_path)
+    again = loop.resume(whole.folder, quiet=True).model().state_dict()
+    assert before["counted.counts"].any() and all(torch.equal(again[name], before[name]) for name in before)
 
 
 def test_fine_tuning_starts_from_a_language_model(language, folder, tmp_path):

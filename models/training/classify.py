@@ -4,6 +4,7 @@ N sentences, B of them in a batch, T tokens of the longest.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rheobase.models.classifier import real_tokens
 from rheobase.models.training.evaluate import DEAD, SATURATED
 from rheobase.models.training.sentence_sets import SentenceParts
 from rheobase.models.training.sentences import Sentences, pad
@@ -124,12 +126,9 @@ def judge(model, rows: Rows, batch: int) -> Verdict:
     """Classify every sentence, `batch` of like length at a time."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    order = np.argsort([len(row) for row in rows.tokens], kind="stable")
     right, nats, seen, fired = 0, 0.0, 0, None
     try:
-        for start in range(0, len(order), batch):
-            tokens, lengths, labels = (x.to(device) for x in rows.batch(order[start : start + batch]))
+        for tokens, lengths, labels in _in_order(model, rows, batch):
             logits, runs = model.run(tokens, lengths)
             right += int((logits.argmax(1) == labels).sum())
             nats += F.cross_entropy(logits.double(), labels, reduction="sum").item()
@@ -148,3 +147,21 @@ def judge(model, rows: Rows, batch: int) -> Verdict:
         dead=tuple(int((u <= DEAD).sum()) for u in units),
         saturated=tuple(int((u > SATURATED).sum()) for u in units),
     )
+
+
+@torch.no_grad()
+def judge_apart(model, rows: Rows, batch: int) -> tuple[float, float]:
+    """Accuracies of the two parts of a classifier with counted words: (its network's, that of the counts alone)."""
+    network = counts = 0
+    for tokens, lengths, labels in _in_order(model, rows, batch):
+        network += int((model.read(tokens, lengths)[0].argmax(1) == labels).sum())
+        counts += int((model.counted(tokens, real_tokens(tokens, lengths)).argmax(1) == labels).sum())
+    return network / len(rows), counts / len(rows)
+
+
+def _in_order(model, rows: Rows, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """All sentences on the model's device, `batch` of like length at a time."""
+    device = next(model.parameters()).device
+    order = np.argsort([len(row) for row in rows.tokens], kind="stable")
+    for start in range(0, len(order), batch):
+        yield tuple(x.to(device) for x in rows.batch(order[start : start + batch]))

@@ -227,7 +227,8 @@ class RunConfig:
         if not self.classifies:
             return registry.get("rheobase.models", self.model).Model(self.settings)
         s, settings = self.sentences, to_table(self.settings)
-        return Classifier(ClassifierConfig(trunk=self.model, settings=settings, classes=s.labels, dropout=s.dropout))
+        own = {"classes": s.labels, "dropout": s.dropout, "counted": s.counted}
+        return Classifier(ClassifierConfig(trunk=self.model, settings=settings, **own))
 
     def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus | LabelledCorpus | EventCorpus:
         """The text or the sentences, cut and encoded, by a tokenizer made as [data] says if none is given; or the

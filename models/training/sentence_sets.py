@@ -49,6 +49,8 @@ class SentencesConfig:
     """fraction of the training sentences that chooses settings and the step to keep"""
     dropout: float = 0.0
     """of the mean features, in training"""
+    counted: int = 0
+    """how many of their words and pairs of words speak for a class by their counts too; 0 for none"""
     language: float = 0.0
     """weight of the language model's own loss on the training sentences beside that of their labels"""
     fit_all: bool = False

@@ -1,5 +1,6 @@
 """The task of a classifier: to find each sentence's label, from nothing or from a language model's weights."""
 
+import numpy as np
 import torch.nn.functional as F
 
 from rheobase.models import load_model
@@ -22,7 +23,8 @@ class SentenceTask(Task):
     Narasimhan, Salimans, Sutskever, "Improving language understanding by generative pre-training", 2018, equation 5.
 
     The step that is kept has the highest accuracy on the part held out, and of several the lowest cross-entropy;
-    with `fit_all` that part is trained on, and the last step is kept. The dev part is not looked at.
+    with `fit_all` that part is trained on, and the last step is kept. The dev part is not looked at. The loss is of
+    the network's own logits; a path of counted words, where there is one, joins in what is judged.
     """
 
     measure, label = "cross_entropy", "nats/sentence"
@@ -47,12 +49,16 @@ class SentenceTask(Task):
         self._loss(model, tokens[:2], lengths[:2], labels[:2])
 
     def begin(self, model):
-        """A trunk takes over a language model's weights, or is new and woken."""
+        """A trunk takes over a language model's weights, or is new and woken; the sentences' words are counted."""
         if self.config.teacher.start:
             self._start(model)
         else:
             tokens, lengths, _ = self._batch(0)
             model.wake(tokens, lengths)
+        if model.counted is not None:
+            rows = self.batches.rows
+            tokens, lengths, labels = rows.batch(np.arange(len(rows)))
+            model.counted.count(tokens, real_tokens(tokens, lengths), labels)
 
     def _start(self, model) -> None:
         start = self.config.teacher.start
