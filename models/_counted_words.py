@@ -1,6 +1,6 @@
 """What words, and pairs of words, say of a sentence's class by their counts alone: naive Bayes.
 
-B sentences, T tokens of the longest, K words and pairs of a sentence, F those that are counted, C classes.
+B sentences, T tokens of the longest, F words and pairs that are counted, C classes.
 """
 
 import torch
