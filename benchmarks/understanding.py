@@ -61,7 +61,7 @@ CLASSIFY = {
     "threads": 1,
 }
 COUNTED = 60_000
-"""words and pairs of words that speak for a class by their counts too: nearly all that SST-2's sentences have"""
+"""words and pairs of words that speak for a class by their counts too: most of those that SST-2's sentences have"""
 KINDS = ("fine-tuned", "from nothing")
 RATES = (2e-3, 4e-3)
 SEEDS = (0, 1, 2)

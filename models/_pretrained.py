@@ -223,8 +223,9 @@ class LanguageModel(Pretrained):
     def check(self, tokens: Tensor, state) -> None:
         """Refuse tokens out of range and states of another model or batch size."""
         where = f"{self.name} tokens"
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ShapeError(where, "integers [B, T]", f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them")
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            got, remedy = f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them, or call .long()"
+            raise ShapeError(where, "integers [B, T], int64 or int32", got, remedy)
         if tokens.numel() and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = tokens.numpy().min(), tokens.numpy().max()
             if low < 0 or high >= self.config.vocabulary:
@@ -269,10 +270,24 @@ def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> 
                 f"{got.get(name)}",
                 "use a checkpoint of this model",
             )
+    kinds = {name: p.is_floating_point() for name, p in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != kinds[name] or tensor.is_complex():
+            wanted = "a floating-point type" if kinds[name] else "whole numbers"
+            raise FormatError(f"{where}: {name}", wanted, f"{tensor.dtype}", "use a checkpoint of this model")
     types = {t.dtype for t in tensors.values() if t.is_floating_point()}
-    if len(types) == 1:
-        model.to(types.pop())
+    if len(types) > 1:
+        names = " and ".join(sorted(map(str, types)))
+        raise FormatError(where, "one floating-point type", names, "turn all tensors into one")
+    model.to(*types)
     model.load_state_dict(tensors)
+
+
+def require_finite(tensors: dict[str, Tensor], where: object) -> None:
+    """Raise FormatError for a tensor that holds an infinity or none at all (NaN)."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise FormatError(f"{where}: {name}", "finite numbers", "inf or nan", "use an undamaged checkpoint")
 
 
 def read_torch_file(path: str | Path | io.BytesIO) -> Any:
@@ -297,7 +312,8 @@ def read_state_dict(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tu
         where, tensors = "state_dict", dict(path_or_state_dict)
     else:
         where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

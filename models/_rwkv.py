@@ -208,7 +208,8 @@ class Block(nn.Module):
         shifts = [torch.zeros(batch, d, **like) for _ in range(2)]
         membranes = [rest(self.get_submodule(name), batch, **like) for name in self.neurons]
         sums = [torch.zeros(batch, 0 if self.pre else d, **like) for _ in range(3)]
-        return self.state_type(*shifts, *membranes, *sums[:2], torch.full_like(sums[2], -1e38))
+        least = max(-1e38, torch.finfo(sums[2].dtype).min)
+        return self.state_type(*shifts, *membranes, *sums[:2], torch.full_like(sums[2], least))
 
     def spikes(self, x: Tensor, state) -> tuple[Tensor, ...]:
         """The spikes alone of a run."""

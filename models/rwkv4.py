@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from rheobase.models._pretrained import read_state_dict
 from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, FormatError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,17 @@ class RWKV4(SpikeGPT):
         if config.placement != "continuous":
             raise ConfigError("rwkv4 placement", "'continuous'", repr(config.placement), "use spikegpt")
         super().__init__(config)
+
+    @classmethod
+    def from_reference(cls, path_or_state_dict, *, binary_embedding: bool = False, say=None) -> "RWKV4":
+        """As SpikeGPT's, for a file of RWKV-4, whose embedding never spikes.
+
+        raises  FormatError: as there, or the first block mixes channels twice (ffnPre)
+        """
+        where, tensors = read_state_dict(path_or_state_dict)
+        if any(key.startswith("blocks.0.ffnPre.") for key in tensors):
+            raise FormatError(where, "an RWKV-4 whose blocks all mix time", "ffnPre in the first", "use another file")
+        return super().from_reference(tensors, binary_embedding=binary_embedding, say=say)
 
 
 Config, Model = RWKV4Config, RWKV4

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rheobase.models import _rwkv_graph
-from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_state_dict
+from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_state_dict, require_finite
 from rheobase.models._rwkv import BLOCKS, NORMS, StaticNorm, fire, make_neuron, rest, wake
-from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.surrogates import ATan
@@ -80,6 +80,9 @@ class SpikeGPTConfig:
     alpha: float = 2.0
     """steepness of the arctangent surrogate"""
 
+
+ORIGINAL = ("placement", "norm", "head", "neuron", "tau", "theta", "ternary", "graded", "learn")
+"""settings that the original's file does not hold, and so has only one value of"""
 
 PUBLISHED = {
     "46m": SpikeGPTConfig(vocabulary=5458, embedding=512, depth=12),
@@ -263,7 +266,7 @@ class SpikeGPT(LanguageModel):
         """L2Wrap: 0.5e-4 x mean over positions of the squared largest logit. It is part of the loss that is
         differentiated, so that it scales with it; the original adds its gradient whatever comes in. Without
         logits there is nothing to hold back."""
-        if not self.config.l2wrap or runs.logits is None:
+        if not self.config.l2wrap or runs.logits is None or not runs.logits.numel():
             return 0.0
         return L2WRAP * runs.logits.max(-1).values.square().mean()
 
@@ -309,22 +312,27 @@ class SpikeGPT(LanguageModel):
         binary_embedding  whether the embedding's values become spikes: the file does not say
         say               called with a line about what was mapped
         returns           the model in evaluation mode
-        raises            FormatError: a key is missing, unknown or of the wrong shape, or the file holds more
+        raises            FormatError: a key is missing, unknown or of the wrong shape, or the file holds more, or a
+                          tensor is not of finite real numbers
         """
         where, tensors = read_state_dict(path_or_state_dict)
+        require_finite(tensors, where)
         table = tensors.get("emb.weight")
         if table is None or table.dim() != 2:
             raise FormatError(where, "the key 'emb.weight' [V, D]", "none", "give a SpikeGPT state_dict")
         blocks = {key.split(".")[1] for key in tensors if key.startswith("blocks.")}
         if blocks != {str(i) for i in range(len(blocks))} or not blocks:
             raise FormatError(where, "blocks numbered from 0", f"{sorted(blocks)}", "give a SpikeGPT state_dict")
-        config = SpikeGPTConfig(
+        config = cls.Config(
             vocabulary=table.shape[0],
             embedding=table.shape[1],
             depth=len(blocks),
             ffn_pre=any(key.startswith("blocks.0.ffnPre.") for key in tensors),
             binary_embedding=binary_embedding,
         )
+        least, held = cls.least_numbers(config), sum(t.numel() for t in tensors.values())
+        if least > held:
+            raise FormatError(where, f"{least:,} numbers or more for its sizes", f"{held:,}", "fetch the file anew")
         model = cls(config)
         fit_tensors(model, tensors, where)
         if say:
@@ -336,7 +344,16 @@ class SpikeGPT(LanguageModel):
         return model.eval()
 
     def to_reference(self) -> dict[str, Tensor]:
-        """The state-dict that the original reads, on the CPU; `torch.save` writes it."""
+        """The state-dict that the original reads, on the CPU; `torch.save` writes it.
+
+        raises  UnsupportedError: the model computes what the original would not from these weights
+        """
+        plain = self.Config(ffn_pre=self.config.ffn_pre)
+        for setting in ORIGINAL:
+            wanted, got = getattr(plain, setting), getattr(self.config, setting)
+            if got != wanted:
+                remedy = "the original has no such form; use save_pretrained"
+                raise UnsupportedError(f"{self.name} {setting}", f"{wanted!r}, as in the original", repr(got), remedy)
         return {key: tensor.detach().cpu().clone() for key, tensor in self.state_dict().items()}
 
 

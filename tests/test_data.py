@@ -370,6 +370,24 @@ def test_a_data_set_is_fetched_checked_and_kept(tmp_path, served, monkeypatch):
     assert datasets.locate("enwik8") == [found]
 
 
+def test_an_archive_is_checked_whole_where_its_files_have_no_sums(tmp_path, served, monkeypatch):
+    pytest.importorskip("pooch")
+    folder, address = served
+    texts = {name: f"{name} ".encode() * 9 for name in datasets.DATA_SETS["wikitext-103"].files}
+    with zipfile.ZipFile(folder / "w.zip", "w") as archive:
+        for name, text in texts.items():
+            archive.writestr(f"wikitext-103/{name}", text)
+    monkeypatch.setenv("RHEOBASE_CACHE", str(tmp_path / "cache"))
+    wrong = replace(datasets.DATA_SETS["wikitext-103"], address=f"{address}/w.zip")
+    monkeypatch.setitem(datasets.DATA_SETS, "wikitext-103", wrong)
+    with pytest.raises(FormatError, match="expected md5 9ddaacaf6af0…, got .*; delete it and fetch it anew"):
+        datasets.locate("wikitext-103")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    digest = hashlib.sha256((folder / "w.zip").read_bytes()).hexdigest()
+    monkeypatch.setitem(datasets.DATA_SETS, "wikitext-103", replace(wrong, archive=f"sha256:{digest}"))
+    assert [path.read_bytes() for path in datasets.locate("wikitext-103")] == list(texts.values())
+
+
 def test_every_data_set_has_an_address_a_licence_and_mostly_sums():
     for name, data in datasets.DATA_SETS.items():
         assert data.address.startswith("http") and data.licence and len(data.files) in (1, 2, 3), name

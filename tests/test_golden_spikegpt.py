@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from rheobase import load
 from rheobase.backends import count, simulate
-from rheobase.models import SpikeGPT, SpikeGPTConfig
+from rheobase.models import RWKV4, RWKV4Config, SpikeGPT, SpikeGPTConfig
 from rheobase.models.spikegpt import PUBLISHED
 from rheobase.models.training import loop
 from rheobase.models.training.data import DataConfig, read_texts
 from rheobase.models.training.run import RunConfig
-from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
 from rheobase.spiking.neurons import lif as neurons_lif
 
 FOLDER = Path(__file__).parent / "golden"
@@ -81,6 +81,20 @@ def test_float32(kernels):
     logits, _, (_, spikes) = original(torch.float32).run(TOKENS)
     assert all(torch.equal(s, fixture(f"f32.block{i // 2}.lif{i % 2 + 1}.spk")) for i, s in enumerate(spikes))
     assert (logits - fixture("f32.logits")).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_float32_a_token_at_a_time(kernels):
+    """The same spikes, and the logits of the original's sequence form and of its step form, rescaled nowhere."""
+    model, state, steps, fired = original(torch.float32), None, [], []
+    for t in range(TOKENS.shape[1]):
+        logits, state, (_, spikes) = model.run(TOKENS[:, t : t + 1], state)
+        steps.append(logits)
+        fired.append(spikes)
+    for i, spikes in enumerate(zip(*fired, strict=True)):
+        assert torch.equal(torch.cat(spikes, 1), fixture(f"f32.block{i // 2}.lif{i % 2 + 1}.spk"))
+    for name in ("f32.logits", "rnn32.logits"):
+        assert (torch.cat(steps, 1) - fixture(name)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -163,6 +177,81 @@ def test_files_that_do_not_fit(change, message):
     state = {k: v for k, v in {**small().to_reference(), **change}.items() if v is not None}
     with pytest.raises(FormatError, match=message):
         SpikeGPT.from_reference(state, binary_embedding=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"head.weight": torch.zeros(13, 8, dtype=torch.int32)},
+            "head.weight: expected a floating-point type, got .*int32",
+        ),
+        ({"head.weight": torch.zeros(13, 8, dtype=torch.complex64)}, "head.weight: expected a floating-point type"),
+        ({"head.weight": torch.full((13, 8), torch.nan)}, "head.weight: expected finite numbers, got inf or nan"),
+        ({"head.weight": torch.zeros(13, 8)}, "expected one floating-point type, got torch.float32 and torch.float64"),
+        ({"emb.weight": torch.zeros(1, 60_000)}, "expected 140,400,120,000 numbers or more for its sizes, got"),
+        ({3: torch.zeros(1)}, "expected a table of tensors"),
+    ],
+)
+def test_numbers_that_are_no_weights(change, message):
+    with pytest.raises(FormatError, match=message):
+        SpikeGPT.from_reference({**small().to_reference(), **change}, binary_embedding=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"placement": "spike_fed"},
+        {"placement": "spike_fed", "norm": "static"},
+        {"placement": "spike_fed", "head": "spiking"},
+        {"placement": "continuous"},
+        {"tau": 1.0},
+        {"theta": 0.5},
+        {"ternary": True},
+        {"graded": True},
+        {"learn": ("theta",)},
+        {"neuron": "norse:LIF"},
+    ],
+)
+def test_only_the_originals_form_is_written_as_the_original_writes_it(options):
+    setting = [name for name in options if name != "placement"] or ["placement"]
+    named = "placement" if options.get("placement") else setting[0]
+    with pytest.raises(UnsupportedError, match=f"spikegpt {named}: expected .*, as in the original, got"):
+        SpikeGPT(SpikeGPTConfig(vocabulary=13, embedding=8, depth=1, **options)).to_reference()
+
+
+def test_rwkv4_reads_and_writes_its_own_files(tmp_path):
+    torch.manual_seed(0)
+    model = RWKV4(RWKV4Config(vocabulary=13, embedding=8, depth=2)).double().eval()
+    torch.save(model.to_reference(), tmp_path / "rwkv.pth")
+    again = RWKV4.from_reference(tmp_path / "rwkv.pth")
+    assert again.config == model.config and torch.equal(again(TOKENS % 13)[0], model(TOKENS % 13)[0])
+    with pytest.raises(FormatError, match="whose blocks all mix time, got ffnPre in the first"):
+        RWKV4.from_reference(small(ffn_pre=True).to_reference())
+
+
+@pytest.mark.parametrize("placement", ["reference", "spike_fed", "continuous"])
+@torch.no_grad()
+def test_half_precision_runs(placement):
+    model = small(placement=placement)
+    tokens, wanted = tokens_for(model), model(tokens_for(model))[0]
+    logits, state = model.half()(tokens)
+    assert logits.dtype == torch.float16 and all(part.isfinite().all() for block in state for part in block)
+    assert (logits.double() - wanted).abs().median() < 0.02 * wanted.abs().max()
+
+
+def test_no_tokens_cost_nothing():
+    model = small()
+    logits, _, runs = model.run(tokens_for(model)[:, :0])
+    assert logits.shape == (2, 0, 13) and model.penalty(runs) == 0
+
+
+def test_tokens_of_other_types_are_refused():
+    model = small()
+    for kind in (torch.uint8, torch.int16, torch.bool, torch.float32):
+        with pytest.raises(ShapeError, match=r"expected integers \[B, T\], int64 or int32, got torch"):
+            model(tokens_for(model).to(kind))
+    assert torch.equal(model(tokens_for(model).int())[0], model(tokens_for(model))[0])
 
 
 def test_l2wrap_scales_with_the_loss():

@@ -281,6 +281,10 @@ def test_a_budget_tightens_and_pulls_the_rates_down():
     assert Budget(BudgetConfig(rates=(0.999,)))(model, runs, 0.0).item() == 0
     with pytest.raises(ConfigError, match="expected 21 layers or one, got 2"):
         Budget(BudgetConfig(rates=(0.1, 0.2)))(model, runs, 0.0)
+    with pytest.raises(ConfigError, match="budget.rates: expected a model with event-based layers, got none"):
+        Budget(BudgetConfig(rates=(0.1,)))(
+            small(**FORMS["continuous"]), small(**FORMS["continuous"]).run(tokens)[2], 0.0
+        )
     for wrong in ({"ops_per_token": 0.0}, {"rates": (-1.0,)}, {"ramp": 2.0}, {"strength": math.inf}):
         with pytest.raises(ConfigError, match="budget"):
             Budget(BudgetConfig(**wrong))
@@ -314,8 +318,14 @@ def test_a_warm_start_takes_what_fits(tmp_path):
     assert warm_start(model, tmp_path / "twin") is False
     assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in twin.state_dict().items())
     small(embedding=5).save_pretrained(tmp_path / "other")
-    with pytest.raises(ConfigError, match="a model of the same names and sizes"):
+    with pytest.raises(ConfigError, match=r"other: expected \(3, 3\) blocks.0.att.key.weight, got \(5, 5\) blocks"):
         warm_start(RWKV4(RWKV4Config(vocabulary=2, embedding=3)), tmp_path / "other")
+    deeper, words = small(depth=model.config.depth + 1, **FED), small(vocabulary=model.config.vocabulary + 1, **FED)
+    for other, message in ((deeper, "got no blocks"), (words, "expected .* emb.weight, got .* emb.weight")):
+        before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+        with pytest.raises(ConfigError, match=message):
+            warm_start(other, tmp_path / "twin")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
 def test_a_start_from_a_model_that_fires_is_not_scaled_again(tmp_path):

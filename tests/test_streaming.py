@@ -6,6 +6,7 @@
 import resource
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.training.data import DataConfig, read_texts
 
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
 PLACEMENTS = ("reference", "spike_fed")
 
 
@@ -29,7 +31,7 @@ def live_model(placement, tokens):
 def stream(placement, length, tenth):
     """Hold `length` tokens of real text, one at a time, against the parallel form in chunks with its own state.
 
-    returns  for each tenth: median processor seconds a token, and the highest resident memory so far in KiB; and
+    returns  for each tenth: median processor seconds a token, and the resident memory in KiB (Linux); and
              over all tokens the largest difference of logits and the mean firing of each layer
     """
     text = read_texts(DataConfig())[0][:length]
@@ -49,7 +51,7 @@ def stream(placement, length, tenth):
                 assert all(torch.equal(a[:, 0], b[:, t]) for a, b in zip(fired, spikes, strict=True))
             rates.append([s.mean().item() for s in spikes])
         seconds.append(statistics.median(times))
-        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024)
     for a, b in zip(step_state, chunk_state, strict=True):
         assert all(x.shape == y.shape and torch.allclose(x, y, atol=1e-9, rtol=1e-9) for x, y in zip(a, b, strict=True))
     return seconds, memory, drift, np.mean(rates, 0)
@@ -66,9 +68,9 @@ def test_two_thousand_tokens_one_at_a_time(placement):
 def test_a_hundred_thousand_tokens_one_at_a_time(placement):
     """`pytest -m slow tests/test_streaming.py -s`; a few minutes."""
     seconds, memory, drift, rates = stream(placement, 100_000, 10_000)
-    ratio, growth = seconds[-1] / seconds[1], memory[-1] - memory[1]
+    ratio, growth = seconds[-1] / seconds[1], max(memory[2:]) - memory[1]
     print(f"\n{placement}: {1e6 * seconds[1]:.0f} us a token in the second tenth, {1e6 * seconds[-1]:.0f} in the last")
-    print(f"ratio {ratio:.3f}; peak memory {memory[1] / 1024:.1f} MiB, later {growth:+} KiB; drift {drift:.1e}")
+    print(f"ratio {ratio:.3f}; memory {memory[1] / 1024:.1f} MiB, later {growth:+} KiB at most; drift {drift:.1e}")
     print("firing " + " ".join(f"{rate:.3f}" for rate in rates))
     assert drift <= 1e-9 and (rates > 0.02).all() and (rates < 0.5).all()
     assert ratio < 1.5 and growth < 4096

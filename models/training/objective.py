@@ -78,6 +78,8 @@ class Budget:
             excess = excess + torch.log((spent / allowed).clamp(min=1.0))
         if c.rates:
             rates = model.rates(runs)
+            if not rates:
+                raise ConfigError("budget.rates", "a model with event-based layers", "none", "drop budget.rates")
             limits = c.rates * len(rates) if len(c.rates) == 1 else c.rates
             if len(limits) != len(rates):
                 raise ConfigError("budget.rates", f"{len(rates)} layers or one", f"{len(limits)}", "name each layer's")
@@ -142,15 +144,22 @@ class Objective:
 
 @torch.no_grad()
 def warm_start(model, path: str) -> bool:
-    """Take over every parameter of the same name and shape from a trained model.
+    """Take over all weights of a trained model, and what else has the same name and shape.
+
+    A neuron's own numbers and a norm's statistics may be in one of the two models alone.
 
     returns  whether they come from a model that fires
-    raises   ConfigError: nothing fits
+    raises   ConfigError: a weight is in one of them alone, or has another shape
     """
     source = load_model(path)
+    ours, theirs = (
+        {name: tuple(p.shape) for name, p in each.named_parameters() if p.dim() > 1} for each in (model, source)
+    )
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            wanted, got = (f"{shapes.get(name, 'no')} {name}" for shapes in (ours, theirs))
+            raise ConfigError(f"teacher.start {path}", wanted, got, "name a run of a model of the same sizes")
     own, found = model.state_dict(), source.state_dict()
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
-    if not fitting:
-        raise ConfigError("teacher.start", "a model of the same names and sizes", str(path), "name another run")
     model.load_state_dict(own | fitting)
     return bool(source.event_layers)
