@@ -1,9 +1,8 @@
-"""RWKV-4's mixes, and the blocks that SpikeGPT makes of them.
+"""The blocks that SpikeGPT makes of RWKV-4's mixes.
 
 B batch, T steps, D width.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,8 @@ from rheobase.spiking.config import set_key
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.neurons import LIF, Cell
 from rheobase.spiking.ops import WKVState, wkv
+from rheobase.spiking.rwkv import ChannelMix, TimeMix, mix, token_shift
 from rheobase.spiking.surrogates import ATan
-from rheobase.spiking.tally import GRADED, mark
 
 NEURON = {"v_reset": 0.0, "decay_input": True, "fire": ">="}
 """SpikeGPT's LIF, but for its time constant and threshold"""
@@ -23,16 +22,6 @@ LEAST_GAIN, MOST_GAIN = 2.0**-8, 2.0**8
 """within which `wake` looks for what a neuron's input is to be scaled by"""
 REMEMBER = 0.99
 """how much of the running statistics of a `StaticNorm` a training step keeps"""
-
-
-def token_shift(x_BTD: Tensor, last_BD: Tensor) -> Tensor:
-    """The sequence one token later, `last_BD` first."""
-    return torch.cat([last_BD[:, None], x_BTD], 1)[:, :-1]
-
-
-def mix(x_BTD: Tensor, before_BTD: Tensor, share_11D: Tensor) -> Tensor:
-    """x share + before (1 - share)."""
-    return x_BTD * share_11D + before_BTD * (1 - share_11D)
 
 
 class ShiftedNorm(nn.LayerNorm):
@@ -106,46 +95,6 @@ class StaticNorm(nn.LayerNorm):
 
 NORMS = {"layer": ShiftedNorm, "static": StaticNorm}
 """The norms of the residual stream, by name"""
-
-
-class TimeMix(nn.Module):
-    """The parameters of W_o (sigmoid(W_r x_r) wkv(W_k x_k, W_v x_v)), each x a mix of this token and the one before."""
-
-    def __init__(self, d: int, layer: int, depth: int):
-        super().__init__()
-        ratio, rest = layer / max(depth - 1, 1), 1 - layer / depth
-        h = torch.arange(d)
-        self.time_decay = nn.Parameter(-5 + 8 * (h / max(d - 1, 1)) ** (0.7 + 1.3 * ratio))
-        self.time_first = nn.Parameter(math.log(0.3) + 0.5 * ((h + 1) % 3 - 1).float())
-        share = (h / d)[None, None]
-        self.time_mix_k = nn.Parameter(share**rest)
-        self.time_mix_v = nn.Parameter(share**rest + 0.3 * ratio)
-        self.time_mix_r = nn.Parameter(share ** (0.5 * rest))
-        self.key, self.value, self.receptance, self.output = (nn.Linear(d, d, bias=False) for _ in range(4))
-
-    def forward(self, a: Tensor, before: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
-        k = self.key(mix(a, before, self.time_mix_k))
-        v = self.value(mix(a, before, self.time_mix_v))
-        r = self.receptance(mix(a, before, self.time_mix_r))
-        y, state = wkv(self.time_decay, self.time_first, k, v, state, gate=r)
-        return self.output(y), state
-
-
-class ChannelMix(nn.Module):
-    """sigmoid(W_r x_r) (W_v relu(W_k x_k)^2), each x a mix of this token and the one before."""
-
-    def __init__(self, d: int, layer: int, depth: int):
-        super().__init__()
-        share = (torch.arange(d) / d)[None, None] ** (1 - layer / depth)
-        self.time_mix_k, self.time_mix_r = nn.Parameter(share), nn.Parameter(share.clone())
-        self.key = nn.Linear(d, 4 * d, bias=False)
-        self.receptance = nn.Linear(d, d, bias=False)
-        self.value = nn.Linear(4 * d, d, bias=False)
-
-    def forward(self, a: Tensor, before: Tensor) -> Tensor:
-        k = mark(torch.relu(self.key(mix(a, before, self.time_mix_k))) ** 2, GRADED)
-        r = torch.sigmoid(self.receptance(mix(a, before, self.time_mix_r)))
-        return r * self.value(k)
 
 
 def make_neuron(config, units: int) -> Cell:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rheobase.spiking.events import Events
     from rheobase.spiking.graph import EventGraph
     from rheobase.spiking.neurons import EGRU, LIF, Cell, EGRUState, LIFState, restart_cell
+    from rheobase.spiking.rwkv import ChannelMix, TimeMix, token_shift
     from rheobase.spiking.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, Surrogate, Triangle
     from rheobase.spiking.tally import Counts, Tally
 
@@ -18,6 +19,7 @@ _HOMES = {
     "events": "Events",
     "graph": "EventGraph",
     "neurons": "EGRU, LIF, Cell, EGRUState, LIFState, restart_cell",
+    "rwkv": "ChannelMix, TimeMix, token_shift",
     "surrogates": "ATan, FastSigmoid, Sigmoid, StraightThrough, Surrogate, Triangle",
     "tally": "Counts, Tally",
 }
@@ -28,6 +30,7 @@ __getattr__ = lazy_names(__name__, _HOMES)
 __all__ = [
     "ATan",
     "Cell",
+    "ChannelMix",
     "Counts",
     "EGRU",
     "EGRUState",
@@ -40,6 +43,8 @@ __all__ = [
     "StraightThrough",
     "Surrogate",
     "Tally",
+    "TimeMix",
     "Triangle",
     "restart_cell",
+    "token_shift",
 ]
