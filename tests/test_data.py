@@ -32,8 +32,8 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="no folder of real data besi
 TEXT = "Naïve words, 日本 and\nsome lines .\n\n  More words , and lines .\n".encode()
 
 
-def bpe(text: str = TEXT.decode(), size: int = 300) -> str:
-    """JSON of a byte-level BPE trained on a text."""
+def bpe(text: str = TEXT.decode(), size: int = 300, runs: int = 1) -> str:
+    """JSON of a byte-level BPE trained on a text; with tokens for runs of up to `runs` spaces, as GPT-NeoX's file has."""
     library = pytest.importorskip("tokenizers")
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,6 +41,9 @@ def bpe(text: str = TEXT.decode(), size: int = 300) -> str:
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     trainer = library.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     made.train_from_iterator([text], trainer)
+    if runs > 1:
+        made.normalizer = library.normalizers.NFC()
+        made.add_tokens([library.AddedToken(" " * n, normalized=True) for n in range(runs, 1, -1)])
     return made.to_str()
 
 
@@ -71,7 +74,7 @@ def test_ids_take_the_smallest_type_that_fits(n, dtype):
 
 def makers():
     words = Words.from_text([TEXT])
-    return [Bytes(), Characters(TEXT.decode(), " "), words, from_json(bpe())]
+    return [Bytes(), Characters(TEXT.decode(), " "), words, from_json(bpe()), from_json(bpe(runs=24))]
 
 
 def test_json_brings_back_the_same_tokenizer():
@@ -95,6 +98,14 @@ def test_a_text_encoded_in_pieces_has_the_same_tokens(size, monkeypatch):
             stored = encode(tokenizer, np.frombuffer(text, np.uint8))
         assert np.array_equal(stored, whole) and stored.dtype == tokenizer.dtype == whole.dtype
         assert tokenizer.unit == "byte" or isinstance(stored, np.memmap)
+
+
+def test_a_run_of_spaces_is_one_token_and_not_cut():
+    tokenizer, text = from_json(bpe(runs=24)), b"if so:" + b" " * 8 + b"and" + b" " * 3 + b"more or less"
+    whole = tokenizer.encode(text)
+    assert (whole >= tokenizer.vocabulary - 23).sum() == 2 and tokenizer.decode(whole) == text
+    cuts = {tokenizer.boundary(text, at) for at in range(1, len(text))}
+    assert {text[cut:][:3] for cut in cuts} == {b" so", b" or", b" le", b""}
 
 
 def test_special_tokens_are_neither_added_nor_dropped():

@@ -21,8 +21,8 @@ EOS, UNK = b"<eos>", b"<unk>"
 PIECE = 1 << 22
 _CODE_POINTS = 0x110000
 _SPACE = re.compile(rb"\s")
-_WORD_START = re.compile(rb" (?=[A-Za-z\xc3-\xcb\xce-\xdf])")
-"""a space before a letter of UTF-8 of one or two bytes; no white space and no combining mark begins with these"""
+_WORD_START = re.compile(rb"(?<=\S) (?=[A-Za-z\xc3-\xcb\xce-\xdf])")
+"""a space alone before a letter of UTF-8 of one or two bytes; no white space and no combining mark begins with these"""
 
 
 class Tokenizer:
@@ -233,7 +233,7 @@ class Pieces(Tokenizer):
 
     @staticmethod
     def boundary(text, at):
-        """In front of a space and a letter, where GPT's pre-tokenizers part words; the end if there is none.
+        """In front of a single space and a letter, where GPT's pre-tokenizers part words; the end if there is none.
 
         A tokenizer that merges across such a place may cut a long text a little differently there.
         """
