@@ -33,7 +33,7 @@ TEXT = "Naïve words, 日本 and\nsome lines .\n\n  More words , and lines .\n".
 
 
 def bpe(text: str = TEXT.decode(), size: int = 300, runs: int = 1) -> str:
-    """JSON of a byte-level BPE trained on a text; with tokens for runs of up to `runs` spaces, as GPT-NeoX's file has."""
+    """JSON of a byte-level BPE trained on a text; with tokens for runs of up to `runs` spaces, as GPT-NeoX has."""
     library = pytest.importorskip("tokenizers")
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
