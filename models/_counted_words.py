@@ -13,11 +13,11 @@ EMPTY = torch.iinfo(torch.int64).max
 class CountedWords(nn.Module):
     """Multinomial naive Bayes on which words and which pairs of neighbours occur.
 
-        score_c = ln (s_c + 1) + sum over f of ln (n_fc + 1) / (sum_f' n_f'c + F)
+        score_c = ln (s_c + 1) + sum over f of ln (n_fc + 1) / (sum_f' n_f'c + F)    less the largest of all c
 
     f runs over the distinct words and pairs of a sentence that are counted; a sentence's edge makes a pair with its
     first word, and with its last. n_fc counted sentences of class c have f, s_c are of class c. At most `places` words
-    and pairs are counted, those that most sentences have; the others say nothing.
+    and pairs are counted, those that most sentences have, of equal ones those of the lower ids; the others say nothing.
 
     Source: Wang and Manning, "Baselines and bigrams: simple, good sentiment and topic classification", ACL 2012,
     section 2.1, with presence for counts and 1 added.
@@ -49,16 +49,19 @@ class CountedWords(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens [B, T], of which mask [B, T] are the sentences' own -> score [B, C], float64."""
+        """tokens [B, T], of which mask [B, T] are the sentences' own -> score [B, C], float64, the largest of each
+        sentence 0, so that a narrower type keeps what tells classes apart."""
         keys = self._keys(tokens, mask)
         at = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
         known = (self.keys[at] == keys) & (keys != EMPTY)
         each = torch.where(known[..., None], (self.counts[at].double() + 1).log(), 0)
         whole = (self.counts.sum(0) + (self.keys != EMPTY).sum()).clamp_min(1)  # 0 before anything is counted
-        return (self.sentences.double() + 1).log() + each.sum(1) - known.sum(1, keepdim=True) * whole.double().log()
+        score = (self.sentences.double() + 1).log() + each.sum(1) - known.sum(1, keepdim=True) * whole.double().log()
+        return score - score.amax(1, keepdim=True)
 
     def _keys(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The keys of each row's words and pairs, sorted, each once, EMPTY elsewhere: [B, 2T + 1]."""
+        tokens = tokens.long()
         word = torch.where(mask, tokens + 1, 0)
         left, right = (nn.functional.pad(word, side) for side in ((1, 0), (0, 1)))
         pair = self.vocabulary + left * (self.vocabulary + 1) + right

@@ -1,6 +1,7 @@
 """Saving, loading and checking of models: what every model here shares, and what every language model does."""
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -23,6 +24,8 @@ from rheobase.spiking.files import read_bytes, sha256, write_atomic
 
 SIZES = ("vocabulary", "embedding", "depth", "channels", "features", "units")
 """settings that are at least 1"""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""types of a checkpoint's numbers"""
 
 
 class Pretrained(nn.Module, PyTorchModelHubMixin):
@@ -259,7 +262,7 @@ def check_state(name: str, state, wanted: list[tuple[tuple[int, ...], ...]]) -> 
 
 
 def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> None:
-    """Load tensors into a model, taking their type; every key and every shape must be the model's own."""
+    """Load tensors into a model, taking their widest type; every key and every shape must be the model's own."""
     own = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     got = {name: tuple(t.shape) for name, t in tensors.items()}
     for name in sorted(own.keys() | got.keys()):
@@ -276,17 +279,18 @@ def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> 
             wanted = "a floating-point type" if kinds[name] else "whole numbers"
             raise FormatError(f"{where}: {name}", wanted, f"{tensor.dtype}", "use a checkpoint of this model")
     types = {t.dtype for t in tensors.values() if t.is_floating_point()}
-    if len(types) > 1:
-        names = " and ".join(sorted(map(str, types)))
-        raise FormatError(where, "one floating-point type", names, "turn all tensors into one")
-    model.to(*types)
+    if types:
+        model.to(functools.reduce(torch.promote_types, types))
     model.load_state_dict(tensors)
 
 
 def require_finite(tensors: dict[str, Tensor], where: object) -> None:
-    """Raise FormatError for a tensor that holds an infinity or none at all (NaN)."""
+    """Raise FormatError for a tensor that holds an infinity or no number (NaN), or is of no type of finite numbers."""
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if tensor.device.type == "meta" or tensor.is_floating_point() and tensor.dtype not in FLOATS:
+            got = f"{tensor.dtype} on {tensor.device}"
+            raise FormatError(f"{where}: {name}", "numbers of 16, 32 or 64 bits", got, "turn the tensors into such")
+        if not tensor.is_quantized and not tensor.isfinite().all():
             raise FormatError(f"{where}: {name}", "finite numbers", "inf or nan", "use an undamaged checkpoint")
 
 

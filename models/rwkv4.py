@@ -41,8 +41,10 @@ class RWKV4(SpikeGPT):
     def from_reference(cls, path_or_state_dict, *, binary_embedding: bool = False, say=None) -> "RWKV4":
         """As SpikeGPT's, for a file of RWKV-4, whose embedding never spikes.
 
-        raises  FormatError: as there, or the first block mixes channels twice (ffnPre)
+        raises  FormatError: as there, or the first block mixes channels twice (ffnPre);  ConfigError: binary_embedding
         """
+        if binary_embedding:
+            raise ConfigError("rwkv4 binary_embedding", "False", "True", "use SpikeGPT.from_reference")
         where, tensors = read_state_dict(path_or_state_dict)
         if any(key.startswith("blocks.0.ffnPre.") for key in tensors):
             raise FormatError(where, "an RWKV-4 whose blocks all mix time", "ffnPre in the first", "use another file")

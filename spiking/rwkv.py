@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.ops import WKVState, wkv
 from rheobase.spiking.tally import GRADED, mark
 
@@ -35,10 +36,13 @@ class TimeMix(nn.Module):
     layer  its block's number, from 0, and `depth` the number of blocks, on which its decays and mixes start
 
     Source: Peng et al., arXiv 2305.13048, equations 11 to 15; its start as in RWKV-4's code, which SpikeGPT takes over.
+
+    raises  ConfigError: no channels, or no such layer
     """
 
     def __init__(self, d: int, layer: int = 0, depth: int = 1):
         super().__init__()
+        _check(type(self).__name__, d, layer, depth)
         ratio, rest = layer / max(depth - 1, 1), 1 - layer / depth
         h = torch.arange(d)
         self.time_decay = nn.Parameter(-5 + 8 * (h / max(d - 1, 1)) ** (0.7 + 1.3 * ratio))
@@ -68,10 +72,13 @@ class ChannelMix(nn.Module):
     layer  its block's number, from 0, and `depth` the number of blocks, on which its mixes start
 
     Source: Peng et al., arXiv 2305.13048, equations 16 to 18; its start as in RWKV-4's code, which SpikeGPT takes over.
+
+    raises  ConfigError: no channels, or no such layer
     """
 
     def __init__(self, d: int, layer: int = 0, depth: int = 1):
         super().__init__()
+        _check(type(self).__name__, d, layer, depth)
         share = (torch.arange(d) / d)[None, None] ** (1 - layer / depth)
         self.time_mix_k, self.time_mix_r = nn.Parameter(share), nn.Parameter(share.clone())
         self.key = nn.Linear(d, 4 * d, bias=False)
@@ -83,3 +90,10 @@ class ChannelMix(nn.Module):
         k = mark(torch.relu(self.key(mix(a, before, self.time_mix_k))) ** 2, GRADED)
         r = torch.sigmoid(self.receptance(mix(a, before, self.time_mix_r)))
         return r * self.value(k)
+
+
+def _check(name: str, d: int, layer: int, depth: int) -> None:
+    if d < 1 or not 0 <= layer < depth:
+        raise ConfigError(
+            name, "d of 1 or more, and a layer from 0 to below depth", f"{d}, {layer}, {depth}", "mend it"
+        )

@@ -45,7 +45,7 @@ def plain(rows, labels, classes, row):
         for f in features(row) & known:
             score += math.log((counts[c][f] + 1) / (sum(counts[c].values()) + len(known)))
         scores.append(score)
-    return scores
+    return [score - max(scores) for score in scores]
 
 
 def test_one_sentence_of_each_class_by_hand():
@@ -53,7 +53,8 @@ def test_one_sentence_of_each_class_by_hand():
     made = counted([np.array([1, 2]), np.array([1])], np.array([0, 1]), 50, 2)
     score = made(torch.tensor([[2, 2, 5]]), torch.ones(1, 3, dtype=torch.bool))
     by_hand = [math.log(2) + math.log(2 / 11), math.log(2) + math.log(1 / 9)]  # only "2" is known
-    assert score[0].tolist() == pytest.approx(by_hand, abs=1e-15)
+    assert (score[0, 1] - score[0, 0]).item() == pytest.approx(by_hand[1] - by_hand[0], abs=1e-15) and score.max() == 0
+    assert torch.equal(made(torch.tensor([[2, 2, 5]], dtype=torch.int32), torch.ones(1, 3, dtype=torch.bool)), score)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

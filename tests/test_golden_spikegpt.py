@@ -188,7 +188,11 @@ def test_files_that_do_not_fit(change, message):
         ),
         ({"head.weight": torch.zeros(13, 8, dtype=torch.complex64)}, "head.weight: expected a floating-point type"),
         ({"head.weight": torch.full((13, 8), torch.nan)}, "head.weight: expected finite numbers, got inf or nan"),
-        ({"head.weight": torch.zeros(13, 8)}, "expected one floating-point type, got torch.float32 and torch.float64"),
+        (
+            {"head.weight": torch.zeros(13, 8).to(torch.float8_e4m3fn)},
+            "head.weight: expected numbers of 16, 32 or 64 bits",
+        ),
+        ({"head.weight": torch.zeros(13, 8, device="meta")}, "head.weight: expected numbers of .*, got .* on meta"),
         ({"emb.weight": torch.zeros(1, 60_000)}, "expected 140,400,120,000 numbers or more for its sizes, got"),
         ({3: torch.zeros(1)}, "expected a table of tensors"),
     ],
@@ -226,6 +230,11 @@ def test_rwkv4_reads_and_writes_its_own_files(tmp_path):
     torch.save(model.to_reference(), tmp_path / "rwkv.pth")
     again = RWKV4.from_reference(tmp_path / "rwkv.pth")
     assert again.config == model.config and torch.equal(again(TOKENS % 13)[0], model(TOKENS % 13)[0])
+    mixed = {n: t.bfloat16() if n.endswith("weight") else t.float() for n, t in model.to_reference().items()}
+    read = RWKV4.from_reference(mixed)
+    assert all(torch.equal(read.state_dict()[n], t.float()) for n, t in mixed.items())
+    with pytest.raises(ConfigError, match="rwkv4 binary_embedding: expected False"):
+        RWKV4.from_reference(mixed, binary_embedding=True)
     with pytest.raises(FormatError, match="whose blocks all mix time, got ffnPre in the first"):
         RWKV4.from_reference(small(ffn_pre=True).to_reference())
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rheobase.spiking import ChannelMix, TimeMix, token_shift
+from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.ops import WKVState
 
 D = 6
@@ -68,6 +69,13 @@ def test_gradients_reach_what_is_carried():
         return time(x, before, WKVState(*state))[0], channel(x, before)
 
     assert torch.autograd.gradcheck(both, leaves)
+
+
+@pytest.mark.parametrize("sizes", [(0,), (4, 2), (4, 5, 3), (4, -1, 3), (4, 0, 0)])
+@pytest.mark.parametrize("layer", [TimeMix, ChannelMix])
+def test_no_such_layer(layer, sizes):
+    with pytest.raises(ConfigError, match="Mix: expected d of 1 or more, and a layer from 0 to below depth, got"):
+        layer(*sizes)
 
 
 def test_one_channel_one_block_no_tokens():

@@ -312,7 +312,7 @@ def test_a_teachers_word_is_the_divergence_from_it(tmp_path):
         Objective(BudgetConfig(), TeacherConfig(model=str(tmp_path / "other")), model, "cpu")
 
 
-def test_a_warm_start_takes_what_fits(tmp_path):
+def test_a_warm_start_takes_all_weights_or_none(tmp_path):
     twin, model = small(**FORMS["continuous"]), small(seed=3, **FED, learn=("theta",))
     twin.save_pretrained(tmp_path / "twin")
     assert warm_start(model, tmp_path / "twin") is False

@@ -151,8 +151,12 @@ def judge(model, rows: Rows, batch: int) -> Verdict:
 
 @torch.no_grad()
 def judge_apart(model, rows: Rows, batch: int) -> tuple[float, float]:
-    """Accuracies of the two parts of a classifier with counted words: (its network's, that of the counts alone)."""
+    """Accuracies of the two parts of a classifier with counted words: (its network's, that of the counts alone).
+
+    The model is left in evaluation mode.
+    """
     network = counts = 0
+    model.eval()
     for tokens, lengths, labels in _in_order(model, rows, batch):
         network += int((model.read(tokens, lengths)[0].argmax(1) == labels).sum())
         counts += int((model.counted(tokens, real_tokens(tokens, lengths)).argmax(1) == labels).sum())
