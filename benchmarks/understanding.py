@@ -82,9 +82,10 @@ def language_model(out: Path) -> Run:
     return train(out / "language-2", {"model": MODEL, "data": data, "train": AGAIN, "teacher": start})
 
 
-def classifier(folder: Path, files: tuple[Path, Path], name: str, kind: str, language: Run, **train_settings) -> Run:
-    """A run on these files of a set, (train, dev); `fit_all` among the settings is of its sentences."""
-    fit_all = train_settings.pop("fit_all", True)
+def classifier(
+    folder: Path, files: tuple[Path, Path], name: str, kind: str, language: Run, *, fit_all: bool = True, **settings
+) -> Run:
+    """A run on these files of a set, (train, dev), with these settings of [train]."""
     table = {
         "model": {**MODEL, "dropout": 0.1},
         "data": {"tokenizer": str(language.tokenizer_path)},
@@ -97,7 +98,7 @@ def classifier(folder: Path, files: tuple[Path, Path], name: str, kind: str, lan
             "counted": COUNTED,
             "fit_all": fit_all,
         },
-        "train": {**CLASSIFY, **train_settings},
+        "train": {**CLASSIFY, **settings},
     }
     if kind == "fine-tuned":
         table["teacher"] = {"start": str(language.folder)}

@@ -15,9 +15,9 @@ from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, to_table
 from rheobase.spiking.errors import ConfigError, ShapeError
 
-COUNTED = 0.5
-"""weight of the counted words' scores: a word lies in three of what is counted, itself and two pairs, as if it were
-seen anew each time, so that the scores are too sure"""
+COUNTS_WEIGHT = 0.5
+"""of the counted words' scores, which are too sure: a word lies in three of what is counted, itself and two pairs, as
+if it were seen anew each time; chosen on three tenths of SST-2's training sentences"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Classifier(Pretrained):
             lengths = torch.full(tokens.shape[:1], tokens.shape[-1], device=tokens.device)
         logits, runs, _ = self.read(tokens, lengths)
         if self.counted is not None:
-            logits = logits + COUNTED * self.counted(tokens, real_tokens(tokens, lengths)).to(logits)
+            logits = logits + COUNTS_WEIGHT * self.counted(tokens, real_tokens(tokens, lengths)).to(logits)
         return logits, runs
 
     def read(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Any, Tensor]:
