@@ -58,13 +58,17 @@ def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypat
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"T": "i32", **dict.fromkeys(("x", "s", "h", "g_s", "g_h", "g_x"), io)}
-    kind = {"REST": 0.1, "HARD": True, "DECAY": True, "STRICT": False, "TERNARY": True, "WITH_H": True, "WHOLE": True}
-    constants = {"D": 768, "STEPS": 4, "BLOCK": lif.BLOCK, **kind}
+    kind = {"REST": 0.1, "HARD": True, "DECAY": True, "STRICT": False, "TERNARY": True, "WITH_H": True, "ALL_V": True}
     slope = {"SURROGATE": "ATan", "FIRST": 2.0, "SECOND": 0.0, "THROUGH": True, "LEARNS": True}
-    for kernel, more in ((lif._forward, {"KEEP": True}), (lif._backward, slope)):
-        asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False)
-        assert asm["cubin"] and "fma.rn.f32" not in asm["ptx"]
-        assert "div.rn.f32" in asm["ptx"], "rounded as torch rounds it"
+    learnt = {"TAU": None, "THETA": None, "INVERSE": None, "WHOLE": False}
+    numbers = {"tau": None, "theta": None, "TAU": 2.0, "THETA": 1.0, "INVERSE": 0.5, "WHOLE": True}
+    for parameters in (learnt, numbers):
+        constants = {"D": 768, "STEPS": 4, "BLOCK": lif.BLOCK, **kind, **parameters}
+        for kernel, more in ((lif._forward, {"KEEP": True}), (lif._backward, slope)):
+            asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False)
+            assert asm["cubin"] and "fma.rn.f32" not in asm["ptx"]
+            divides = "div.rn.f32" in asm["ptx"]
+            assert divides == (parameters is learnt), "rounded as torch rounds it; by a power of two a product does"
 
 
 @pytest.mark.parametrize(("products", "others"), [("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*bf16", "*fp32")])

@@ -5,11 +5,32 @@ import triton.language as tl
 
 
 @triton.jit
-def load(at, stride, first, end, STEPS: tl.constexpr, inside):
-    """Rows first to first + STEPS, where `at` points to the first; 0 from row `end` on."""
+def within(d, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Which units of a block there are: all, said so that no load has to ask, where blocks fill D."""
+    if D % BLOCK == 0:
+        return tl.full([BLOCK], 1, tl.int1)
+    else:
+        return d < D
+
+
+@triton.jit
+def before(t, end, WHOLE: tl.constexpr):
+    """Whether step t is one of the sequence's: all are where stretches fill it."""
+    if WHOLE:
+        return tl.full([], 1, tl.int1)
+    else:
+        return t < end
+
+
+@triton.jit
+def load(at, stride, first, end, STEPS: tl.constexpr, inside, WHOLE: tl.constexpr = False):
+    """Rows first to first + STEPS, where `at` points to the first; 0 from row `end` on.
+
+    WHOLE  a stretch lies before `end` or behind it, so that one question does for all of its rows
+    """
     rows = ()
     for i in tl.static_range(STEPS):
-        rows += (tl.load(at + i * stride, mask=inside & (first + i < end), other=0.0),)
+        rows += (tl.load(at + i * stride, mask=inside & (first + (0 if WHOLE else i) < end), other=0.0),)
     return rows
 
 

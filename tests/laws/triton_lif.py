@@ -58,7 +58,8 @@ def check(*args, tolerance=1e-10, **settings):
 
 @pytest.mark.parametrize("v_reset", [0.0, None, -0.2])
 def test_it_is_its_reference(v_reset):
-    kinds = itertools.product([True, False], [">", ">="], [False, True], [False, True], ["learnt", 3.0], [True, False])
+    either, taus = [True, False], ["learnt", 3.0, 2.0]
+    kinds = itertools.product(either, [">", ">="], either, either, taus, either)
     for i, (decay_input, fire, ternary, detach_reset, tau, whole) in enumerate(kinds):
         size = SIZES[i % len(SIZES)] if i < 2 * len(SIZES) else (2, 3, 4)
         dtype = torch.float32 if i % 3 == 2 else torch.float64
@@ -144,16 +145,19 @@ def test_a_planted_wrong_kernel_is_caught(monkeypatch):
 def test_the_operators_keep_torchs_rules(dtype, learns):
     x, v, weights = case(0, (2, 5, 3), dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    v, tau, theta = v.to(wide), torch.full((3,), 2.0, dtype=wide), torch.ones(3, dtype=wide)
-    settings = 0.0, True, False, False, False, "ATan", 2.0, 0.0
-    inputs = [x.requires_grad_(), v.requires_grad_(), tau.requires_grad_(learns), theta]
+    v, settings = v.to(wide), (0.0, True, False, False, False, "ATan", 2.0, 0.0)
+    parameters, numbers = [None, None], (2.0, 1.0)
+    if learns:
+        parameters = [torch.full((3,), n, dtype=wide, requires_grad=True) for n in numbers]
+        numbers = None, None
+    inputs = [x.requires_grad_(), v.requires_grad_(), *parameters]
     for whole, with_h, keep in ((True, True, True), (False, False, True)):
-        torch.library.opcheck(kernels._lif, (*inputs, *settings, whole, with_h, keep))
-    inputs = [t.detach() for t in inputs]
-    *_, last, kept = kernels._lif(*inputs, *settings, False, False, True)
+        torch.library.opcheck(kernels._lif, (*inputs, *numbers, *settings, whole, with_h, keep))
+    inputs = [t if t is None else t.detach() for t in inputs]
+    *_, last, kept = kernels._lif(*inputs, *numbers, *settings, False, False, True)
     for g_v, g_h in ((None, None), (weights[1].to(wide), weights[2])):
         gradients = weights[0], g_v, g_h, torch.ones_like(last)
-        args = (inputs[0], *inputs[2:], kept, *gradients, *settings, learns)
+        args = (inputs[0], *inputs[2:], kept, *gradients, *numbers, *settings, learns)
         torch.library.opcheck(kernels._lif_backward, args)
 
 

@@ -5,17 +5,18 @@ B batch, T steps, D units. The rule of the backward pass is that of `ops/native/
 A program runs BLOCK units of one sequence through time. It loads a stretch of STEPS steps while it works on the one
 before, so that the chain of membranes waits for no memory. The membrane before each stretch is kept; backward runs the
 stretch again before it walks back through it. No product is fused with a sum and divisions round as torch's do, so
-that spikes are the reference's.
+that spikes are the reference's; a division, the longest link of the chain, is a product where tau is a power of two.
 """
 
 import dataclasses
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import load
+from rheobase.spiking.ops.rows import before, load, within
 
 STEPS, BLOCK, WARPS = 32, 32, 1
 """One unit a thread; 32 steps take a warp longer than memory takes to answer."""
@@ -39,12 +40,29 @@ def _slope(u, SURROGATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr
 
 
 @triton.jit
-def _divide(a, b):
-    """As torch rounds it: of float32, `/` is within two units in the last place only."""
-    if a.dtype == tl.float32:
+def _divide(a, b, INVERSE: tl.constexpr):
+    """As torch rounds it: of float32, `/` is within two units in the last place only; by an INVERSE that is exact, a
+    power of two, a product rounds the same."""
+    if INVERSE is not None:
+        return a * INVERSE
+    elif a.dtype == tl.float32:
         return tl.div_rn(a, b)
     else:
         return a / b
+
+
+@triton.jit
+def _constants(tau, theta, d, inside, like, TAU: tl.constexpr, THETA: tl.constexpr):
+    """tau and theta of a block's units, from memory where they are one a unit."""
+    if tau is not None:
+        tau = tl.load(tau + d, mask=inside, other=1.0)
+    else:
+        tau = tl.zeros_like(like) + TAU
+    if theta is not None:
+        theta = tl.load(theta + d, mask=inside, other=1.0)
+    else:
+        theta = tl.zeros_like(like) + THETA
+    return tau, theta
 
 
 @triton.jit
@@ -57,11 +75,11 @@ def _fired(h, theta, STRICT: tl.constexpr, TERNARY: tl.constexpr):
 
 
 @triton.jit
-def _step(x, v, tau, theta, REST: tl.constexpr, HARD: tl.constexpr, DECAY: tl.constexpr, STRICT: tl.constexpr,
-          TERNARY: tl.constexpr):  # fmt: skip
+def _step(x, v, tau, theta, INVERSE: tl.constexpr, REST: tl.constexpr, HARD: tl.constexpr, DECAY: tl.constexpr,
+          STRICT: tl.constexpr, TERNARY: tl.constexpr):  # fmt: skip
     """h, what of it was divided by tau, the spikes, and the membrane after the reset."""
     drive = x - (v - REST) if DECAY else -(v - REST)
-    h = v + _divide(drive, tau)
+    h = v + _divide(drive, tau, INVERSE)
     h = h if DECAY else h + x
     up, down = _fired(h, theta, STRICT, TERNARY)
     reset = (up + down) * (h - REST) if HARD else (up - down) * theta
@@ -70,69 +88,73 @@ def _step(x, v, tau, theta, REST: tl.constexpr, HARD: tl.constexpr, DECAY: tl.co
 
 @triton.jit
 def _forward(
-    x, v0, tau, theta, s, v, h, last, kept, T, D: tl.constexpr, REST: tl.constexpr, HARD: tl.constexpr,
-    DECAY: tl.constexpr, STRICT: tl.constexpr, TERNARY: tl.constexpr, WHOLE: tl.constexpr, WITH_H: tl.constexpr,
-    KEEP: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    x, v0, tau, theta, s, v, h, last, kept, T, D: tl.constexpr, TAU: tl.constexpr, INVERSE: tl.constexpr,
+    THETA: tl.constexpr, REST: tl.constexpr, HARD: tl.constexpr, DECAY: tl.constexpr, STRICT: tl.constexpr,
+    TERNARY: tl.constexpr, ALL_V: tl.constexpr, WITH_H: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside, row = d < D, b * T * D + d
-    tau, theta = tl.load(tau + d, mask=inside, other=1.0), tl.load(theta + d, mask=inside, other=1.0)
+    inside, row = within(d, D, BLOCK), b * T * D + d
     now = tl.load(v0 + b * D + d, mask=inside, other=0.0)
+    tau, theta = _constants(tau, theta, d, inside, now, TAU, THETA)
     x, s, v, h, kept = x + row, s + row, v + row, h + row, kept + b * tl.cdiv(T, STEPS) * D + d
-    next_x = load(x, D, 0, T, STEPS, inside)
+    next_x = load(x, D, 0, T, STEPS, inside, WHOLE)
     for first in range(0, T, STEPS):
         x_S = next_x
         x += STEPS * D
-        next_x = load(x, D, first + STEPS, T, STEPS, inside)
+        next_x = load(x, D, first + STEPS, T, STEPS, inside, WHOLE)
         if KEEP:
             tl.store(kept, now, mask=inside)
             kept += D
         for i in tl.static_range(STEPS):
-            some = inside & (first + i < T)
-            h_t, _, s_t, after = _step(x_S[i].to(now.dtype), now, tau, theta, REST, HARD, DECAY, STRICT, TERNARY)
-            now = tl.where(first + i < T, after, now)
-            tl.store(s + i * D, s_t, mask=some)
+            live = before(first + i, T, WHOLE)
+            h_t, _, s_t, after = _step(
+                x_S[i].to(now.dtype), now, tau, theta, INVERSE, REST, HARD, DECAY, STRICT, TERNARY
+            )
+            now = tl.where(live, after, now)
+            tl.store(s + i * D, s_t, mask=inside & live)
             if WITH_H:
-                tl.store(h + i * D, h_t, mask=some)
-            if WHOLE:
-                tl.store(v + i * D, now, mask=some)
+                tl.store(h + i * D, h_t, mask=inside & live)
+            if ALL_V:
+                tl.store(v + i * D, now, mask=inside & live)
         s, v, h = s + STEPS * D, v + STEPS * D, h + STEPS * D
     tl.store(last + b * D + d, now, mask=inside)
 
 
 @triton.jit
 def _backward(
-    x, tau, theta, kept, g_s, g_v, g_h, g_last, g_x, g_v0, g_tau, g_theta, T, D: tl.constexpr, REST: tl.constexpr,
-    HARD: tl.constexpr, DECAY: tl.constexpr, STRICT: tl.constexpr, TERNARY: tl.constexpr, THROUGH: tl.constexpr,
-    SURROGATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, WHOLE: tl.constexpr, WITH_H: tl.constexpr,
-    LEARNS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    x, tau, theta, kept, g_s, g_v, g_h, g_last, g_x, g_v0, g_tau, g_theta, T, D: tl.constexpr, TAU: tl.constexpr,
+    INVERSE: tl.constexpr, THETA: tl.constexpr, REST: tl.constexpr, HARD: tl.constexpr, DECAY: tl.constexpr,
+    STRICT: tl.constexpr, TERNARY: tl.constexpr, THROUGH: tl.constexpr, SURROGATE: tl.constexpr, FIRST: tl.constexpr,
+    SECOND: tl.constexpr, ALL_V: tl.constexpr, WITH_H: tl.constexpr, LEARNS: tl.constexpr, WHOLE: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside, stretches = d < D, tl.cdiv(T, STEPS)
-    tau, theta = tl.load(tau + d, mask=inside, other=1.0), tl.load(theta + d, mask=inside, other=1.0)
+    inside, stretches = within(d, D, BLOCK), tl.cdiv(T, STEPS)
     carried = tl.load(g_last + b * D + d, mask=inside, other=0.0)
-    of_tau, of_theta = tl.zeros_like(tau), tl.zeros_like(tau)
+    tau, theta = _constants(tau, theta, d, inside, carried, TAU, THETA)
+    of_tau, of_theta = tl.zeros_like(carried), tl.zeros_like(carried)
     first = (stretches - 1) * STEPS
     row, some = (b * T + first) * D + d, inside & (T > 0)
     x, g_s, g_v, g_h, g_x = x + row, g_s + row, g_v + row, g_h + row, g_x + row
     kept += (b * stretches + stretches - 1) * D + d
-    next_x, next_g = load(x, D, first, T, STEPS, some), load(g_s, D, first, T, STEPS, some)
+    next_x, next_g = load(x, D, first, T, STEPS, some, WHOLE), load(g_s, D, first, T, STEPS, some, WHOLE)
     next_v = tl.load(kept, mask=some, other=0.0)
     for _ in range(stretches):
         x_S, g_S, v = next_x, next_g, next_v
         x, g_s, kept = x - STEPS * D, g_s - STEPS * D, kept - D
-        some = inside & (first > 0)
-        next_x, next_g = load(x, D, 0, T, STEPS, some), load(g_s, D, 0, T, STEPS, some)
+        some = inside & (first > 0)  # all stretches but the last are whole
+        next_x, next_g = load(x, D, 0, STEPS, STEPS, some, True), load(g_s, D, 0, STEPS, STEPS, some, True)
         next_v = tl.load(kept, mask=some, other=0.0)
         states = ()
         for i in tl.static_range(STEPS):
-            h, drive, _, v = _step(x_S[i].to(v.dtype), v, tau, theta, REST, HARD, DECAY, STRICT, TERNARY)
+            h, drive, _, v = _step(x_S[i].to(v.dtype), v, tau, theta, INVERSE, REST, HARD, DECAY, STRICT, TERNARY)
             states += ((h, drive),)
         for i in tl.static_range(STEPS - 1, -1, -1):
-            live = first + i < T
+            live = before(first + i, T, WHOLE)
             h, drive = states[i]
             g = carried
-            if WHOLE:
+            if ALL_V:
                 g += tl.load(g_v + i * D, mask=inside & live, other=0.0)
             up, down = _fired(h, theta, STRICT, TERNARY)
             of_spike, of_fired = g_S[i].to(g.dtype), tl.zeros_like(g)
@@ -147,7 +169,7 @@ def _backward(
             of_h = (g * (1 - (up + down)) if HARD else g) + g_up - g_down
             if WITH_H:
                 of_h += tl.load(g_h + i * D, mask=inside & live, other=0.0).to(g.dtype)
-            of_drive = of_h / tau
+            of_drive = of_h * INVERSE if INVERSE is not None else of_h / tau
             tl.store(g_x + i * D, of_drive if DECAY else of_h, mask=inside & live)
             carried = tl.where(live, of_h - of_drive, carried)
             if LEARNS:
@@ -161,10 +183,15 @@ def _backward(
         tl.store(g_theta + b * D + d, of_theta, mask=inside)
 
 
-def _launch(kernel, tensors: list[Tensor | None], x_BTD: Tensor, v_reset: float | None, **options) -> None:
+def _launch(
+    kernel, tensors: list[Tensor | None], x_BTD: Tensor, tau: float | None, theta: float | None, v_reset: float | None,
+    **options,
+) -> None:  # fmt: skip
     batch, steps, units = x_BTD.shape
-    tensors = [x_BTD if t is None else t for t in tensors]  # a place that the kernel does not look at
-    options |= {"REST": v_reset or 0.0, "HARD": v_reset is not None, "STEPS": STEPS, "BLOCK": BLOCK}
+    exact = tau is not None and math.frexp(tau)[0] == 0.5
+    options |= {"TAU": tau, "INVERSE": 1 / tau if exact else None, "THETA": theta}
+    options |= {"REST": v_reset or 0.0, "HARD": v_reset is not None}
+    options |= {"WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
     with torch.cuda.device_of(x_BTD):
         grid = triton.cdiv(units, BLOCK), batch
         kernel[grid](*tensors, steps, units, **options, num_warps=WARPS, enable_fp_fusion=False)
@@ -172,19 +199,19 @@ def _launch(kernel, tensors: list[Tensor | None], x_BTD: Tensor, v_reset: float 
 
 @torch.library.custom_op("rheobase::lif_triton", mutates_args=())
 def _lif(
-    x_BTD: Tensor, v0_BD: Tensor, tau_D: Tensor, theta_D: Tensor, v_reset: float | None, decay_input: bool,
-    strict: bool, ternary: bool, detach_reset: bool, surrogate: str, first: float, second: float, whole: bool,
-    with_h: bool, keep: bool,
+    x_BTD: Tensor, v0_BD: Tensor, tau_D: Tensor | None, theta_D: Tensor | None, tau: float | None, theta: float | None,
+    v_reset: float | None, decay_input: bool, strict: bool, ternary: bool, detach_reset: bool, surrogate: str,
+    first: float, second: float, whole: bool, with_h: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    inputs = [t.contiguous() for t in (x_BTD, v0_BD, tau_D, theta_D)]
-    outputs = _outputs(*inputs, whole, with_h, keep)
-    flags = {"DECAY": decay_input, "STRICT": strict, "TERNARY": ternary, "WHOLE": whole, "WITH_H": with_h, "KEEP": keep}
-    _launch(_forward, [*inputs, *outputs], x_BTD, v_reset, **flags)
+    outputs = _outputs(x_BTD, v0_BD, whole, with_h, keep)
+    flags = {"DECAY": decay_input, "STRICT": strict, "TERNARY": ternary, "ALL_V": whole, "WITH_H": with_h, "KEEP": keep}
+    tensors = [x_BTD.contiguous(), v0_BD.contiguous(), tau_D, theta_D, *outputs]
+    _launch(_forward, tensors, x_BTD, tau, theta, v_reset, **flags)
     return outputs
 
 
 @_lif.register_fake
-def _outputs(x_BTD, v0_BD, tau_D, theta_D, *settings):
+def _outputs(x_BTD, v0_BD, *settings):
     """s, v and h where they are wanted, the last membrane, and the membranes to keep, not yet written."""
     batch, steps, units = x_BTD.shape
     whole, with_h, keep = settings[-3:]
@@ -196,25 +223,27 @@ def _outputs(x_BTD, v0_BD, tau_D, theta_D, *settings):
 
 @torch.library.custom_op("rheobase::lif_triton_backward", mutates_args=())
 def _lif_backward(
-    x_BTD: Tensor, tau_D: Tensor, theta_D: Tensor, kept_BSD: Tensor, g_s_BTD: Tensor, g_v_BTD: Tensor | None,
-    g_h_BTD: Tensor | None, g_last_BD: Tensor, v_reset: float | None, decay_input: bool, strict: bool, ternary: bool,
-    detach_reset: bool, surrogate: str, first: float, second: float, learns: bool,
+    x_BTD: Tensor, tau_D: Tensor | None, theta_D: Tensor | None, kept_BSD: Tensor, g_s_BTD: Tensor,
+    g_v_BTD: Tensor | None, g_h_BTD: Tensor | None, g_last_BD: Tensor, tau: float | None, theta: float | None,
+    v_reset: float | None, decay_input: bool, strict: bool, ternary: bool, detach_reset: bool, surrogate: str,
+    first: float, second: float, learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    inputs = [x_BTD, tau_D, theta_D, kept_BSD, g_s_BTD, g_v_BTD, g_h_BTD, g_last_BD]
+    seen = [g_s_BTD if g is None else g for g in (g_v_BTD, g_h_BTD)]  # in a place that the kernel does not look at
+    inputs = [x_BTD, tau_D, theta_D, kept_BSD, g_s_BTD, *seen, g_last_BD]
     inputs = [t if t is None else t.contiguous() for t in inputs]
     gradients = _gradients(*inputs, learns)
     flags = {"DECAY": decay_input, "STRICT": strict, "TERNARY": ternary, "THROUGH": not detach_reset}
     flags |= {"SURROGATE": surrogate, "FIRST": first, "SECOND": second, "LEARNS": learns}
-    flags |= {"WHOLE": g_v_BTD is not None, "WITH_H": g_h_BTD is not None}
-    _launch(_backward, [*inputs, *gradients], x_BTD, v_reset, **flags)
+    flags |= {"ALL_V": g_v_BTD is not None, "WITH_H": g_h_BTD is not None}
+    _launch(_backward, [*inputs, *gradients], x_BTD, tau, theta, v_reset, **flags)
     return gradients
 
 
 @_lif_backward.register_fake
 def _gradients(x_BTD, tau_D, theta_D, kept_BSD, g_s_BTD, g_v_BTD, g_h_BTD, g_last_BD, *settings):
     """Gradients of x, of the first membrane, and where they are learnt of tau and theta [B, D], not yet written."""
-    shape = g_last_BD.shape if settings[-1] else (0, x_BTD.shape[2])
-    return x_BTD.new_empty(x_BTD.shape), g_last_BD.new_empty(g_last_BD.shape), *(tau_D.new_empty(shape) for _ in "12")
+    shape = g_last_BD.shape if settings[-1] else 0
+    return x_BTD.new_empty(x_BTD.shape), *(g_last_BD.new_empty(size) for size in (g_last_BD.shape, shape, shape))
 
 
 def _keep(ctx, inputs, output):
@@ -229,9 +258,10 @@ def _differentiate(ctx, g_s, g_v, g_h, g_last, _):
     x, tau, theta, kept = ctx.saved_tensors
     g_s = torch.zeros_like(x) if g_s is None else g_s
     g_v, g_h = g_v if ctx.whole else None, g_h if ctx.with_h else None
-    g_last = tau.new_zeros(x.shape[0], x.shape[2]) if g_last is None else g_last
-    gradients = _lif_backward(x, tau, theta, kept, g_s, g_v, g_h, g_last, *ctx.settings, ctx.learns)
-    return *gradients[:2], *(g.sum(0) for g in gradients[2:]), *[None] * 11
+    g_last = kept.new_zeros(x.shape[0], x.shape[2]) if g_last is None else g_last
+    g_x, g_v0, *shared = _lif_backward(x, tau, theta, kept, g_s, g_v, g_h, g_last, *ctx.settings, ctx.learns)
+    shared = [g.sum(0) if wanted else None for g, wanted in zip(shared, ctx.needs_input_grad[2:4], strict=True)]
+    return g_x, g_v0, *shared, *[None] * 13
 
 
 _lif.register_autograd(_differentiate, setup_context=_keep)
@@ -239,11 +269,14 @@ _lif.register_autograd(_differentiate, setup_context=_keep)
 
 def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary, with_h, whole):
     """`ops.lif` in Triton, for tensors on one device, v float32 or wider; it can be differentiated once."""
-    like = {"dtype": v.dtype, "device": v.device}
-    tau, theta = (torch.as_tensor(p, **like).expand(v.shape[1:]).contiguous() for p in (tau, theta))
-    first, second = (*map(float, dataclasses.astuple(surrogate)), 0.0, 0.0)[:2]
+    tensors, numbers = [x_BTD, v], []
+    for p in (tau, theta):  # a number is part of the program: none is copied to the device
+        apart = isinstance(p, Tensor)
+        tensors.append(p.to(v.dtype).expand(v.shape[1:]).contiguous() if apart else None)
+        numbers.append(None if apart else float(p))
+    shape = (float(getattr(surrogate, field.name)) for field in dataclasses.fields(surrogate))
+    first, second = (*shape, 0.0, 0.0)[:2]
     settings = [v_reset, decay_input, fire == ">", ternary, detach_reset, type(surrogate).__name__, first, second]
-    tensors = [x_BTD, v, tau, theta]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    s, v, h, last, _ = _lif(*tensors, *settings, whole, with_h, keep)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    s, v, h, last, _ = _lif(*tensors, *numbers, *settings, whole, with_h, keep)
     return s, v if whole else last, h
