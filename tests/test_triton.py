@@ -81,14 +81,16 @@ def test_egru_compiles(capability, zoneout, products, others, tmp_path, monkeypa
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = dict.fromkeys({*egru._forward.arg_names, *egru._backward.arg_names}, others)
-    types |= dict.fromkeys(("gates", "q", "q_g", "events", "of_a", "of_q", "of_y"), products)
+    types |= dict.fromkeys(("gates", "q", "bias", "q_g", "events", "of_a", "of_q", "of_y"), products)
     types |= dict.fromkeys(("of_c", "of_trace", "of_thr"), "*fp32") | dict.fromkeys(("t", "T", "H"), "i32")
     types |= {"kept": "*i1"}
     constants = {"ZONEOUT": 0.0 if zoneout == "none" else 0.2, "DECAY": 0.9, "TYPE": tl.float32, "BLOCK": egru.BLOCK}
     if zoneout != "training":
         constants["kept"] = None
     assert compile_for(egru._forward, capability, types, constants)["cubin"]
-    assert compile_for(egru._backward, capability, types, constants | {"GAMMA": 0.7, "EPS": 1.0, "g_c": None})["cubin"]
+    constants |= {"GAMMA": 0.7, "EPS": 1.0, "g_c": None}
+    for of_trace in ({}, {"g_trace": None, "of_trace": None}):
+        assert compile_for(egru._backward, capability, types, constants | of_trace)["cubin"]
 
 
 @pytest.mark.parametrize("op", ["lif", "wkv"])

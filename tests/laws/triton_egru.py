@@ -120,9 +120,10 @@ def test_the_operators_keep_torchs_rules():
     for kept, zoneout in ((None, 0.2), (torch.rand(2, 3, 4) < 0.5, 0.2)):
         settings = (kept, zoneout, 0.7, 1.0)
         torch.library.opcheck(kernels._egru, (*(t.clone().requires_grad_() for t in tensors), *settings))
-        y, c, o, trace, gates, q_g = kernels._egru(*tensors, *settings)
-        given = (tensors[2], tensors[5], tensors[7], kept, gates, q_g, y, c, o, torch.ones_like(y), None, None, None)
-        torch.library.opcheck(kernels._egru_backward, (*given, *settings[1:]))
+        y, c, *_, gates, q_g = kernels._egru(*tensors, *settings)
+        given = (tensors[2], tensors[5], tensors[7], kept, gates, q_g, y, c, torch.ones_like(y), *[None] * 5)
+        for last_trace in (None, torch.ones(2, 4, dtype=y.dtype)):
+            torch.library.opcheck(kernels._egru_backward, (*given, last_trace, *settings[1:]))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -10,6 +10,7 @@ state and thresholds may be of a wider one, as under autocast.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 import triton
@@ -37,17 +38,19 @@ def _carried(first, later, t, H, at_first, at, inside, TYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["t"])
 def _forward(
-    gates, q, q_g, events, y, c, o, trace, c_0, trace_0, thr, kept, t, T, H,
+    gates, q, bias, q_g, events, y, c, o, trace, c_0, trace_0, thr, kept, t, T, H,
     ZONEOUT: tl.constexpr, DECAY: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Step t: gates is a on entry and z, r, g on return, events is what the next product reads [B, H]. All numbers are
-    of a TYPE within."""
+    """Step t: gates is a on entry and z, r, g on return, q the bare product, events what the next one reads [B, H]. All
+    numbers are of a TYPE within."""
     b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
     gates += 3 * (b * T + t) * H + j
     q += 3 * b * H + j
-    q_z, q_r = tl.load(q, mask=inside).to(TYPE), tl.load(q + H, mask=inside).to(TYPE)
-    q_of_g = tl.load(q + 2 * H, mask=inside).to(TYPE)
+    bias += j
+    q_z = tl.load(q, mask=inside).to(TYPE) + tl.load(bias, mask=inside).to(TYPE)
+    q_r = tl.load(q + H, mask=inside).to(TYPE) + tl.load(bias + H, mask=inside).to(TYPE)
+    q_of_g = tl.load(q + 2 * H, mask=inside).to(TYPE) + tl.load(bias + 2 * H, mask=inside).to(TYPE)
     z = _sigmoid(tl.load(gates, mask=inside).to(TYPE) + q_z)
     r = _sigmoid(tl.load(gates + H, mask=inside).to(TYPE) + q_r)
     g = 2 * _sigmoid(2 * (tl.load(gates + 2 * H, mask=inside).to(TYPE) + r * q_of_g)) - 1
@@ -84,22 +87,26 @@ def _given(gradient, at, inside, TYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["t"])
 def _backward(
-    gates, q_g, y, c, o, c_0, thr, kept, g_y, g_c, g_o, g_trace, of_a, of_q, of_y, of_c, of_trace, of_thr, t, T, H,
+    gates, q_g, y, c, c_0, thr, kept, g_y, g_c, g_o, g_trace, of_a, of_q, of_y, of_c, of_trace, of_thr, t, T, H,
     ZONEOUT: tl.constexpr, DECAY: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Step t: of_a and of_q, and what is carried to the step before, but for of_y."""
+    """Step t: of_a and of_q, and what is carried to the step before, but for of_y; of_trace None is 0 at every step. o
+    is not read: a unit that fired has y = p > thr, and where that is 0, c = -thr > thr; one that did not has y = 0 and
+    c <= thr."""
     b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
     gates += 3 * (b * T + t) * H + j
     z, r = tl.load(gates, mask=inside).to(TYPE), tl.load(gates + H, mask=inside).to(TYPE)
     g, q_of_g = tl.load(gates + 2 * H, mask=inside).to(TYPE), tl.load(q_g + at, mask=inside).to(TYPE)
     sent, left = tl.load(y + at, mask=inside).to(TYPE), tl.load(c + at, mask=inside).to(TYPE)
-    fired, threshold = tl.load(o + at, mask=inside).to(TYPE), tl.load(thr + j, mask=inside).to(TYPE)
-    by_trace = _given(g_trace, at, inside, TYPE) + tl.load(of_trace + at_first, mask=inside)
+    threshold = tl.load(thr + j, mask=inside).to(TYPE)
+    fires = (sent != 0) | (left > threshold)
+    fired = fires.to(TYPE)
+    by_trace = _given(g_trace, at, inside, TYPE) + _given(of_trace, at_first, inside, TYPE)
     by_c = _given(g_c, at, inside, TYPE) + tl.load(of_c + at_first, mask=inside)
     by_y = _given(g_y, at, inside, TYPE) + tl.load(of_y + at_first, mask=inside).to(TYPE) + (1 - DECAY) * by_trace
-    u, p = tl.where(fired > 0, left, left - threshold), tl.where(fired > 0, sent, left)
+    u, p = tl.where(fires, left, left - threshold), tl.where(fires, sent, left)
     near = 1 - EPS * tl.abs(u)
     s = GAMMA * tl.where(near < 0, 0.0, near) * (_given(g_o, at, inside, TYPE) + p * by_y - threshold * by_c)
     by_p = fired * by_y + by_c + s
@@ -121,16 +128,33 @@ def _backward(
     tl.store(of_q + H, by_r, mask=inside)
     tl.store(of_q + 2 * H, r * by_g, mask=inside)
     tl.store(of_c + at_first, z * by_p + past, mask=inside)
-    tl.store(of_trace + at_first, DECAY * by_trace, mask=inside)
+    if of_trace is not None:
+        tl.store(of_trace + at_first, DECAY * by_trace, mask=inside)
     tl.store(of_thr + at_first, tl.load(of_thr + at_first, mask=inside) - s - fired * by_c, mask=inside)
 
 
-def _launch(kernel, tensors: list[Tensor | None], t: int, y_BTH: Tensor, **options) -> None:
+def _launcher(kernel, tensors: list[Tensor | None], y_BTH: Tensor, **options) -> Callable[[int], None]:
+    """t -> the kernel is launched for step t.
+
+    The first step goes Triton's usual way, which looks at every argument and compiles; the others call what it gave,
+    with addresses, since nothing but t changes. (Its interpreter gives nothing, and goes that way at every step.)
+    """
     batch, steps, units = y_BTH.shape
-    if y_BTH.numel():
-        kernel[triton.cdiv(units, BLOCK), batch](
-            *tensors, t, steps, units, DECAY=TRACE_DECAY, BLOCK=BLOCK, num_warps=WARPS, **options
-        )
+    grid, sizes = (triton.cdiv(units, BLOCK), batch, 1), (steps, units)
+    options = {"DECAY": TRACE_DECAY, "TYPE": _wide(y_BTH.dtype)[1], "BLOCK": BLOCK, **options}
+    constants = [options[name] for name in kernel.arg_names if name in options]
+    addresses = [t if t is None else t.data_ptr() for t in tensors]
+    again = None
+
+    def launch(t: int) -> None:
+        nonlocal again
+        if again:
+            again(*addresses, t, *sizes, *constants)
+        elif y_BTH.numel():
+            compiled = kernel[grid](*tensors, t, *sizes, **options, num_warps=WARPS)
+            again = compiled and compiled[grid]
+
+    return launch
 
 
 def _wide(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
@@ -142,45 +166,53 @@ def _wide(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
 def _egru(
     x: Tensor, kernel: Tensor | None, recurrent: Tensor, bias: Tensor | None, recurrent_bias: Tensor, thr: Tensor,
     y_0: Tensor, c_0: Tensor, trace_0: Tensor, kept: Tensor | None, zoneout: float, gamma: float, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    y, c, o, trace, gates, q_g = outputs = _outputs(x, kernel, recurrent, bias, recurrent_bias, thr)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    y, c, o, trace, *last, gates, q_g = outputs = _outputs(x, kernel, recurrent, bias, recurrent_bias, thr)
     if kernel is None:
         gates.copy_(x)
     else:
         torch.addmm(bias, x.flatten(0, 1), kernel, out=gates.flatten(0, 1))
     q, events = gates.new_empty(gates.shape[0], gates.shape[2]), y_0.to(x.dtype, copy=True).contiguous()
-    tensors = [gates, q, q_g, events, y, c, o, trace, c_0.contiguous(), trace_0.contiguous(), thr.contiguous(), kept]
+    given = [part.contiguous() for part in (c_0, trace_0, thr)]
+    tensors = [gates, q, recurrent_bias.contiguous(), q_g, events, y, c, o, trace, *given, kept]
+    launch = _launcher(_forward, tensors, y, ZONEOUT=zoneout)
     with torch.cuda.device_of(x):
         for t in range(x.shape[1]):
-            torch.addmm(recurrent_bias, events, recurrent, out=q)
-            _launch(_forward, tensors, t, y, ZONEOUT=zoneout, TYPE=_wide(y.dtype)[1])
+            torch.mm(events, recurrent, out=q)  # the kernel adds the bias: addmm costs the host more
+            launch(t)
+    for part, run, first in zip(last, (y, c, trace), (y_0, c_0, trace_0), strict=True):
+        part.copy_(run[:, -1] if x.shape[1] else first)
     return outputs
 
 
 @_egru.register_fake
 def _outputs(x, kernel, recurrent, bias, recurrent_bias, thr, *_):
-    """y, c, o, trace, the gates and the part of q for g, not yet written."""
+    """y, c, o, trace, the last y, c, trace, the gates and the part of q for g, not yet written."""
     batch, steps, units = *x.shape[:2], recurrent.shape[0]
     shown = (thr.new_empty(batch, steps, units) for _ in range(4))
-    return *shown, x.new_empty(batch, steps, 3 * units), x.new_empty(batch, steps, units)
+    last = (thr.new_empty(batch, units) for _ in range(3))
+    return *shown, *last, x.new_empty(batch, steps, 3 * units), x.new_empty(batch, steps, units)
 
 
 @torch.library.custom_op("rheobase::egru_triton_backward", mutates_args=())
 def _egru_backward(
     recurrent: Tensor, thr: Tensor, c_0: Tensor, kept: Tensor | None, gates: Tensor, q_g: Tensor, y: Tensor, c: Tensor,
-    o: Tensor, g_y: Tensor | None, g_c: Tensor | None, g_o: Tensor | None, g_trace: Tensor | None, zoneout: float,
-    gamma: float, eps: float,
+    g_y: Tensor | None, g_c: Tensor | None, g_o: Tensor | None, g_trace: Tensor | None, last_y: Tensor | None,
+    last_c: Tensor | None, last_trace: Tensor | None, zoneout: float, gamma: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    of_a, of_q, of_y, *carried = gradients = _gradients(recurrent, thr, c_0, kept, gates)
-    for part in (of_y, *carried):
-        part.zero_()
+    of_a, of_q, *carried, of_thr = gradients = _gradients(recurrent, thr, c_0, kept, gates)
+    for part, last in zip((*carried, of_thr), (last_y, last_c, last_trace, None), strict=True):
+        part.zero_() if last is None else part.copy_(last)
     incoming = [None if g is None else g.contiguous() for g in (g_y, g_c, g_o, g_trace)]
-    tensors = [gates, q_g, y, c, o, c_0.contiguous(), thr.contiguous(), kept, *incoming, *gradients]
+    if g_trace is None and last_trace is None:
+        carried[2] = None  # it stays 0
+    tensors = [gates, q_g, y, c, c_0.contiguous(), thr.contiguous(), kept, *incoming, of_a, of_q, *carried, of_thr]
+    launch = _launcher(_backward, tensors, y, ZONEOUT=zoneout, GAMMA=gamma, EPS=eps)
+    back, of_y, rows = recurrent.t(), carried[0], of_q.unbind(1)
     with torch.cuda.device_of(y):
-        for t in reversed(range(y.shape[1])):
-            options = {"ZONEOUT": zoneout, "GAMMA": gamma, "EPS": eps, "TYPE": _wide(y.dtype)[1]}
-            _launch(_backward, tensors, t, y, **options)
-            torch.mm(of_q[:, t], recurrent.t(), out=of_y)
+        for t in reversed(range(len(rows))):
+            launch(t)
+            torch.mm(rows[t], back, out=of_y)
     return gradients
 
 
@@ -194,25 +226,26 @@ def _gradients(recurrent, thr, c_0, kept, gates, *_):
 
 def _keep(ctx, inputs, output):
     x, kernel, recurrent, _, _, thr, y_0, c_0, _, kept, *ctx.numbers = inputs
-    y, c, o, _, gates, q_g = output
-    ctx.save_for_backward(x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o)
+    y, c, *_, gates, q_g = output
+    ctx.save_for_backward(x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, g_y, g_c, g_o, g_trace, *_):
-    x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o = ctx.saved_tensors
+def _differentiate(ctx, *incoming):
+    x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c = ctx.saved_tensors
     of_a, of_q, of_y, of_c, of_trace, of_thr = _egru_backward(
-        recurrent, thr, c_0, kept, gates, q_g, y, c, o, g_y, g_c, g_o, g_trace, *ctx.numbers
+        recurrent, thr, c_0, kept, gates, q_g, y, c, *incoming[:7], *ctx.numbers
     )
-    before = torch.cat([y_0[:, None], y], 1)[:, :-1].flatten(0, 1).to(x.dtype)
+    steps, shared = y.shape[1], 2 * y.shape[2]  # the parts for z and r of of_a and of_q are the same numbers
+    before = torch.cat([y_0[:, None], y[:, :-1]], 1)[:, :steps].flatten(0, 1).to(x.dtype)
     x_NI, of_a, of_q = x.flatten(0, 1), of_a.flatten(0, 1), of_q.flatten(0, 1)
-    wanted = ctx.needs_input_grad
+    of_bias, wanted = of_a.sum(0), ctx.needs_input_grad
     return (
         (of_a if kernel is None else torch.mm(of_a, kernel.t())).view(x.shape) if wanted[0] else None,
         torch.mm(x_NI.t(), of_a) if wanted[1] else None,
         torch.mm(before.t(), of_q) if wanted[2] else None,
-        of_a.sum(0) if wanted[3] else None,
-        of_q.sum(0),
+        of_bias if wanted[3] else None,
+        torch.cat([of_bias[:shared], of_q[:, shared:].sum(0)]),
         of_thr.sum(0).to(thr.dtype),
         *(part.to(c.dtype) for part in (of_y, of_c, of_trace)),
         *(None, None, None, None),
@@ -237,6 +270,5 @@ def egru(
         narrow = torch.get_autocast_dtype(x.device.type)
         products = (t if t is None else t.to(narrow) for t in products)
         others = (t.to(wide) for t in others)
-    y, c, o, trace, *_ = _egru(*products, *others, kept, zoneout, surrogate.gamma, surrogate.eps)
-    run = EGRUTrajectory(y, c, o, trace)
-    return run, EGRUState(*(part[:, -1].clone() for part in (y, c, trace))) if x.shape[1] else state
+    outputs = _egru(*products, *others, kept, zoneout, surrogate.gamma, surrogate.eps)
+    return EGRUTrajectory(*outputs[:4]), EGRUState(*outputs[4:7])
