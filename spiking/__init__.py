@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rheobase.spiking._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rheobase.spiking.cuda_graphs import cuda_graphed
     from rheobase.spiking.events import Events
     from rheobase.spiking.graph import EventGraph
     from rheobase.spiking.neurons import EGRU, LIF, Cell, EGRUState, LIFState, restart_cell
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rheobase.spiking.tally import Counts, Tally
 
 _HOMES = {
+    "cuda_graphs": "cuda_graphed",
     "events": "Events",
     "graph": "EventGraph",
     "neurons": "EGRU, LIF, Cell, EGRUState, LIFState, restart_cell",
@@ -45,6 +47,7 @@ __all__ = [
     "Tally",
     "TimeMix",
     "Triangle",
+    "cuda_graphed",
     "restart_cell",
     "token_shift",
 ]

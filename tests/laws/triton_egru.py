@@ -10,6 +10,7 @@ from test_egru_kernels import assert_same, case, from_product, run
 
 from rheobase.backends import count
 from rheobase.spiking import EGRU, ATan, EGRUState, Triangle
+from rheobase.spiking.cuda_graphs import CudaGraphed
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.ops import egru
 from rheobase.spiking.ops.egru import triton as kernels
@@ -175,3 +176,24 @@ def test_a_counter_is_told_what_it_does(monkeypatch):
     monkeypatch.setattr(kernels, "_egru", lambda *args, run=kernels._egru: watched.append(1) or run(*args))
     monkeypatch.setattr(importlib.import_module("rheobase.spiking.ops.egru"), "takes", lambda *_: "triton")
     assert count(layer, x).without_bytes() == wanted and watched
+
+
+def test_the_operators_can_be_recorded_and_replayed(monkeypatch):
+    """As a CUDA graph does; the last state carries a gradient too."""
+    from test_cuda_graphs import record
+
+    record(monkeypatch)
+    monkeypatch.setenv("RHEOBASE_KERNELS", "triton")
+    torch.manual_seed(0)
+    layer, x = EGRU(3, 4, TRIANGLE, zoneout=0.2), torch.randn(2, 5, 3)
+    run, seen = CudaGraphed(layer, x), []
+    for way in (run, layer):
+        layer.zero_grad()
+        state = layer.initial_state(2)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            y, state = way(x + seed, state)
+            (y.square().sum() + sum(part.square().sum() for part in state)).backward()
+            state = EGRUState(*(part.detach() for part in state))
+        seen.append([y.detach(), *state, *(p.grad for p in layer.parameters())])
+    assert seen[0][0].count_nonzero() and all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
