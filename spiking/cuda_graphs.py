@@ -63,9 +63,8 @@ class CudaGraphed:
         samples += tuple(p.detach() for p in module.parameters())  # where the parameters are: nothing is copied
         for sample, part in zip(samples, given, strict=True):
             sample.requires_grad_(part.requires_grad)
-        _, narrow = self.mode
         try:
-            with torch.autocast("cuda", narrow, enabled=narrow is not None, cache_enabled=False):
+            with torch.autocast("cuda", enabled=False):  # `_run` has it, and a backward pass is outside of it
                 self.replay = torch.cuda.make_graphed_callables(self._run, samples, allow_unused_input=True)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
@@ -76,7 +75,10 @@ class CudaGraphed:
         cut = len(parts) - len(self.names)
         parameters = dict(zip(self.names, parts[cut:], strict=True))
         x, state = pytree.tree_unflatten(list(parts[:cut]), self.inputs)
-        outputs, self.outputs = pytree.tree_flatten(torch.func.functional_call(self.module, parameters, (x, state)))
+        _, narrow = self.mode
+        with torch.autocast("cuda", narrow, enabled=narrow is not None, cache_enabled=False):
+            outputs = torch.func.functional_call(self.module, parameters, (x, state))
+        outputs, self.outputs = pytree.tree_flatten(outputs)
         self.differentiable = [part.requires_grad for part in outputs]
         return tuple(outputs)
 

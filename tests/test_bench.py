@@ -139,3 +139,14 @@ def test_at_activity_gives_the_share_that_is_asked_for(share):
     tokens = np.random.default_rng(1).integers(0, decode.SMALL["vocabulary"], (1, 120))
     events = simulate(decode.at_activity(graph, tokens, share), tokens).events
     assert sum(map(len, events.values())) / tokens.size / sum(decode.SMALL["layers"]) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize("precision", ops.PRECISIONS)
+def test_egru_is_timed_at_the_precision_it_names(precision):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    case = ops._egru("cpu", precision, 2, 3, 4)
+    assert list(case.runs) == ["ours", "loop over its steps", "nn.GRU", "nn.LSTM"] and case.size.endswith(precision)
+    for name, way in case.runs.items():
+        narrow = precision.startswith("bfloat16") and name.startswith("nn.")
+        assert {g.dtype for g in way()} == {torch.bfloat16 if narrow else torch.float32}
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before

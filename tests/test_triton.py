@@ -3,11 +3,13 @@
 Each op's tests for the interpreter are `tests/laws/triton_*.py`: TRITON_INTERPRET counts when a kernel is defined.
 """
 
+import contextlib
 import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,3 +100,44 @@ def test_operators_have_names_of_their_own(op):
     """Of two under one name the later would be called, with the other's arguments."""
     native, kernels = (importlib.import_module(f"rheobase.spiking.ops.{op}.{form}") for form in ("native", "triton"))
     assert getattr(native, f"{op}_backward").operator._qualname != getattr(kernels, f"_{op}_backward")._qualname
+
+
+@pytest.mark.parametrize("cast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("training", [False, True])
+def test_egru_waits_for_no_gpu(cast, training, monkeypatch):
+    """On tensors that pretend to be on a GPU, what runs on the host mixes no devices and asks for no value, so that a
+    CUDA graph can hold it: the operators' bodies but for the launches, and what autograd does around them."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from rheobase.spiking import EGRU
+    from rheobase.spiking.ops.egru import triton as egru
+
+    called = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(egru, "_launcher", lambda kernel, tensors, y, **_: called.append(tensors) or (lambda t: None))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: cast)  # torch turns it off without a GPU
+    layer = EGRU(6, 5, zoneout=0.2, dropconnect=0.1).train(training)
+    taken = egru._egru
+    monkeypatch.setattr(egru, "_egru", lambda *args: called.append(args) or taken(*args))
+    with FakeTensorMode():
+        parameters = {n: torch.empty(p.shape, device="cuda", requires_grad=True) for n, p in layer.named_parameters()}
+        x = torch.randn(2, 4, 6, device="cuda", requires_grad=True)
+        y, _ = torch.func.functional_call(layer, parameters, (x,))
+        (inputs,) = called
+        assert y.is_cuda and y.dtype == torch.float32 and (inputs[9] is not None) == training
+        with torch.no_grad():
+            outputs = taken._init_fn(*inputs)
+            ctx = SimpleNamespace(
+                save_for_backward=lambda *tensors: setattr(ctx, "saved_tensors", tensors),
+                set_materialize_grads=lambda _: None,
+                needs_input_grad=[True] * 6,
+            )
+            egru._keep(ctx, inputs, outputs)
+            incoming = [torch.ones_like(part) for part in outputs[:7]]
+            monkeypatch.setattr(egru, "_egru_backward", egru._egru_backward._init_fn)
+            for given in (incoming, [incoming[0], *[None] * 6]):
+                gradients = egru._differentiate(ctx, *given)
+                for gradient, tensor in zip(gradients[:9], inputs, strict=False):
+                    assert gradient.shape == tensor.shape and gradient.dtype == tensor.dtype and gradient.is_cuda
+    assert len(called) == 4 and all(t is None or t.is_cuda for tensors in called[1:] for t in tensors)

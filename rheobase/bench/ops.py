@@ -6,18 +6,20 @@ B batch, T steps, N units. Each case's first run is what a user of the layer get
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from rheobase.bench import Case, Setting, tried
-from rheobase.spiking import EGRU, LIF
+from rheobase.spiking import EGRU, LIF, cuda_graphed
 from rheobase.spiking.adapters._library import load
 from rheobase.spiking.ops import wkv as wkv_op
 from rheobase.spiking.ops.choice import VARIABLE
 
 SIZES = {"cpu": (8, 1024, 512), "cuda": (16, 1024, 768)}
 SMALL = (2, 32, 16)
+PRECISIONS = ("float32", "TF32", "bfloat16 autocast")
 
 
 def lif(setting: Setting) -> list[Case]:
@@ -53,22 +55,67 @@ def wkv(setting: Setting) -> list[Case]:
 
 
 def egru(setting: Setting) -> list[Case]:
-    """A layer of EGRU with its input product, beside nn.GRU and nn.LSTM of the same width."""
+    """A layer of EGRU with its input product, beside nn.GRU and nn.LSTM of the same width; on a GPU at each precision,
+    and in a CUDA graph."""
     cuda = setting.device == "cuda"
-    batch, steps, units = (2, 8, 16) if setting.small else (64, 70, 1350) if cuda else (16, 128, 512)
-    x, g = torch.randn(2, batch, steps, units, device=setting.device)
-    ours = EGRU(units, units)
-    layers = {"ours": ours, "loop over its steps": ours}
-    layers |= {f"nn.{kind.__name__}": kind(units, units, batch_first=True) for kind in (nn.GRU, nn.LSTM)}
-    runs = {}
-    for name, layer in layers.items():
-        layer = layer.to(setting.device)
-        way = _with("reference", layer) if name.startswith("loop") else layer
-        runs[name] = _both(lambda x, *_, way=way: way(x)[0], [x, *layer.parameters()], g)
-    with torch.no_grad():
-        active = (ours(x)[0] != 0).double().mean().item()
+    sizes = (2, 8, 16) if setting.small else (64, 70, 1350) if cuda else (16, 128, 512)
+    return [_egru(setting.device, precision, *sizes) for precision in (PRECISIONS if cuda else PRECISIONS[:1])]
+
+
+def _egru(device: str, precision: str, batch: int, steps: int, units: int) -> Case:
+    """torch's layers are bfloat16 throughout where ours is under autocast, which would run cuDNN's in float16."""
+    narrow = precision == "bfloat16 autocast"
+    dtype, cast = torch.bfloat16 if narrow else torch.float32, partial(torch.autocast, device, torch.bfloat16, narrow)
+
+    def ours(way=lambda layer, x: layer, units=units):
+        layer, x = EGRU(units, units).to(device), torch.randn(batch, steps, units, device=device, requires_grad=True)
+        with cast():
+            way = way(layer, x)
+
+        def forward(x, *_):
+            with cast():
+                return way(x)[0]
+
+        return _both(forward, [x, *layer.parameters()], torch.randn_like(x))
+
+    def peer(kind):
+        layer = kind(units, units, batch_first=True).to(device, dtype)
+        x, g = torch.randn(2, batch, steps, units, device=device, dtype=dtype)
+        return _both(lambda x, *_: layer(x)[0], [x, *layer.parameters()], g)
+
+    ways = {"ours": ours}
+    if device == "cuda":
+        wide = -(-units // 8) * 8
+        ways |= {
+            "ours, in a CUDA graph": lambda: ours(cuda_graphed),
+            f"ours, I=H={wide}, rows of whole 16 bytes": lambda: ours(units=wide),
+        }
+    ways["loop over its steps"] = lambda: ours(lambda layer, x: _with("reference", layer))
+    ways |= {f"nn.{kind.__name__}": partial(peer, kind) for kind in (nn.GRU, nn.LSTM)}
+    with tf32(precision == "TF32"):
+        runs, absent = tried(ways)
+        with torch.no_grad(), cast():
+            x = torch.randn(batch, steps, units, device=device)
+            active = (EGRU(units, units).to(device)(x)[0] != 0).double().mean().item()
+    runs = {name: tf32(precision == "TF32")(run) for name, run in runs.items()}
     notes = {"ours": f"{100 * active:.1f} % of the units fire at a step"}
-    return [Case("EGRU, forward + backward", f"B{batch} T{steps} I=H={units} float32", runs, notes=notes)]
+    size = f"B{batch} T{steps} I=H={units} {precision}"
+    return Case("EGRU, forward + backward", size, runs, absent, notes)
+
+
+@contextmanager
+def tf32(allowed: bool):
+    """Inside the block, products of float32 on a GPU may round what they multiply to TF32, or may not; torch's own
+    choice is not for products, and for cuDNN's layers."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.allow_tf32 = was
 
 
 def _shape(setting: Setting) -> tuple[tuple[int, int, int], str]:
