@@ -102,6 +102,38 @@ def test_operators_have_names_of_their_own(op):
     assert getattr(native, f"{op}_backward").operator._qualname != getattr(kernels, f"_{op}_backward")._qualname
 
 
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_egru_s_later_launches_have_the_first_one_s_arguments(name):
+    """What Triton compiled is called with every argument of the kernel in order, constants too, and addresses."""
+    import torch
+
+    from rheobase.spiking.ops.egru import triton as egru
+
+    names, calls, grids = getattr(egru, name).arg_names, [], []
+
+    class Kernel:
+        arg_names = names
+
+        def __getitem__(self, grid):
+            grids.append(grid)
+
+            def launch(*args, num_warps, **options):
+                calls.append(dict(zip(names, args, strict=False)) | options)
+                return {grid: lambda *args: calls.append(dict(zip(names, args, strict=True)))}
+
+            return launch
+
+    tensors = [torch.zeros(2) if i % 5 else None for i in range(names.index("t"))]
+    more = {"GAMMA": 0.7, "EPS": 1.0} if name == "_backward" else {}
+    launch = egru._launcher(Kernel(), tensors, torch.zeros(2, 3, 130), ZONEOUT=0.1, **more)
+    for t in (2, 1, 0):
+        launch(t)
+    first, *others = calls
+    assert grids == [(2, 2, 1)] and first.keys() == set(names) and [call["t"] for call in calls] == [2, 1, 0]
+    wanted = {n: a.data_ptr() if isinstance(a, torch.Tensor) else a for n, a in first.items()}
+    assert len(others) == 2 and all(call == wanted | {"t": call["t"]} for call in others)
+
+
 @pytest.mark.parametrize("cast", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("training", [False, True])
 def test_egru_waits_for_no_gpu(cast, training, monkeypatch):

@@ -95,6 +95,17 @@ def test_under_autocast_products_alone_are_narrow(given):
         assert torch.allclose(a, b, atol=1e-6, rtol=0), "the cell itself is in float32"
 
 
+def test_a_unit_may_fire_a_zero():
+    """Below a threshold under 0 an event of 0 fires, which backward has to tell from silence."""
+    tensors, weights = case((2, 4, 5))
+    tensors = [t * 0 for t in tensors]
+    tensors[5] = torch.tensor([-0.2, -0.5, 0.0, -0.1, 0.3], dtype=torch.float64)
+    wanted = run(tensors, weights, "reference", surrogate=TRIANGLE)
+    y, _, o, _ = wanted[0][:4]
+    assert ((y == 0) & (o == 1)).any() and (o == 0).any()
+    assert_same(run(tensors, weights, "triton", surrogate=TRIANGLE), wanted, 1e-12)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 4, 7])
 def test_any_cut_changes_nothing(cut):
     tensors, _ = case((2, 7, 5))
