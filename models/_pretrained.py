@@ -236,7 +236,8 @@ class LanguageModel(Pretrained):
                 raise ShapeError(
                     where, f"ids from 0 to {self.config.vocabulary - 1}", str(wrong), "check the tokenizer"
                 )
-        check_state(self.name, state, self.state_shapes(tokens.shape[0]))
+        if state is not None:
+            check_state(self.name, state, self.state_shapes(tokens.shape[0]))
 
 
 def check_settings(name: str, config) -> None:

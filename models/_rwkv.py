@@ -52,11 +52,30 @@ class StaticNorm(nn.LayerNorm):
             self.register_buffer(name, torch.tensor(value))
         self.settled: bool | None = None
         """whether it is gone, said beforehand for a program that is traced, which cannot ask a tensor"""
+        self._known: dict[str, tuple[Tensor, int, float]] = {}
 
     @property
     def gone(self) -> bool:
         """Whether nothing of the norm is left."""
-        return bool(self.removed == 1) if self.settled is None else self.settled
+        return self._read("removed") == 1 if self.settled is None else self.settled
+
+    def remove(self, part: float) -> None:
+        """Set how much of the norm is gone."""
+        self._write("removed", part)
+
+    def _read(self, name: str) -> float:
+        """The number in a buffer; what `_write` wrote is known here, so that a GPU is not waited for."""
+        tensor = getattr(self, name)
+        known, version, number = self._known.get(name, (None, 0, 0.0))
+        if known is not tensor or version != tensor._version:
+            number = tensor.item()
+            self._known[name] = tensor, tensor._version, number
+        return number
+
+    @torch.no_grad()
+    def _write(self, name: str, number: float) -> None:
+        tensor = getattr(self, name).fill_(number)
+        self._known[name] = tensor, tensor._version, number
 
     def forward(self, x: Tensor) -> Tensor:
         self._watch(x)
@@ -89,8 +108,8 @@ class StaticNorm(nn.LayerNorm):
         rows = x.flatten(0, -2)
         now = rows.mean(), (rows.var(-1, correction=0) + self.eps).sqrt().mean()
         for statistic, value in zip((self.mean, self.deviation), now, strict=True):
-            statistic.lerp_(self.pooled(value).to(statistic.dtype), 1 - REMEMBER if self.seen else 1.0)
-        self.seen.fill_(1.0)
+            statistic.lerp_(self.pooled(value).to(statistic.dtype), 1 - REMEMBER if self._read("seen") else 1.0)
+        self._write("seen", 1.0)
 
 
 NORMS = {"layer": ShiftedNorm, "static": StaticNorm}

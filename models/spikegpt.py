@@ -244,7 +244,7 @@ class SpikeGPT(LanguageModel):
         for norm in self.modules():
             if isinstance(norm, StaticNorm):
                 c = self.config
-                norm.removed.fill_(min(max((done - c.norm_from) / (c.norm_until - c.norm_from), 0.0), 1.0))
+                norm.remove(min(max((done - c.norm_from) / (c.norm_until - c.norm_from), 0.0), 1.0))
 
     def segments(self):
         return list(self.blocks)
@@ -260,7 +260,7 @@ class SpikeGPT(LanguageModel):
 
     @property
     def complete(self):
-        return self.config.norm == "layer" or bool(self.ln_out.removed == 1)
+        return self.config.norm == "layer" or self.ln_out.gone
 
     def penalty(self, runs):
         """L2Wrap: 0.5e-4 x mean over positions of the squared largest logit. It is part of the loss that is
@@ -289,7 +289,7 @@ class SpikeGPT(LanguageModel):
         return fixed + sum(n * rates.sum() for n, rates in zip(fan_outs, self.rates(runs), strict=True))
 
     def state_shapes(self, batch):
-        return [tuple(tuple(part.shape) for part in layer) for layer in self.initial_state(batch)]
+        return [tuple((batch, *part.shape[1:]) for part in layer) for layer in self.initial_state(0)]
 
     def as_state(self, parts):
         kinds = [type(layer) for layer in self.initial_state(0)]
