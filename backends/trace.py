@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,9 +30,27 @@ FORMAT = "rheobase-trace/1"
 TRACE = "trace.safetensors"
 
 
+class Later(Mapping):
+    """A table whose entries are made when they are first asked for; makers: name -> function."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], object]]):
+        self._names, self._makers, self._made = list(makers), dict(makers), {}
+
+    def __getitem__(self, name: str):
+        if name in self._makers:
+            self._made[name] = self._makers.pop(name)()
+        return self._made[name]
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The result of a simulation.
+    """The result of a simulation; what a GPU found comes to the host when it is first asked for.
 
     outputs   graph output name -> array [B, T, n], such as "logits"
     events    "node.port" -> Events, for every output that sends events

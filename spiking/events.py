@@ -68,16 +68,21 @@ class Events:
     @classmethod
     def from_dense(cls, x_BTD, dt_s: float | None = None) -> "Events":
         """The non-zero elements of an array or tensor [B, T, D]."""
-        if hasattr(x_BTD, "detach"):
-            x_BTD = x_BTD.detach().cpu()
-            x_BTD = x_BTD.float() if x_BTD.dtype.is_floating_point and x_BTD.element_size() < 4 else x_BTD
-        x = np.asarray(x_BTD)
+        x = x_BTD.detach() if hasattr(x_BTD, "detach") else np.asarray(x_BTD)
         if x.ndim != 3:
-            raise ShapeError("Events.from_dense", "[B, T, D]", str(x.shape), "add the missing axis")
-        by_step = x.transpose(1, 0, 2)
-        sent = np.flatnonzero(by_step != 0)  # several times quicker than np.nonzero where they are few
-        step, stream, unit = np.unravel_index(sent, by_step.shape)
-        return cls(stream, step, unit, x[stream, step, unit], *x.shape, dt_s)
+            raise ShapeError("Events.from_dense", "[B, T, D]", str(tuple(x.shape)), "add the missing axis")
+        by_step = x.swapaxes(0, 1).reshape(-1)
+        if isinstance(x, np.ndarray):
+            sent = np.flatnonzero(by_step != 0)  # several times quicker than np.nonzero where they are few
+            value = by_step[sent]
+        else:  # where the tensor is, so that a GPU sends events alone
+            sent = by_step.nonzero()[:, 0]
+            value = by_step[sent].cpu()
+            value = value.float() if value.dtype.is_floating_point and value.element_size() < 4 else value
+            sent, value = sent.cpu().numpy(), value.numpy()
+        batch, steps, units = x.shape
+        step, stream, unit = np.unravel_index(sent, (steps, batch, units))
+        return cls(stream, step, unit, value, batch, steps, units, dt_s)
 
     def to_dense(self) -> np.ndarray:
         """The array [B, T, D], of the type of `value`."""

@@ -32,6 +32,10 @@ class Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
         self.kernels, self.bytes, self.waits = Counter(), 0, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

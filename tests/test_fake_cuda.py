@@ -1,11 +1,13 @@
 """The paths of a GPU, on a GPU that is not there (`fake_cuda`): no tensor is on another device than it should be, and
 nothing in a training step makes the host wait."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from fake_cuda import fake_cuda
 
+from rheobase.backends import simulate
 from rheobase.models import (
     EGRULM,
     LSTMLM,
@@ -56,6 +58,34 @@ def test_a_training_step_does_not_wait_for_the_gpu(name, autocast):
             state = tuple(type(s)(*(part.detach().float() for part in s)) for s in state)
             assert all(rate.is_cuda for rate in model.rates(runs))
     assert set(gpu.waits) <= KNOWN
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "lstm"])
+def test_the_simulator_asks_little_more_of_a_gpu_than_the_model(name):
+    """Of kernels and bytes; it hands over the tokens, and waits once, for the tally."""
+    model, x = MODELS[name]().eval(), np.random.default_rng(0).integers(0, 64, (16, 256))
+    model.advance(1.0)
+    graph = model.lower()
+    with fake_cuda() as gpu, torch.no_grad():
+        simulate(graph, x, on="torch", device="cuda")  # which takes the weights there
+        gpu.forget()
+        trace = simulate(graph, x, on="torch", device="cuda")
+        simulated, moved, waits = _launches(gpu), gpu.bytes, [wait for wait in gpu.waits if wait not in KNOWN]
+        assert waits[0] == "(256, 16, 1) from cpu to cuda"
+        assert len(waits) == 2 and waits[1].endswith("from cuda to cpu")
+        gpu.forget()
+        assert trace.outputs["logits"].shape == (16, 256, 64) and len(gpu.waits) == 1
+        model, tokens = model.to("cuda"), torch.randint(0, 64, x.shape, device="cuda")
+        model.run(tokens)
+        gpu.forget()
+        model.run(tokens)
+        assert simulated < 1.3 * _launches(gpu)
+        assert moved < (1.6 if name == "egru" else 1.3) * gpu.bytes  # a step's product is inside the op
+
+
+def _launches(gpu) -> int:
+    """Two kernels a step are in one call of the EGRU's op."""
+    return gpu.launches + 2 * 256 * gpu.kernels["egru_triton"]
 
 
 def test_the_gpu_that_is_not_there_tells_what_waits():

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from rheobase.backends import count, simulate
+from rheobase.backends.simulators._executor import execute
+from rheobase.backends.simulators._gpu import GPUKernels
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
@@ -75,6 +77,29 @@ def test_events_and_logits_are_the_models_over_a_thousand_tokens(model, on):
         assert np.array_equal(events != 0, layer.o.numpy() != 0)
         assert np.abs(events - layer.y.numpy()).max() < 1e-9
         assert np.abs(trace.state[f"layers.{i}.c"] - state[i].c.numpy()).max() < 1e-9
+
+
+@pytest.mark.parametrize("name", [*MODELS, "spikegpt", "spikegpt graded", "spikegpt spike-fed"])
+def test_a_gpus_ways_give_the_same_events_and_tally(name):
+    """They run on the CPU here: how it counts, mixes and hands over."""
+    torch.manual_seed(1)
+    sizes = {"embedding": 24, "depth": 2, "placement": "reference" if name == "spikegpt" else "spike_fed"}
+    model = MODELS[name]() if name in MODELS else SpikeGPT(SpikeGPTConfig(**sizes, graded="graded" in name)).double()
+    model.wake(torch.from_numpy(tokens(100, 4)))
+    graph, x = model.eval().lower(), tokens(60, 3)
+    state = simulate(graph, x).state
+    wanted = simulate(graph, x, state, on="torch", record=["*"])
+    with torch.no_grad():
+        got = execute(graph, x, state, GPUKernels("cpu"), ["*"])
+        nothing = execute(graph, x[:, :0], state, GPUKernels("cpu"))
+    assert got.tally == wanted.tally
+    assert nothing.tally == simulate(graph, x[:, :0]).tally
+    for name, events in wanted.events.items():
+        assert np.array_equal(got.events[name].to_dense() != 0, events.to_dense() != 0)
+    for part in ("outputs", "recorded", "state"):
+        assert list(getattr(got, part)) == list(getattr(wanted, part))
+        for name, array in getattr(wanted, part).items():
+            assert np.abs(getattr(got, part)[name] - array).max() < 1e-12
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])

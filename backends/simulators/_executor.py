@@ -5,6 +5,10 @@ has one for it; every other node runs once, on all steps at hand. B streams, T s
 [T, B, n].
 """
 
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+
 import numpy as np
 
 from rheobase.backends.trace import Trace, expand
@@ -29,6 +33,10 @@ class Kernels:
         """An array of zeros of the simulator's type."""
         raise NotImplementedError
 
+    def full(self, shape, value: float):
+        """An array of one value, which nothing writes to."""
+        return self.zeros(*shape) + value
+
     def from_numpy(self, array):
         """An array of the simulator's type."""
         return array
@@ -40,6 +48,10 @@ class Kernels:
     def to_numpy(self, array):
         """The simulator's array as NumPy's."""
         return array
+
+    def events(self, whole) -> Events:
+        """What an output [T, B, n] sent."""
+        return Events.from_dense(self.to_numpy(whole).swapaxes(0, 1))
 
     def sequence(self, nodes, edges, values, carried, wanted):
         """A group of nodes over all steps in one call, or None where it must go step by step.
@@ -57,6 +69,10 @@ class Kernels:
     def deep(self, batch, steps: int, streams: int):
         """What `flat` was given."""
         return batch.reshape(steps, streams, batch.shape[1])
+
+    def table(self, makers: dict) -> Mapping:
+        """name -> what its function gives, called now or when it is asked for."""
+        return {name: make() for name, make in makers.items()}
 
     def tally(self, tokens: int) -> Tally | None:
         """What was counted since `begin`, or None."""
@@ -88,7 +104,8 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and name != f"{source.name}.out"]
     place = {name: i for i, group in enumerate(graph.order()) for name in group}
     passed_on = [e.source for e in graph.edges if e.delay or place[e.source_node] != place[e.target_node]]
-    wanted = {*recorded, *events, *graph.outputs.values(), *passed_on}
+    kept = {*recorded, *events, *graph.outputs.values(), *(e.source for e in graph.edges if e.delay)}
+    wanted, readers = {*kept, *passed_on}, Counter(e.source for e in graph.edges)
     carried = start_state(graph, state, streams, kernels)
     values: dict = {}
 
@@ -107,6 +124,10 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
                 carried |= whole[1]
         else:
             _run_at_once(nodes[0], edges[nodes[0].name], values, carried, (steps, streams), kernels)
+        readers.subtract(e.source for own in edges.values() for e in own.values())
+        for name in {e.source for own in edges.values() for e in own.values()} - kept:
+            if not readers[name]:
+                values.pop(name, None)
     for e in graph.edges:
         if e.delay and steps:
             carried[e.source] = values[e.source][-1]
@@ -115,11 +136,11 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
         return kernels.to_numpy(values[name]).swapaxes(0, 1)
 
     return Trace(
-        outputs={name: dense(source) for name, source in graph.outputs.items()},
-        events={name: Events.from_dense(dense(name)) for name in events},
-        state={name: kernels.to_numpy(array) for name, array in carried.items()},
+        outputs=kernels.table({name: partial(dense, source) for name, source in graph.outputs.items()}),
+        events=kernels.table({name: partial(kernels.events, values[name]) for name in events}),
+        state=kernels.table({name: partial(kernels.to_numpy, array) for name, array in carried.items()}),
         tally=kernels.tally(steps * streams),
-        recorded={name: dense(name) for name in recorded},
+        recorded=kernels.table({name: partial(dense, name) for name in recorded}),
     )
 
 
@@ -134,8 +155,11 @@ def _run_at_once(node, edges, values, carried, size, kernels) -> None:
 
 def arriving(edge, values, carried, kernels):
     """What an edge delivers at every step, from a node that has run [T, B, n]."""
-    whole = values[edge.source]
-    return kernels.shift(whole, carried[edge.source]) if edge.delay else whole
+    if not edge.delay:
+        return values[edge.source]
+    if (edge.source, 1) not in values:  # several nodes read it, such as RWKV's mixes
+        values[edge.source, 1] = kernels.shift(values[edge.source], carried[edge.source])
+    return values[edge.source, 1]
 
 
 def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) -> None:
@@ -177,7 +201,7 @@ def start_state(graph, state, streams, kernels) -> dict:
     shapes = {name: (streams, *shape) for name, shape in graph.state_shapes().items()}
     if state is None:
         fill = graph.state_fill()
-        return {name: kernels.zeros(*shape) + fill[name] for name, shape in shapes.items()}
+        return {name: kernels.full(shape, fill[name]) for name, shape in shapes.items()}
     got = {name: tuple(np.shape(array)) for name, array in state.items()}
     if got != shapes:
         raise ShapeError("simulate state", f"{shapes}", f"{got}", "use a state of this graph and number of streams")

@@ -5,15 +5,17 @@ Products are dense, but for those of few events on the CPU, which the model's ow
 B streams, T steps, n units. Arrays [T, B, n] lie in memory as [B, T, n], as the ops take them.
 """
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
-from rheobase.backends.simulators._executor import arriving, by
-from rheobase.spiking.errors import ConfigError
-from rheobase.spiking.graph import GradedLIFCell, LIFCell, Linear, WKVCell
+from rheobase.backends.simulators._executor import arriving, execute
+from rheobase.backends.trace import Trace
+from rheobase.spiking.graph import Conv2d, GradedLIFCell, LIFCell, Linear, Mix, WKVCell
 from rheobase.spiking.neurons.egru import EGRUState
 from rheobase.spiking.ops import egru, lif, wkv
 from rheobase.spiking.ops.egru.reference import egru_cell
@@ -27,21 +29,31 @@ from rheobase.spiking.tally import EVENT_KINDS
 class TorchKernels(Counting):
     """Kernels in torch; a cell's step is the reference's own."""
 
-    def __init__(self, device: str = "cpu"):
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError("simulate device", "a device of this machine", repr(device), 'use device="cpu"')
-        self.device = device
+    device = "cpu"
 
     def begin(self, graph):
         super().begin(graph)
+        self.arrays, self.dtype = self.upload(graph)
+
+    def upload(self, graph) -> tuple[dict, torch.dtype]:
+        """(Node -> role -> tensor, with what follows from the arrays alone; the type of the numbers)."""
         table = {name: torch.tensor(array, device=self.device) for name, array in graph.arrays.items()}
-        self.arrays = {n.name: {role: table[name] for role, name in n.arrays.items()} for n in graph.nodes}
+        arrays = {n.name: {role: table[name] for role, name in n.arrays.items()} for n in graph.nodes}
         for node in graph.nodes:
+            own = arrays[node.name]
             if isinstance(node.op, Linear) and node.op.transposed:
-                weight = self.arrays[node.name]["weight"].t()
-                by_rows = self.kind[node.name]["x"] in EVENT_KINDS
-                self.arrays[node.name]["weight"] = weight.contiguous() if by_rows else weight
-        self.dtype = next((array.dtype for array in table.values()), torch.float32)
+                own["weight"] = self.transposed(own["weight"], self.kind[node.name]["x"] in EVENT_KINDS)
+            if isinstance(node.op, Conv2d):
+                windows = np.outer(*node.op.windows(own["weight"]))
+                own["windows"] = torch.tensor(windows, dtype=torch.float64, device=self.device)
+            if isinstance(node.op, Mix):
+                own["share"] = own["share"].reshape(-1)
+                own.setdefault("rest", 1 - own["share"])
+        return arrays, next((array.dtype for array in table.values()), torch.float32)
+
+    def transposed(self, weight, by_rows: bool):
+        """A weight [O, I] as [I, O]; by_rows: where events read its rows."""
+        return weight.t().contiguous() if by_rows else weight.t()
 
     def zeros(self, *shape):
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -68,33 +80,42 @@ class TorchKernels(Counting):
         return super().deep(batch, streams, steps).transpose(0, 1)
 
     def count_nonzero(self, array):
-        if array.device.type == "cpu":
-            return np.count_nonzero(array.numpy() != 0)  # a third of torch's time, or less
-        return torch.count_nonzero(array)
+        return np.intp(np.count_nonzero(array.numpy() != 0))  # a third of torch's time, or less
 
     def integers(self, numbers):
-        return torch.stack([torch.as_tensor(number) for number in numbers]).tolist() if numbers else []
+        """Integers, or the sums of arrays of integers."""
+        tensors, groups = [torch.as_tensor(number) for number in numbers], {}
+        for i, number in enumerate(tensors):
+            groups.setdefault((number.dtype, number.shape), []).append(i)
+        if not groups:
+            return []
+        stacks = [torch.stack([tensors[i] for i in group]).reshape(len(group), -1) for group in groups.values()]
+        sums = torch.cat([stack.sum(1, dtype=torch.float64) for stack in stacks]).tolist()
+        found = dict(zip(itertools.chain(*groups.values()), sums, strict=True))
+        return [int(found[i]) for i in range(len(tensors))]
 
     def embedding(self, node, inputs):
         return {"out": F.embedding(inputs["token"][:, 0], self.arrays[node.name]["table"])}
 
     def linear(self, node, inputs):
         x, weight, bias = inputs["x"], *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
-        if self.kind[node.name]["x"] in EVENT_KINDS:
-            rows = self.count_nonzero(x)
-            self.saw(node, rows=rows)
-            if x.device.type == "cpu":
-                return {"out": product(x, weight, bias, rows)}
-        return {"out": F.linear(x, weight.t(), bias)}
+        if self.kind[node.name]["x"] not in EVENT_KINDS:
+            return {"out": F.linear(x, weight.t(), bias)}
+        rows = self.count_nonzero(x)
+        self.saw(node, rows=rows)
+        return {"out": product(x, weight, bias, rows)}
 
     def conv2d(self, node, inputs):
         op, weight, bias = node.op, *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
         images = inputs["x"].unflatten(1, (weight.shape[1], *op.size))
         if self.kind[node.name]["x"] in EVENT_KINDS:
-            here = (images != 0).sum((0, 1))
-            down, across = (torch.as_tensor(count, device=self.device) for count in op.windows(weight))
-            self.saw(node, rows=here.sum(), reads=(down[:, None] * across * here).sum())
+            here = self.per_pixel(images)
+            self.saw(node, rows=here, reads=here * self.arrays[node.name]["windows"])
         return {"out": F.conv2d(images, weight, bias, op.stride, op.padding).flatten(1)}
+
+    def per_pixel(self, images):
+        """How many of the images and their channels hold an event at each pixel [H, W]."""
+        return (images != 0).sum((0, 1))
 
     def maxpool2d(self, node, inputs):
         op, x = node.op, inputs["x"]
@@ -135,13 +156,13 @@ class TorchKernels(Counting):
         a_BTG = values[a.source].transpose(0, 1)
         run, after = egru(a_BTG, None, weight, None, bias, thr, before, surrogate=Triangle(), zoneout=cell.op.zoneout)
         y = run.y.transpose(0, 1)
-        read = self.shift(y, before.y)
-        self.saw(linear, rows=self.count_nonzero(read))
+        for read in (before.y, y[:-1]) if len(y) else ():
+            self.saw(linear, rows=self.count_nonzero(read).sum())
         self.saw(cell, events=self.count_nonzero(run.o))
         outputs = {f"{cell.name}.y": y}
         outputs |= {f"{cell.name}.{port}": getattr(run, port).transpose(0, 1) for port in ("c", "trace")}
         if f"{linear.name}.out" in wanted:
-            outputs[f"{linear.name}.out"] = F.linear(read, weight.t(), bias)
+            outputs[f"{linear.name}.out"] = F.linear(self.shift(y, before.y), weight.t(), bias)
         return outputs, {f"{cell.name}.{port}": getattr(after, port) for port in cell.op.state}
 
     def lif_sequence(self, node, x, v, whole):
@@ -213,9 +234,8 @@ class TorchKernels(Counting):
         return {"out": inputs["x"] * arrays["scale"] + arrays["offset"]}
 
     def mix(self, node, inputs):
-        arrays = self.arrays[node.name]
-        share = arrays["share"].reshape(-1)
-        out = inputs["x"] * share + inputs["before"] * arrays.get("rest", 1 - share)
+        arrays, x, before = self.arrays[node.name], inputs["x"], inputs["before"]
+        out = x * arrays["share"] + before * arrays["rest"]
         return {"out": out + arrays["bias"] if "bias" in arrays else out}
 
     def sigmoid(self, node, inputs):
@@ -233,4 +253,10 @@ class TorchKernels(Counting):
         return {"out": inputs["a"] + inputs["b"]}
 
 
-run = by(TorchKernels)
+def run(graph, tokens, state, record, device: str = "cpu") -> Trace:
+    """As of every simulator; raises ConfigError: no such device here."""
+    if device == "cpu":
+        return execute(graph, tokens, state, TorchKernels(), record)
+    from rheobase.backends.simulators._gpu import GPUKernels
+
+    return execute(graph, tokens, state, GPUKernels(device), record)
