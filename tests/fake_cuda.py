@@ -132,4 +132,6 @@ def fake_cuda():
         )
         stack.enter_context(mock.patch.object(torch.Tensor, "backward", backward))
         stack.enter_context(mock.patch.object(torch.autograd, "grad", grad))
-        yield stack.enter_context(Watch())
+        watch = Watch()
+        stack.enter_context(mock.patch.object(torch.cuda, "synchronize", lambda *_: watch.waits.append("synchronize")))
+        yield stack.enter_context(watch)

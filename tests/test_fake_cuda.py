@@ -60,9 +60,9 @@ def test_a_training_step_does_not_wait_for_the_gpu(name, autocast):
     assert set(gpu.waits) <= KNOWN
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "lstm"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_simulator_asks_little_more_of_a_gpu_than_the_model(name):
-    """Of kernels and bytes; it hands over the tokens, and waits once, for the tally."""
+    """Of kernels and bytes; it hands over the tokens, fetches the sums of the tally, and waits for the rest."""
     model, x = MODELS[name]().eval(), np.random.default_rng(0).integers(0, 64, (16, 256))
     model.advance(1.0)
     graph = model.lower()
@@ -72,7 +72,8 @@ def test_the_simulator_asks_little_more_of_a_gpu_than_the_model(name):
         trace = simulate(graph, x, on="torch", device="cuda")
         simulated, moved, waits = _launches(gpu), gpu.bytes, [wait for wait in gpu.waits if wait not in KNOWN]
         assert waits[0] == "(256, 16, 1) from cpu to cuda"
-        assert len(waits) == 2 and waits[1].endswith("from cuda to cpu")
+        assert waits[-1] == "synchronize"
+        assert name == "lstm" or (len(waits) == 3 and waits[1].endswith("from cuda to cpu"))
         gpu.forget()
         assert trace.outputs["logits"].shape == (16, 256, 64) and len(gpu.waits) == 1
         model, tokens = model.to("cuda"), torch.randint(0, 64, x.shape, device="cuda")

@@ -20,12 +20,12 @@ def cuba_lif_step(op: CubaLIFCell, x, i, v, *, step) -> dict:
     return {"s": s, "v": reset(h, s) if op.reset == "now" else h, "i": i}
 
 
-def egru_layer(nodes: list[Node], edges: dict[str, dict[str, Edge]]) -> tuple[Node, Node] | None:
-    """An EGRU cell and the product of its own last events, if that is what the nodes are."""
+def egru_layer(nodes: list[Node], edges: dict[str, dict[str, Edge]], kind=EGRUCell, port="y"):
+    """(An EGRU cell, the product of its own last events), or another cell's and its output's, or None: other nodes."""
     by_op = {type(n.op): n for n in nodes}
-    if len(nodes) != 2 or by_op.keys() != {Linear, EGRUCell}:
+    if len(nodes) != 2 or by_op.keys() != {Linear, kind}:
         return None
-    cell, linear = by_op[EGRUCell], by_op[Linear]
+    cell, linear = by_op[kind], by_op[Linear]
     a, q, x = edges[cell.name]["a"], edges[cell.name]["q"], edges[linear.name]["x"]
-    inside = (x.source, x.delay, q.source, q.delay) == (f"{cell.name}.y", 1, f"{linear.name}.out", 0)
+    inside = (x.source, x.delay, q.source, q.delay) == (f"{cell.name}.{port}", 1, f"{linear.name}.out", 0)
     return (cell, linear) if inside and not a.delay and a.source != q.source else None

@@ -8,18 +8,27 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from rheobase.backends.simulators._cells import egru_layer
 from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.backends.trace import Later
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.events import Events
-from rheobase.spiking.graph import LIFCell, Linear, Relu, Spike, SquaredRelu, TernaryLIFCell
+from rheobase.spiking.graph import GRUCell, LIFCell, Linear, LSTMCell, Relu, Spike, SquaredRelu, TernaryLIFCell
 from rheobase.spiking.tally import EVENT_KINDS
 
 UPLOADED: WeakKeyDictionary = WeakKeyDictionary()
 """graph, whose arrays do not change -> device -> what `upload` gave"""
 COUNTED = LIFCell, TernaryLIFCell, Spike, Relu, SquaredRelu
 """ops whose events are the elements of their output that are not 0"""
+
+RNNS = {LSTMCell: nn.LSTM, GRUCell: nn.GRU}
+
+
+def exact():
+    """cuDNN without its rounding to 10 bits, which would fire other spikes."""
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
 class GPUKernels(TorchKernels):
@@ -33,6 +42,8 @@ class GPUKernels(TorchKernels):
     def begin(self, graph):
         self.constants: dict = {}
         super().begin(graph)
+        cells = [node.name for node in graph.nodes if type(node.op) in RNNS]
+        self.fed = dict.fromkeys(graph.inputs_of(name)["a"].source_node for name in cells)
         self.rows_of = dict(self._rows_of())
 
     def upload(self, graph):
@@ -73,16 +84,53 @@ class GPUKernels(TorchKernels):
     def tally(self, tokens):
         for name, source in self.rows_of.items():
             self.seen[name]["rows"] = self.seen[source]["events"]
-        return super().tally(tokens)
+        found = super().tally(tokens)
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)  # a graph without events has asked it for nothing
+        return found
+
+    def sequence(self, nodes, edges, values, carried, wanted):
+        """Also an LSTM or GRU layer, by torch's own; it computes the product with its input anew."""
+        for kind, layer in RNNS.items():
+            found = egru_layer(nodes, edges, kind, "h")
+            if found is not None:
+                return self._rnn(*found, edges[found[0].name]["a"], layer, values, carried, wanted)
+        return super().sequence(nodes, edges, values, carried, wanted)
+
+    def _rnn(self, cell, linear, a, layer, values, carried, wanted):
+        steps, streams = values[a.source].shape[:2]
+        fed, h, c = self.fed.get(a.source_node), f"{cell.name}.h", f"{cell.name}.c"
+        if fed is None or not steps or {c, f"{linear.name}.out"} & wanted:
+            return None
+        own = self.arrays[linear.name]
+        if "layer" not in own:
+            own["layer"] = self._layer(layer, self.arrays[a.source_node], own)
+        before = [carried[name][None] for name in (h, c) if name in carried]
+        with exact():
+            y, after = own["layer"](fed.reshape(streams, steps, -1), tuple(before) if len(before) > 1 else before[0])
+        whole, last = {h: y.transpose(0, 1)}, after if isinstance(after, tuple) else (after,)
+        return whole, {name: part[0] for name, part in zip((h, c), last, strict=False)}
+
+    def _layer(self, layer, of_x: dict, of_h: dict) -> nn.RNNBase:
+        like = {"device": self.device, "dtype": self.dtype}
+        made = layer(of_x["weight"].shape[0], of_h["weight"].shape[0], batch_first=True, **like)
+        for part, arrays in (("ih", of_x), ("hh", of_h)):
+            made.get_parameter(f"weight_{part}_l0").copy_(arrays["weight"].t())
+            bias = made.get_parameter(f"bias_{part}_l0").zero_()
+            if "bias" in arrays:
+                bias.copy_(arrays["bias"])
+        return made.eval()
 
     def linear(self, node, inputs):
+        if node.name in self.fed:
+            self.fed[node.name] = inputs["x"]
         x, weight, bias = inputs["x"], *(self.arrays[node.name].get(role) for role in ("weight", "bias"))
         if self.kind[node.name]["x"] in EVENT_KINDS and node.name not in self.rows_of:
             self.saw(node, rows=self.count_nonzero(x))
         return {"out": F.linear(x, weight.t(), bias)}
 
     def conv2d(self, node, inputs):
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # its 10 bits would fire other spikes
+        with exact():
             return super().conv2d(node, inputs)
 
     def mix(self, node, inputs):
