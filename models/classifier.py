@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rheobase.models._counted_words import CountedWords
+from rheobase.models._moving import moved
 from rheobase.models._pretrained import LanguageModel, Pretrained
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, to_table
@@ -78,23 +79,25 @@ class Classifier(Pretrained):
     def run(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """As `forward`, with what the trunk's layers did at the sentences' own tokens, as one row of them."""
         if lengths is None:
-            lengths = torch.full(tokens.shape[:1], tokens.shape[-1], device=tokens.device)
+            lengths = torch.full(tokens.shape[:1], tokens.shape[-1])
         logits, runs, _ = self.read(tokens, lengths)
         if self.counted is not None:
-            logits = logits + COUNTS_WEIGHT * self.counted(tokens, real_tokens(tokens, lengths)).to(logits)
+            mask = moved(real_tokens(tokens, lengths), tokens.device)
+            logits = logits + COUNTS_WEIGHT * self.counted(tokens, mask).to(logits)
         return logits, runs
 
     def read(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Any, Tensor]:
         """The network's own logits, what the trunk's layers did at the sentences' own tokens, and the trunk's features
         [B, T, E], what lies behind a sentence's end included."""
-        mask = real_tokens(tokens, lengths)
+        real = real_tokens(tokens, lengths)
+        mask, at = (moved(x, tokens.device) for x in (real, places(real)))
         h, _, runs = self.trunk.hidden(tokens)
-        mean = torch.where(mask[..., None], h, 0).sum(1) / lengths[:, None].to(h)
-        return self.output(self.dropout(mean)), keep(runs, mask), h
+        mean = torch.where(mask[..., None], h, 0).sum(1) / mask.sum(1, keepdim=True).to(h)
+        return self.output(self.dropout(mean)), keep(runs, at), h
 
     def wake(self, tokens: Tensor, lengths: Tensor) -> None:
         """Prepare a new trunk on the first batch's own tokens, laid end to end in as many rows."""
-        real = tokens[real_tokens(tokens, lengths)]
+        real = tokens[real_tokens(tokens, lengths).to(tokens.device)]
         self.trunk.wake(real[: len(real) // len(tokens) * len(tokens)].view(len(tokens), -1))
 
     def penalty(self, runs) -> Tensor | float:
@@ -157,21 +160,29 @@ def trunk_settings(config: ClassifierConfig):
 
 
 def real_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """The mask [B, T] of the sentences' own tokens; raises ShapeError for lengths that cannot be."""
+    """The mask [B, T] of the sentences' own tokens, on the device of the lengths: on the CPU a GPU is not waited for.
+
+    raises  ShapeError: lengths that cannot be
+    """
     ok = lengths.shape == tokens.shape[:1] and lengths.numel() > 0 and not lengths.is_floating_point()
     if tokens.dim() != 2 or not ok or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
         got = f"tokens {tuple(tokens.shape)}, lengths {lengths.tolist()[:8]}"
         raise ShapeError("classifier lengths", "tokens [B, T] and B whole numbers from 1 to T", got, "mend them")
-    return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    return torch.arange(tokens.shape[1], device=lengths.device) < lengths[:, None]
 
 
-def keep(runs, mask: Tensor):
-    """What layers did, [B, T, ...] each, at the positions of a mask only, as one row [1, N, ...]."""
+def places(mask: Tensor) -> Tensor:
+    """Where a mask [B, T] is True, of B T places: [N]."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+def keep(runs, at: Tensor):
+    """What layers did, [B, T, ...] each, at some `places` only, as one row [1, N, ...]."""
     if isinstance(runs, Tensor):
-        return runs[mask][None]
+        return runs.flatten(0, 1)[at][None]
     if isinstance(runs, tuple) and hasattr(runs, "_fields"):
-        return type(runs)(*(keep(part, mask) for part in runs))
-    return runs if runs is None else type(runs)(keep(part, mask) for part in runs)
+        return type(runs)(*(keep(part, at) for part in runs))
+    return runs if runs is None else type(runs)(keep(part, at) for part in runs)
 
 
 Config, Model = ClassifierConfig, Classifier

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rheobase.models import Classifier, ClassifierConfig, load_model
-from rheobase.models.classifier import keep, real_tokens, trunk_type
+from rheobase.models.classifier import keep, places, real_tokens, trunk_type
 from rheobase.models.training.sentences import pad
 from rheobase.spiking.config import to_table
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
@@ -190,4 +190,4 @@ def test_bad_input(tmp_path):
 
 def test_what_is_kept_is_one_row_of_the_masked_positions():
     x, mask = torch.arange(12.0).view(2, 3, 2), torch.tensor([[True, True, False], [True, False, False]])
-    assert keep([x, None], mask)[0].tolist() == [[[0, 1], [2, 3], [6, 7]]]
+    assert keep([x, None], places(mask))[0].tolist() == [[[0, 1], [2, 3], [6, 7]]]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rheobase.models._moving import moved
 from rheobase.models.classifier import real_tokens
 from rheobase.models.training.evaluate import DEAD, SATURATED
 from rheobase.models.training.sentence_sets import SentenceParts
@@ -159,13 +160,15 @@ def judge_apart(model, rows: Rows, batch: int) -> tuple[float, float]:
     model.eval()
     for tokens, lengths, labels in _in_order(model, rows, batch):
         network += int((model.read(tokens, lengths)[0].argmax(1) == labels).sum())
-        counts += int((model.counted(tokens, real_tokens(tokens, lengths)).argmax(1) == labels).sum())
+        mask = moved(real_tokens(tokens, lengths), tokens.device)
+        counts += int((model.counted(tokens, mask).argmax(1) == labels).sum())
     return network / len(rows), counts / len(rows)
 
 
 def _in_order(model, rows: Rows, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """All sentences on the model's device, `batch` of like length at a time."""
+    """All sentences, `batch` of like length at a time; tokens and labels on the model's device."""
     device = next(model.parameters()).device
     order = np.argsort([len(row) for row in rows.tokens], kind="stable")
     for start in range(0, len(order), batch):
-        yield tuple(x.to(device) for x in rows.batch(order[start : start + batch]))
+        tokens, lengths, labels = rows.batch(order[start : start + batch])
+        yield moved(tokens, device), lengths, moved(labels, device)

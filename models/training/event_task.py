@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rheobase.models._moving import moved
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.distributed import Ranks
 from rheobase.models.training.evaluate import DEAD, SATURATED
@@ -73,7 +74,7 @@ class EventTask(Task):
         counts = shifted(part.frames, self.config.events.shift, np.random.default_rng((seed, step, 1)))
         pixels = as_pixels(counts, self.config.settings, self.config.events)
         device = self.config.train.device
-        return pixels.to(device), torch.from_numpy(part.labels).to(device)
+        return moved(pixels, device), moved(torch.from_numpy(part.labels), device)
 
     def _loss(self, model, frames: Tensor, labels: Tensor) -> Loss:
         logits, _, runs = model.run(frames)

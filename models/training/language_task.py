@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from rheobase.models._moving import moved
 from rheobase.models.training.corpus import Corpus
 from rheobase.models.training.data import Batches
 from rheobase.models.training.distributed import Ranks
@@ -53,7 +54,7 @@ class LanguageTask(Task):
     def loss(self, model, step, micro=0):
         t, state = self.config.train, self.states.get(micro)
         batch = self.ahead(step, self.rows[micro])
-        tokens, targets, fresh = (x.to(t.device) if torch.is_tensor(x) else x for x in batch)
+        tokens, targets, fresh = (moved(x, t.device) if torch.is_tensor(x) else x for x in batch)
         if state is not None:
             state = None if fresh else model.restart(state) if t.restart else state
         logits, state, runs = model.run(tokens, state)

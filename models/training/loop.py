@@ -257,7 +257,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
         compression = make_compression(model, config)
     model.load_state_dict(best["model"])
     model.eval().cpu().save_pretrained(run.model_path)
-    final = task.look(model)
+    final = task.look(model.to(ranks.device))
     seconds = time.monotonic() - began
     run.add_metrics(
         fresh=True,

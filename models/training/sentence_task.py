@@ -4,7 +4,8 @@ import numpy as np
 import torch.nn.functional as F
 
 from rheobase.models import load_model
-from rheobase.models.classifier import real_tokens
+from rheobase.models._moving import moved
+from rheobase.models.classifier import places, real_tokens
 from rheobase.models.training.classify import LabelledCorpus, SentenceBatches, judge
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.distributed import Ranks
@@ -82,16 +83,19 @@ class SentenceTask(Task):
         return [-self.step] if self._all else [-look.accuracy, look.cross_entropy]
 
     def _batch(self, step: int):
-        return tuple(x.to(self.config.train.device) for x in self.batches(step))
+        """(tokens, lengths, labels), the lengths on the CPU, where they are asked for."""
+        tokens, lengths, labels = self.batches(step)
+        device = self.config.train.device
+        return moved(tokens, device), lengths, moved(labels, device)
 
     def _loss(self, model, tokens, lengths, labels) -> Loss:
         logits, runs, h = model.read(tokens, lengths)
         loss = F.cross_entropy(logits, labels)
         whole = loss + model.penalty(runs)
-        has_next = real_tokens(tokens, lengths)[:, 1:]
-        if self.config.sentences.language and has_next.any():
-            following = model.trunk.decode(h[:, :-1][has_next])
-            whole = whole + self.config.sentences.language * F.cross_entropy(following, tokens[:, 1:][has_next])
+        at = moved(places(real_tokens(tokens, lengths)[:, 1:]), tokens.device)
+        if self.config.sentences.language and len(at):
+            following = model.trunk.decode(h[:, :-1].flatten(0, 1)[at])
+            whole = whole + self.config.sentences.language * F.cross_entropy(following, tokens[:, 1:].flatten()[at])
         return Loss(whole, loss, runs, int(lengths.sum()))
 
 
