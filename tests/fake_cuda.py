@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torch import nn
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -111,17 +112,30 @@ def grad(output: torch.Tensor, leaves, of_output: torch.Tensor) -> list[torch.Te
     return [next(gradient for leaf, gradient in found if leaf is wanted) for wanted in leaves]
 
 
+def apply(self: nn.Module, function, recurse: bool = True) -> nn.Module:
+    """`Module._apply`, which would swap the contents of fake parameters in place, and cannot."""
+    for child in self.children() if recurse else ():
+        child._apply(function)
+    for name, p in self._parameters.items():
+        if p is not None and not p.is_cuda:
+            self._parameters[name] = nn.Parameter(function(p.detach()), p.requires_grad)
+    self._buffers |= {name: b if b is None else function(b) for name, b in self._buffers.items()}
+    return self
+
+
 @contextlib.contextmanager
 def fake_cuda():
     """Inside, device "cuda" is at hand, every new tensor is fake, and a number asked of one raises. Yields a Watch."""
     yes = {"is_available": True, "is_bf16_supported": True, "current_device": 0, "is_initialized": False}
+    yes |= dict.fromkeys(("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats"), 0)
     with contextlib.ExitStack() as stack:
         stack.enter_context(fake_tensor.FakeTensorMode(allow_non_fake_inputs=True))
         for name, value in yes.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value))
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda *_: None))
         stack.enter_context(mock.patch.object(fake_tensor.FakeTensorMode, "avoid_device_init", True))
-        stack.enter_context(mock.patch.object(torch.nn.RNNBase, "flatten_parameters", lambda self: None))
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", apply))
+        stack.enter_context(mock.patch.object(nn.RNNBase, "flatten_parameters", lambda self: None))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda self: self))
         stack.enter_context(

@@ -1,6 +1,8 @@
 """The paths of a GPU, on a GPU that is not there (`fake_cuda`): no tensor is on another device than it should be, and
 nothing in a training step makes the host wait."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from fake_cuda import fake_cuda
 
 from rheobase.backends import simulate
+from rheobase.bench import Setting, parts
 from rheobase.models import (
     EGRULM,
     LSTMLM,
@@ -17,7 +20,18 @@ from rheobase.models import (
     RWKV4Config,
     SpikeGPT,
     SpikeGPTConfig,
+    classifier,
 )
+from rheobase.models._moving import moved
+from rheobase.models.classifier import Classifier, ClassifierConfig
+from rheobase.models.gesture import Gesture, GestureConfig
+from rheobase.models.training import loop, sentence_task
+from rheobase.models.training.distributed import Ranks
+from rheobase.models.training.run import RunConfig
+from rheobase.models.training.sample import SampleConfig, sample
+from rheobase.models.training.sentence_sets import SentencesConfig
+from rheobase.models.training.sentence_task import SentenceTask
+from rheobase.models.training.step import MicroBatch, gradient
 
 KNOWN = {"() from cpu to cuda"}
 """numbers of `ops.lif` on their way to its kernel"""
@@ -82,6 +96,118 @@ def test_the_simulator_asks_little_more_of_a_gpu_than_the_model(name):
         model.run(tokens)
         assert simulated < 1.3 * _launches(gpu)
         assert moved < (1.6 if name == "egru" else 1.3) * gpu.bytes  # a step's product is inside the op
+
+
+TASKS = {
+    "a budget, norms that go": {
+        "model": {"name": "spikegpt", "embedding": 16, "depth": 1, "placement": "spike_fed", "norm": "static"},
+        "budget": {"ops_per_token": 100.0, "rates": [0.1]},
+    },
+    "pruned and rounded": {
+        "model": {"name": "egru_lm", "embedding": 16, "layers": [16], "zoneout": 0.1, "rate_weight": 1.0},
+        "prune": {"sparsity": 0.5, "start": 0.0, "every": 100},
+        "quantise": {"weights": 8, "start": 0.0},
+    },
+    "in turns": {"model": {"name": "lstm_lm", "embedding": 16, "layers": [16]}, "train": {"accumulate": 2}},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_of_the_loop_waits_for_nothing(name, monkeypatch):
+    train = {"steps": 40, "batch": 4, "context": 16, "device": "cuda", "precision": "bf16"}
+    table = {**TASKS[name], "train": {**train, **TASKS[name].get("train", {})}}
+    config = RunConfig.from_table(table)
+    corpus = config.corpus()
+    config = config.fitted(corpus.tokenizer)
+    built, t = config.build(), config.train
+    monkeypatch.setattr(loop, "_build", lambda _: built)
+    with fake_cuda() as gpu:
+        ranks = Ranks(device="cuda", accumulate=t.accumulate)
+        task, model = loop.prepare(config, corpus, ranks)
+        whole = ranks.wrap(MicroBatch(task, model, False), model, t.sharding)
+        optimiser, compression = loop.make_optimiser(model, t), loop.make_compression(model, config)
+        model.advance(0.0)
+        for step in range(2):
+            gpu.forget()
+            compression.begin(step)
+            optimiser.zero_grad()
+            with compression.applied(step):
+                gradient(whole, task, model, ranks, step, t, True)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
+            optimiser.step()
+            model.project_()
+            compression.project_()
+            model.advance((step + 1) / t.steps)
+        assert set(gpu.waits) <= KNOWN
+        assert task.look(model).tokens and task.carried()["state"][0][0].is_cuda
+
+
+@pytest.mark.parametrize("neurons", ["relu", "lif"])
+def test_recordings_are_classified_without_waits(neurons):
+    sizes = {"size": (16, 16), "convolutions": ((4, 3, 1, 1), (6, 3, 1, 1)), "pooled": 1, "features": 12, "units": 10}
+    model = Gesture(GestureConfig(**sizes, neurons=neurons, rate_weight=1.0))
+    graph, x = model.lower(), np.ones((2, 5, 1, 16, 16), np.float32)
+    with fake_cuda() as gpu:
+        model = model.to("cuda").train()
+        gpu.forget()
+        frames, labels = moved(torch.from_numpy(x), "cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            logits, _, runs = model.run(frames)
+            loss = F.cross_entropy(logits.mean(1), labels) + model.penalty(runs)
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters()) and model.rates(runs)[0].is_cuda
+        assert set(gpu.waits) <= KNOWN
+        simulate(graph, x, on="torch", device="cuda")
+        gpu.forget()
+        simulate(graph, x, on="torch", device="cuda")
+        assert len([wait for wait in gpu.waits if wait not in KNOWN]) == 3
+
+
+def test_sentences_are_classified_without_waits(monkeypatch):
+    """What is asked of their lengths is asked on the CPU, and not here, where no number is known."""
+    trunk = {**WIDTHS, "layers": (16,), "zoneout": 0.1, "rate_weight": 1.0}
+    model, task = Classifier(ClassifierConfig(trunk="egru_lm", settings=trunk)), SentenceTask.__new__(SentenceTask)
+    config = RunConfig.from_table({"model": {"name": "egru_lm"}, "train": {"device": "cuda"}})
+    task.config = replace(config, sentences=SentencesConfig(language=0.5))
+    batch = torch.zeros(4, 9, dtype=torch.int64), torch.full((4,), 6), torch.zeros(4, dtype=torch.int64)
+    task.batches = lambda step: batch
+
+    def mask(tokens, lengths):
+        assert tokens.is_cuda and not lengths.is_cuda
+        return torch.ones(tokens.shape, dtype=torch.bool)
+
+    for module in (classifier, sentence_task):
+        monkeypatch.setattr(module, "real_tokens", mask)
+        monkeypatch.setattr(module, "places", lambda mask: torch.arange(mask.numel()))
+    with fake_cuda() as gpu:
+        model = model.to("cuda").train()
+        gpu.forget()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = task.loss(model, 0)
+        loss.whole.backward()
+        assert all(p.grad is not None for p in model.parameters()) and model.rates(loss.runs)[0].is_cuda
+    assert not gpu.waits
+
+
+def test_a_token_that_is_drawn_comes_to_the_host_once():
+    model = EGRULM(EGRULMConfig(**WIDTHS, layers=(16,)))
+    config = SampleConfig(top_k=4, top_p=0.9, typical=0.9, repetition_penalty=1.1)
+    with fake_cuda() as gpu:
+        model = model.to("cuda")
+        gpu.forget()
+        sample(model, [[1, 2, 3]], 4, config)
+    assert gpu.waits == ["(1, 3) from cpu to cuda", *["(1, 64) from cuda to cpu", "(1, 1) from cpu to cuda"] * 4][:-1]
+
+
+@pytest.mark.parametrize("part", ["lif", "wkv", "egru"])
+def test_what_is_timed_runs_on_the_gpu(part):
+    with fake_cuda() as gpu:
+        (case,) = parts("cuda")[part](Setting(device="cuda", small=True))
+        for name, run in case.runs.items():
+            if name != "nn.GRU":  # which has no fake form without cuDNN
+                gpu.forget()
+                run()
+                assert gpu.launches, name
 
 
 def _launches(gpu) -> int:

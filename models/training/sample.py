@@ -177,10 +177,11 @@ def stream(
         for row, prompt in zip(seen, prompts, strict=True):
             row[list(prompt)] = True
         for left in reversed(range(length)):
-            if not last.isfinite().all():
+            here = last.cpu().double()  # one copy a token, in the narrower type
+            if not here.isfinite().all():
                 raise RheobaseError("sample", "finite logits", "others", "train the model with a lower learning rate")
             u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-            tokens = draw(filter_logits(last.double().cpu(), config, seen), u)
+            tokens = draw(filter_logits(here, config, seen), u)
             seen[torch.arange(len(tokens)), tokens] = True
             yield tokens
             if left:

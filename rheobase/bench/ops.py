@@ -16,6 +16,7 @@ from rheobase.spiking import EGRU, LIF, cuda_graphed
 from rheobase.spiking.adapters._library import load
 from rheobase.spiking.ops import wkv as wkv_op
 from rheobase.spiking.ops.choice import VARIABLE
+from rheobase.spiking.ops.wkv.reference import FIRST
 
 SIZES = {"cpu": (8, 1024, 512), "cuda": (16, 1024, 768)}
 SMALL = (2, 32, 16)
@@ -30,7 +31,7 @@ def lif(setting: Setting) -> list[Case]:
     ours = {"ours": lambda x: layer(x)[0], "loop over x.unbind(1)": _with("reference", lambda x: layer(x)[0])}
     peers = {
         "SpikingJelly, multi-step": _spikingjelly,
-        "snnTorch, loop over x[t]": _snntorch,
+        "snnTorch, loop over x[t]": partial(_snntorch, setting.device),
         "Norse, loop over x.unbind(1)": _norse,
     }
     if setting.compile:
@@ -165,8 +166,8 @@ def _spikingjelly():
     return run
 
 
-def _snntorch():
-    layer = load("snntorch", "snntorch>=1.0").Leaky(beta=0.5, reset_mechanism="zero", reset_delay=False)
+def _snntorch(device="cpu"):
+    layer = load("snntorch", "snntorch>=1.0").Leaky(beta=0.5, reset_mechanism="zero", reset_delay=False).to(device)
 
     def run(x):
         v, spikes = layer.init_leaky(), []
@@ -195,7 +196,13 @@ def _norse():
 def _fla():
     from fla.ops.rwkv4 import fused_recurrent_rwkv4
 
-    return lambda w, u, k, v: fused_recurrent_rwkv4(-torch.exp(w), u, k, v)[0]
+    def run(w, u, k, v):
+        """w is taken raw, as by us; the state before, [B, 3, 1, N], holds p, q and the largest exponent so far."""
+        state = k.new_zeros(len(k), 3, 1, k.shape[2])
+        state[:, 2] = FIRST
+        return fused_recurrent_rwkv4(w, u, k, v, state)[0]
+
+    return run
 
 
 def _compiled_scan():
