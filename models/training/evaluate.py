@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rheobase.models._moving import moved
 from rheobase.models.training.corpus import Splits
 from rheobase.models.training.data import each_once
 from rheobase.models.training.shards import Shards
@@ -67,10 +68,11 @@ def evaluate(
     nats, tokens, steps, state, fired = 0.0, 0, 0, None, None
     try:
         for x, target in each_once(data, batch, context):
-            logits, state, runs = model.run(x.to(device), state)
+            logits, state, runs = model.run(moved(x, device), state)
             if restart:
                 state = model.restart(state)
-            nats += F.cross_entropy(logits.flatten(0, 1).double(), target.to(device).flatten(), reduction="sum").item()
+            right = moved(target, device).flatten()
+            nats = nats + F.cross_entropy(logits.flatten(0, 1).double(), right, reduction="sum")
             tokens += int((target >= 0).sum())
             rates = [r * x.shape[1] for r in model.rates(runs)]
             fired = rates if fired is None else [a + b for a, b in zip(fired, rates, strict=True)]
@@ -79,7 +81,7 @@ def evaluate(
                 progress(int((target >= 0).sum()))
     finally:
         model.train(was_training)
-    bits = nats / tokens / math.log(2)
+    bits = float(nats) / tokens / math.log(2)
     perplexity = 2**bits if bits < 1000 else math.inf
     n_bytes = len(data) if n_bytes is None else n_bytes
     units = [f / steps for f in fired]
