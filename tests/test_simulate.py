@@ -15,7 +15,7 @@ from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
-from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Tokens
+from rheobase.spiking.graph import Edge, Embedding, EventGraph, LIFCell, Linear, Node, Tokens
 from rheobase.spiking.ops.native import Gather, library
 from rheobase.spiking.ops.native.egru import egru_sequence
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
@@ -102,6 +102,27 @@ def test_a_gpus_ways_give_the_same_events_and_tally(name):
         assert list(getattr(got, part)) == list(getattr(wanted, part))
         for name, array in getattr(wanted, part).items():
             assert np.abs(getattr(got, part)[name] - array).max() < 1e-12
+
+
+@pytest.mark.parametrize("on", ["event", "torch"])
+def test_what_reads_a_cell_a_step_late_begins_with_the_state_before(on):
+    rng = np.random.default_rng(0)
+    nodes = (Node("tokens", Tokens(9)), Node("embedding", Embedding(), {"table": "t"}), Node("lif", LIFCell(theta=0.2)))
+    edges = (
+        Edge("tokens.out", "embedding.token", BINARY, (9,)),
+        Edge("embedding.out", "lif.x", DENSE, (5,)),
+        Edge("lif.s", "product.x", BINARY, (5,), delay=1),
+    )
+    arrays = {"t": rng.normal(size=(9, 5)), "w": rng.normal(size=(5, 5))}
+    product = Node("product", Linear(transposed=False), {"weight": "w"})
+    graph = EventGraph((*nodes, product), edges, arrays, {"y": "product.out"})
+    x, more = rng.integers(0, 9, (6, 7)), rng.integers(0, 9, (6, 3))
+    first = simulate(graph, x, on=on, record=["lif.{s,v}"])
+    second = simulate(graph, more, first.state, on=on, record=["lif.{s,v}"])
+    sent = np.concatenate([np.zeros((6, 1, 5)), first.recorded["lif.s"], second.recorded["lif.s"]], 1)
+    assert first.recorded["lif.s"][:, -1].any()
+    got = np.concatenate([first.outputs["y"], second.outputs["y"]], 1)
+    assert np.abs(got - sent[:, :-1] @ arrays["w"]).max() < 1e-12
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])

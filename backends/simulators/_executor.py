@@ -108,6 +108,7 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     wanted, readers = {*kept, *passed_on}, Counter(e.source for e in graph.edges)
     carried = start_state(graph, state, streams, kernels)
     values: dict = {}
+    after = dict(carried)  # apart, since what reads it one step late may run later
 
     for group in graph.order():
         nodes = [graph.node(name) for name in group]
@@ -118,10 +119,10 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
         elif any(n.op.state or any(e.source_node in group for e in edges[n.name].values()) for n in nodes):
             whole = kernels.sequence(nodes, edges, values, carried, wanted)
             if whole is None:
-                _run_by_step(nodes, edges, values, carried, wanted, (steps, streams), graph, kernels)
+                after |= _run_by_step(nodes, edges, values, carried, wanted, (steps, streams), graph, kernels)
             else:
                 values |= {name: array for name, array in whole[0].items() if name in wanted}
-                carried |= whole[1]
+                after |= whole[1]
         else:
             _run_at_once(nodes[0], edges[nodes[0].name], values, carried, (steps, streams), kernels)
         readers.subtract(e.source for own in edges.values() for e in own.values())
@@ -130,7 +131,7 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
                 values.pop(name, None)
     for e in graph.edges:
         if e.delay and steps:
-            carried[e.source] = values[e.source][-1]
+            after[e.source] = values[e.source][-1]
 
     def dense(name):
         return kernels.to_numpy(values[name]).swapaxes(0, 1)
@@ -138,7 +139,7 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     return Trace(
         outputs=kernels.table({name: partial(dense, source) for name, source in graph.outputs.items()}),
         events=kernels.table({name: partial(kernels.events, values[name]) for name in events}),
-        state=kernels.table({name: partial(kernels.to_numpy, array) for name, array in carried.items()}),
+        state=kernels.table({name: partial(kernels.to_numpy, array) for name, array in after.items()}),
         tally=kernels.tally(steps * streams),
         recorded=kernels.table({name: partial(dense, name) for name in recorded}),
     )
@@ -162,8 +163,8 @@ def arriving(edge, values, carried, kernels):
     return values[edge.source, 1]
 
 
-def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) -> None:
-    """Nodes that depend on each other's last step, or on their own state."""
+def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) -> dict:
+    """Nodes that depend on each other's last step, or on their own state; returns their state after the last."""
     steps, streams = size
     methods = {n.name: _method(kernels, n) for n in nodes}
     inside = {f"{n.name}.{port}" for n in nodes for port in n.op.outputs}
@@ -188,7 +189,7 @@ def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) ->
             kept.append(now[name])
     for name, kept in keep.items():
         values[name] = kernels.stack(kept) if kept else kernels.zeros(0, streams, *graph.shape_of(name))
-    carried |= previous
+    return previous
 
 
 def feed(graph: EventGraph, values) -> tuple[Node, np.ndarray]:

@@ -109,7 +109,8 @@ class GPUKernels(TorchKernels):
         with exact():
             y, after = own["layer"](fed.reshape(streams, steps, -1), tuple(before) if len(before) > 1 else before[0])
         whole, last = {h: y.transpose(0, 1)}, after if isinstance(after, tuple) else (after,)
-        return whole, {name: part[0] for name, part in zip((h, c), last, strict=False)}
+        state = {name: part[0] for name, part in zip((h, c), last, strict=False)}
+        return whole, {name: state[name] for name in (f"{cell.name}.{port}" for port in cell.op.state)}
 
     def _layer(self, layer, of_x: dict, of_h: dict) -> nn.RNNBase:
         like = {"device": self.device, "dtype": self.dtype}
