@@ -136,12 +136,16 @@ def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, T
     else:
         out, state = neuron(x_BTD, before)
         spikes = out
-    return out, spikes, torch.cat(list(state), 1)
+    return out, spikes, _side_by_side(state)
 
 
 def rest(neuron: Cell, batch: int, **like) -> Tensor:
     """The packed state of a neuron before the first step, of a dtype and on a device."""
-    return torch.cat(list(neuron.initial_state(batch, **like)), 1)
+    return _side_by_side(neuron.initial_state(batch, **like))
+
+
+def _side_by_side(state) -> Tensor:
+    return torch.cat(list(state), 1) if len(state) > 1 else state[0]
 
 
 class Block(nn.Module):
