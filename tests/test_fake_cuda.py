@@ -204,6 +204,7 @@ def test_a_token_that_is_drawn_comes_to_the_host_once():
 
 @pytest.mark.parametrize("part", ["lif", "wkv", "egru"])
 def test_what_is_timed_runs_on_the_gpu(part):
+    parts("cpu")[part](Setting(small=True))  # libraries are imported here, where their constants are real
     with fake_cuda() as gpu:
         (case,) = parts("cuda")[part](Setting(device="cuda", small=True))
         for name, run in case.runs.items():

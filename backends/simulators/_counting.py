@@ -22,6 +22,7 @@ class Counting(Kernels):
         self.graph = graph
         self.seen: dict[str, dict] = {n.name: {} for n in graph.nodes if type(n.op) in RULES}
         self.kind = {n.name: {p: e.kind for p, e in graph.inputs_of(n.name).items()} for n in graph.nodes}
+        self.size = max((array.itemsize for array in graph.arrays.values()), default=4)  # without arrays float32
         self.driven = {n.name for n in graph.nodes if self._by_events(n)}
 
     def _by_events(self, node: Node) -> bool:
@@ -62,7 +63,6 @@ class Counting(Kernels):
         width = {port: e.shape[0] for port, e in graph.inputs_of(node.name).items()}
         width |= {port: graph.shape_of(f"{node.name}.{port}")[0] for port in node.op.outputs}
         found = RULES[type(node.op)](Seen(node.op, graph.arrays_of(node), self.kind[node.name], width, tokens, **seen))
-        size = max((array.itemsize for array in graph.arrays.values()), default=4)  # without arrays float32
-        plain = {key: n * size if key.endswith("_bytes") else n for key, n in found.items()}
+        plain = {key: n * self.size if key.endswith("_bytes") else n for key, n in found.items()}
         transcendentals = {key: plain.pop(key) for key in _TRANSCENDENTALS if key in plain}
         return Counts(**plain, transcendentals=transcendentals)

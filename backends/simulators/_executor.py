@@ -125,9 +125,9 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
                 after |= whole[1]
         else:
             _run_at_once(nodes[0], edges[nodes[0].name], values, carried, (steps, streams), kernels)
-        readers.subtract(e.source for own in edges.values() for e in own.values())
-        for name in {e.source for own in edges.values() for e in own.values()} - kept:
-            if not readers[name]:
+        for name in [e.source for own in edges.values() for e in own.values()]:
+            readers[name] -= 1
+            if not readers[name] and name not in kept:  # so that its memory is the next one's
                 values.pop(name, None)
     for e in graph.edges:
         if e.delay and steps:
