@@ -129,7 +129,7 @@ def _obstacle(op: str, form: str, tensors: list[Tensor]) -> tuple[str, str, str]
     kinds = {type(t) for t in tensors} - {Tensor, torch.nn.Parameter}
     if kinds:
         return "plain tensors", _names(kind.__name__ for kind in kinds), OTHER
-    if len(types) > 1 or not types <= SUFFIXES.keys():
+    if len(types) > 1 or tensors[0].dtype not in SUFFIXES:
         return "all float32 or all float64", _names(types), OTHER
     return None
 
