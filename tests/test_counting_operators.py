@@ -126,12 +126,12 @@ BY_HAND = {
     "columns by an axis": (Rows(axis=1), torch.tensor([0, 2]), {"adds": 8, "rows": 0, "weight_bytes": 40}),
     "index_add": (lambda x: torch.zeros(2, 5).index_add(0, torch.tensor([0, 1, 1, 0]), x), X, {"adds": 20}),
     "attention": (
-        lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]),
+        lambda x: F.scaled_dot_product_attention(*3 * [x[None, None]]),
         X,
         {"macs": 2 * 16 * 5, "exp": 16, "division": 16, "products": 16, "adds": 28, "comparisons": 12},
     ),
     "causal attention": (
-        lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], is_causal=True),
+        lambda x: F.scaled_dot_product_attention(*3 * [x[None, None]], is_causal=True),
         X,
         {"macs": 2 * 10 * 5, "exp": 10, "division": 10, "products": 10, "adds": 16, "comparisons": 6},
     ),
