@@ -219,7 +219,8 @@ def _compiled_pieces():
 def _scan(x: Tensor) -> Tensor:
     from torch._higher_order_ops.scan import scan
 
-    return scan(_step, torch.zeros_like(x[:, 0]), x, dim=1)[1]
+    # over the first axis: torch 2.11 scans another, but gives its results along the first
+    return scan(_step, torch.zeros_like(x[:, 0]), x.transpose(0, 1))[1].transpose(0, 1)
 
 
 def _in_pieces(piece, x: Tensor) -> Tensor:
