@@ -143,7 +143,7 @@ def walks_on(o, w, k, live):
 
 
 @triton.jit
-def reads_beyond(at, stride, first, end, STEPS: tl.constexpr, inside):
+def reads_beyond(at, stride, first, end, STEPS: tl.constexpr, inside, WHOLE: tl.constexpr = False):
     rows = ()
     for i in tl.static_range(STEPS):
         rows += (tl.load(at + (i - 1) * stride, mask=inside & (first + i < end), other=0.0),)

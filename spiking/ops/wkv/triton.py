@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rheobase.spiking.ops.rows import before, within
 from rheobase.spiking.ops.rows import load as _load
 from rheobase.spiking.ops.rows import store as _store
 from rheobase.spiking.ops.wkv.reference import WKVState
@@ -24,9 +25,10 @@ a warp longer than memory takes to answer, and two stretches of them fit in back
 
 @triton.jit
 def _shares(x1, x2):
-    """e^(x1 - n), e^(x2 - n) and n = max(x1, x2)."""
-    n = tl.maximum(x1, x2, propagate_nan=tl.PropagateNan.ALL)
-    return tl.exp(x1 - n), tl.exp(x2 - n), n
+    """e^(x1 - n), e^(x2 - n) and n = max(x1, x2): of the two, one is 1 where n is finite, and the other is computed."""
+    apart, n = x1 - x2, tl.maximum(x1, x2, propagate_nan=tl.PropagateNan.ALL)
+    less, one = tl.exp(-tl.abs(apart)), 1 + (n - n)
+    return tl.where(apart >= 0, one, less), tl.where(apart >= 0, less, one), n
 
 
 @triton.jit
@@ -39,25 +41,27 @@ def _carry(o, w, k, live):
 @triton.jit
 def _forward(
     w, u, k, v, gate, state, y, last, kept, T,
-    D: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside, row = d < D, b * T * D + d
+    inside, row = within(d, D, BLOCK), b * T * D + d
     w, u = tl.load(w + d, mask=inside), tl.load(u + d, mask=inside)
     p, q, o = _load(state + b * 3 * D + d, D, 0, 3, 3, inside)
     k, v, gate, y, kept = k + row, v + row, gate + row, y + row, kept + b * tl.cdiv(T, STEPS) * 3 * D + d
-    next_k, next_v = _load(k, D, 0, T, STEPS, inside), _load(v, D, 0, T, STEPS, inside)
-    next_gate = _load(gate, D, 0, T, STEPS, inside & GATED)
+    next_k, next_v = _load(k, D, 0, T, STEPS, inside, WHOLE), _load(v, D, 0, T, STEPS, inside, WHOLE)
+    next_gate = _load(gate, D, 0, T, STEPS, inside & GATED, WHOLE)
     for first in range(0, T, STEPS):
         k_S, v_S, gate_S = next_k, next_v, next_gate
         k, v, gate = k + STEPS * D, v + STEPS * D, gate + STEPS * D
-        next_k, next_v = _load(k, D, first + STEPS, T, STEPS, inside), _load(v, D, first + STEPS, T, STEPS, inside)
-        next_gate = _load(gate, D, first + STEPS, T, STEPS, inside & GATED)
+        next_k = _load(k, D, first + STEPS, T, STEPS, inside, WHOLE)
+        next_v = _load(v, D, first + STEPS, T, STEPS, inside, WHOLE)
+        next_gate = _load(gate, D, first + STEPS, T, STEPS, inside & GATED, WHOLE)
         if KEEP:
             _store(kept, D, (p, q, o), inside)
             kept += 3 * D
         for i in tl.static_range(STEPS):
-            live, k_t, v_t = first + i < T, k_S[i].to(p.dtype), v_S[i].to(p.dtype)
+            live, k_t, v_t = before(first + i, T, WHOLE), k_S[i].to(p.dtype), v_S[i].to(p.dtype)
             a, e, _ = _shares(o, u + k_t)
             y_t = (a * p + e * v_t) / (a * q + e)
             if GATED:
@@ -72,10 +76,10 @@ def _forward(
 @triton.jit
 def _backward(
     w, u, k, v, gate, state, last, kept, g_y, g_last, g_w, g_u, g_k, g_v, g_gate, g_state, T,
-    D: tl.constexpr, GATED: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, GATED: tl.constexpr, WHOLE: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside, stretches = d < D, tl.cdiv(T, STEPS)
+    inside, stretches = within(d, D, BLOCK), tl.cdiv(T, STEPS)
     w, u = tl.load(w + d, mask=inside), tl.load(u + d, mask=inside)
     p, q, _ = _load(last + b * 3 * D + d, D, 0, 3, 3, inside)
     of_p, of_q, of_o = _load(g_last + b * 3 * D + d, D, 0, 3, 3, inside)
@@ -86,26 +90,28 @@ def _backward(
     k, v, gate, g_y = k + row, v + row, gate + row, g_y + row
     g_k, g_v, g_gate = g_k + row, g_v + row, g_gate + row
     kept += (b * stretches + stretches - 1) * 3 * D + d
-    next_k, next_v = _load(k, D, first, T, STEPS, some), _load(v, D, first, T, STEPS, some)
-    next_g, next_gate = _load(g_y, D, first, T, STEPS, some), _load(gate, D, first, T, STEPS, some & GATED)
+    next_k, next_v = _load(k, D, first, T, STEPS, some, WHOLE), _load(v, D, first, T, STEPS, some, WHOLE)
+    next_g = _load(g_y, D, first, T, STEPS, some, WHOLE)
+    next_gate = _load(gate, D, first, T, STEPS, some & GATED, WHOLE)
     next_kept = _load(kept, D, 0, 3, 3, some)
     for _ in range(stretches):
         k_S, v_S, g_S, gate_S = next_k, next_v, next_g, next_gate
         p, q, o = next_kept
         k, v, g_y, gate, kept = k - STEPS * D, v - STEPS * D, g_y - STEPS * D, gate - STEPS * D, kept - 3 * D
-        some = inside & (first > 0)
-        next_k, next_v = _load(k, D, 0, T, STEPS, some), _load(v, D, 0, T, STEPS, some)
-        next_g, next_gate = _load(g_y, D, 0, T, STEPS, some), _load(gate, D, 0, T, STEPS, some & GATED)
+        some = inside & (first > 0)  # all stretches but the last are whole
+        next_k, next_v = _load(k, D, 0, STEPS, STEPS, some, True), _load(v, D, 0, STEPS, STEPS, some, True)
+        next_g = _load(g_y, D, 0, STEPS, STEPS, some, True)
+        next_gate = _load(gate, D, 0, STEPS, STEPS, some & GATED, True)
         next_kept = _load(kept, D, 0, 3, 3, some)
         states, shares = (), ()
         for i in tl.static_range(STEPS):
             states += ((p, q, o),)
             k_t, v_t = k_S[i].to(p.dtype), v_S[i].to(p.dtype)
-            a, e, o = _carry(o, w, k_t, first + i < T)
+            a, e, o = _carry(o, w, k_t, before(first + i, T, WHOLE))
             shares += ((a, e),)
             p, q = a * p + e * v_t, a * q + e
         for i in tl.static_range(STEPS - 1, -1, -1):
-            live, k_t, v_t = first + i < T, k_S[i].to(p.dtype), v_S[i].to(p.dtype)
+            live, k_t, v_t = before(first + i, T, WHOLE), k_S[i].to(p.dtype), v_S[i].to(p.dtype)
             p, q, o = states[i]
             now_a, now_e, _ = _shares(o, u + k_t)
             inverse = 1 / (now_a * q + now_e)
@@ -134,7 +140,7 @@ def _backward(
 
 def _launch(kernel, tensors: list[Tensor], k_BTD: Tensor, **options) -> None:
     batch, steps, channels = k_BTD.shape
-    grid = triton.cdiv(channels, BLOCK), batch
+    grid, options = (triton.cdiv(channels, BLOCK), batch), options | {"WHOLE": steps % STEPS == 0}
     with torch.cuda.device_of(k_BTD):
         kernel[grid](*tensors, steps, channels, **options, STEPS=STEPS, BLOCK=BLOCK, num_warps=WARPS)
 
