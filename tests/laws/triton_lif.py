@@ -145,20 +145,20 @@ def test_a_planted_wrong_kernel_is_caught(monkeypatch):
 def test_the_operators_keep_torchs_rules(dtype, learns):
     x, v, weights = case(0, (2, 5, 3), dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    v, settings = v.to(wide), (0.0, True, False, False, False, "ATan", 2.0, 0.0)
-    parameters, numbers = [None, None], (2.0, 1.0)
+    v, numbers = v.to(wide), [2.0, 1.0]
+    parameters, rules = [None, None], ([True, True, False, False, False], "ATan")
     if learns:
         parameters = [torch.full((3,), n, dtype=wide, requires_grad=True) for n in numbers]
-        numbers = None, None
+        numbers = [torch.nan, torch.nan]
+    settings = numbers + [0.0, 2.0, 0.0], *rules
     inputs = [x.requires_grad_(), v.requires_grad_(), *parameters]
-    for whole, with_h, keep in ((True, True, True), (False, False, True)):
-        torch.library.opcheck(kernels._lif, (*inputs, *numbers, *settings, whole, with_h, keep))
+    for shown in ([True, True, True], [False, False, True]):
+        torch.library.opcheck(kernels._lif, (*inputs, *settings, shown))
     inputs = [t if t is None else t.detach() for t in inputs]
-    *_, last, kept = kernels._lif(*inputs, *numbers, *settings, False, False, True)
+    *_, last, kept = kernels._lif(*inputs, *settings, shown)
     for g_v, g_h in ((None, None), (weights[1].to(wide), weights[2])):
         gradients = weights[0], g_v, g_h, torch.ones_like(last)
-        args = (inputs[0], *inputs[2:], kept, *gradients, *numbers, *settings, learns)
-        torch.library.opcheck(kernels._lif_backward, args)
+        torch.library.opcheck(kernels._lif_backward, (inputs[0], *inputs[2:], kept, *gradients, *settings, learns))
 
 
 def test_it_runs_inside_what_torch_compiles():

@@ -10,6 +10,7 @@ that spikes are the reference's; a division, the longest link of the chain, is a
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -183,30 +184,33 @@ def _backward(
         tl.store(g_theta + b * D + d, of_theta, mask=inside)
 
 
-def _launch(
-    kernel, tensors: list[Tensor | None], x_BTD: Tensor, tau: float | None, theta: float | None, v_reset: float | None,
-    **options,
-) -> None:  # fmt: skip
-    batch, steps, units = x_BTD.shape
-    exact = tau is not None and math.frexp(tau)[0] == 0.5
-    options |= {"TAU": tau, "INVERSE": 1 / tau if exact else None, "THETA": theta}
-    options |= {"REST": v_reset or 0.0, "HARD": v_reset is not None}
-    options |= {"WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
-    with torch.cuda.device_of(x_BTD):
+def _launch(kernel, tensors: list[Tensor | None], numbers: Sequence[float], hard: bool, **options) -> None:
+    """tensors: x first, tau and theta as None where they are numbers."""
+    tau, theta, v_reset = numbers[:3]
+    batch, steps, units = tensors[0].shape
+    options |= {"TAU": tau, "INVERSE": 1 / tau if math.frexp(tau)[0] == 0.5 else None, "THETA": theta}
+    options |= {"REST": v_reset, "HARD": hard, "WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
+    with torch.cuda.device_of(tensors[0]):
         grid = triton.cdiv(units, BLOCK), batch
         kernel[grid](*tensors, steps, units, **options, num_warps=WARPS, enable_fp_fusion=False)
 
 
 @torch.library.custom_op("rheobase::lif_triton", mutates_args=())
 def _lif(
-    x_BTD: Tensor, v0_BD: Tensor, tau_D: Tensor | None, theta_D: Tensor | None, tau: float | None, theta: float | None,
-    v_reset: float | None, decay_input: bool, strict: bool, ternary: bool, detach_reset: bool, surrogate: str,
-    first: float, second: float, whole: bool, with_h: bool, keep: bool,
+    x_BTD: Tensor, v0_BD: Tensor, tau_D: Tensor | None, theta_D: Tensor | None, numbers: Sequence[float],
+    rules: Sequence[bool], surrogate: str, shown: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    outputs = _outputs(x_BTD, v0_BD, whole, with_h, keep)
+    """A call of an operator costs the host time by the square of the number of arguments, so they are few.
+
+    numbers  tau and theta (not a number where they are tensors), v_reset, and the surrogate's two
+    rules    hard, decay_input, strict, ternary, detach_reset
+    shown    whole, with_h, keep
+    """
+    hard, decay_input, strict, ternary, _ = rules
+    whole, with_h, keep = shown
+    outputs = _outputs(x_BTD, v0_BD, shown)
     flags = {"DECAY": decay_input, "STRICT": strict, "TERNARY": ternary, "ALL_V": whole, "WITH_H": with_h, "KEEP": keep}
-    tensors = [x_BTD.contiguous(), v0_BD.contiguous(), tau_D, theta_D, *outputs]
-    _launch(_forward, tensors, x_BTD, tau, theta, v_reset, **flags)
+    _launch(_forward, [x_BTD.contiguous(), v0_BD.contiguous(), tau_D, theta_D, *outputs], numbers, hard, **flags)
     return outputs
 
 
@@ -214,7 +218,7 @@ def _lif(
 def _outputs(x_BTD, v0_BD, *settings):
     """s, v and h where they are wanted, the last membrane, and the membranes to keep, not yet written."""
     batch, steps, units = x_BTD.shape
-    whole, with_h, keep = settings[-3:]
+    whole, with_h, keep = settings[-1]
     v = v0_BD.new_empty(x_BTD.shape if whole else 0)
     h = x_BTD.new_empty(x_BTD.shape if with_h else 0)
     kept = v0_BD.new_empty(batch, -(-steps // STEPS) if keep else 0, units)
@@ -224,18 +228,18 @@ def _outputs(x_BTD, v0_BD, *settings):
 @torch.library.custom_op("rheobase::lif_triton_backward", mutates_args=())
 def _lif_backward(
     x_BTD: Tensor, tau_D: Tensor | None, theta_D: Tensor | None, kept_BSD: Tensor, g_s_BTD: Tensor,
-    g_v_BTD: Tensor | None, g_h_BTD: Tensor | None, g_last_BD: Tensor, tau: float | None, theta: float | None,
-    v_reset: float | None, decay_input: bool, strict: bool, ternary: bool, detach_reset: bool, surrogate: str,
-    first: float, second: float, learns: bool,
+    g_v_BTD: Tensor | None, g_h_BTD: Tensor | None, g_last_BD: Tensor, numbers: Sequence[float], rules: Sequence[bool],
+    surrogate: str, learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    hard, decay_input, strict, ternary, detach_reset = rules
     seen = [g_s_BTD if g is None else g for g in (g_v_BTD, g_h_BTD)]  # in a place that the kernel does not look at
     inputs = [x_BTD, tau_D, theta_D, kept_BSD, g_s_BTD, *seen, g_last_BD]
     inputs = [t if t is None else t.contiguous() for t in inputs]
     gradients = _gradients(*inputs, learns)
     flags = {"DECAY": decay_input, "STRICT": strict, "TERNARY": ternary, "THROUGH": not detach_reset}
-    flags |= {"SURROGATE": surrogate, "FIRST": first, "SECOND": second, "LEARNS": learns}
+    flags |= {"SURROGATE": surrogate, "FIRST": numbers[3], "SECOND": numbers[4], "LEARNS": learns}
     flags |= {"ALL_V": g_v_BTD is not None, "WITH_H": g_h_BTD is not None}
-    _launch(_backward, [*inputs, *gradients], x_BTD, tau, theta, v_reset, **flags)
+    _launch(_backward, [*inputs, *gradients], numbers, hard, **flags)
     return gradients
 
 
@@ -247,9 +251,8 @@ def _gradients(x_BTD, tau_D, theta_D, kept_BSD, g_s_BTD, g_v_BTD, g_h_BTD, g_las
 
 
 def _keep(ctx, inputs, output):
-    x, _, tau, theta, *settings = inputs
+    x, _, tau, theta, *ctx.settings, (ctx.whole, ctx.with_h, _) = inputs
     ctx.save_for_backward(x, tau, theta, output[4])
-    *ctx.settings, ctx.whole, ctx.with_h, _ = settings
     ctx.learns = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
     ctx.set_materialize_grads(False)
 
@@ -261,7 +264,7 @@ def _differentiate(ctx, g_s, g_v, g_h, g_last, _):
     g_last = kept.new_zeros(x.shape[0], x.shape[2]) if g_last is None else g_last
     g_x, g_v0, *shared = _lif_backward(x, tau, theta, kept, g_s, g_v, g_h, g_last, *ctx.settings, ctx.learns)
     shared = [g.sum(0) if wanted else None for g, wanted in zip(shared, ctx.needs_input_grad[2:4], strict=True)]
-    return g_x, g_v0, *shared, *[None] * 13
+    return g_x, g_v0, *shared, None, None, None, None
 
 
 _lif.register_autograd(_differentiate, setup_context=_keep)
@@ -273,10 +276,10 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     for p in (tau, theta):  # a number is part of the program: none is copied to the device
         apart = isinstance(p, Tensor)
         tensors.append(p.to(v.dtype).expand(v.shape[1:]).contiguous() if apart else None)
-        numbers.append(None if apart else float(p))
+        numbers.append(math.nan if apart else float(p))
     shape = (float(getattr(surrogate, field.name)) for field in dataclasses.fields(surrogate))
-    first, second = (*shape, 0.0, 0.0)[:2]
-    settings = [v_reset, decay_input, fire == ">", ternary, detach_reset, type(surrogate).__name__, first, second]
+    numbers += [v_reset or 0.0, *(*shape, 0.0, 0.0)[:2]]
+    rules = [v_reset is not None, decay_input, fire == ">", ternary, detach_reset]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    s, v, h, last, _ = _lif(*tensors, *numbers, *settings, whole, with_h, keep)
+    s, v, h, last, _ = _lif(*tensors, numbers, rules, type(surrogate).__name__, [whole, with_h, keep])
     return s, v if whole else last, h
