@@ -144,7 +144,7 @@ def rehearse(config: RunConfig, corpus: AnyCorpus, ranks: Ranks | None = None) -
 def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ranks: Ranks, quiet: bool | None) -> Run:
     """From the newest checkpoint, if there is one, to the end."""
     t = config.train
-    whole = ranks.wrap(MicroBatch(task, model, t.recompute), model, t.sharding)
+    whole = ranks.wrap(MicroBatch(task, model, t.recompute, t.compile), model, t.sharding)
     optimiser, compression = make_optimiser(model, t), make_compression(model, config)
     teacher = teacher_digest(config.teacher)
     step, best, elapsed, log_bytes = 0, None, 0.0, 0

@@ -31,6 +31,7 @@ FREE = (
     "device",
     "accumulate",
     "recompute",
+    "compile",
     "sharding",
     "tensorboard",
 )
@@ -104,6 +105,9 @@ class TrainConfig:
     stay in float32"""
     recompute: bool = False
     """keep no activations within blocks and layers, but compute them again for the gradient"""
+    compile: bool = False
+    """let `torch.compile` fuse what each block or layer does between its products; the first step takes a minute or
+    more. The sums round as they are fused, and dropout draws other numbers than without it"""
     sharding: str = "none"
     """of torchrun's ranks, "none": each holds the whole model (DDP);  "fsdp": each holds a share of it (FSDP2)"""
     tensorboard: bool = False

@@ -1,5 +1,6 @@
 """The gradient of one step, micro-batch by micro-batch, and what of it cannot be had so."""
 
+import contextlib
 from functools import partial
 
 import torch
@@ -16,16 +17,42 @@ class MicroBatch(nn.Module):
     """A micro-batch's loss as a module, whose parameters DDP then knows.
 
     recompute  whether each stage of the model keeps its inputs alone, and runs again for its gradient
+    compiled   whether each stage is compiled
     """
 
-    def __init__(self, task: Task, model, recompute: bool):
+    def __init__(self, task: Task, model, recompute: bool, compiled: bool = False):
         super().__init__()
         self.task, self.model = task, model
+        if compiled:
+            compile_stages(model)
         for stage in model.segments() if recompute else ():
             stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
 
     def forward(self, step: int, micro: int) -> Loss:
         return self.task.loss(self.model, step, micro)
+
+
+def compile_stages(model) -> None:
+    """Compile each stage of a model as one graph, for training; stages that are built alike share what is compiled.
+
+    In evaluation they run as they are, since batches of other sizes would be compiled anew.
+    """
+    for stage in model.segments():
+        stage.forward = partial(_run, stage, stage.forward, torch.compile(stage.forward, fullgraph=True, dynamic=False))
+
+
+def _run(stage: nn.Module, plain, compiled, *args):
+    return (compiled if stage.training else plain)(*args)
+
+
+@contextlib.contextmanager
+def compiling():
+    """Inside, what torch cannot compile raises ConfigError, in a line."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        got = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        raise ConfigError("train.compile", "stages that torch.compile takes here", got, "leave it out") from error
 
 
 def require_able(config: RunConfig, model) -> None:
@@ -34,11 +61,15 @@ def require_able(config: RunConfig, model) -> None:
     if t.accumulate > 1 and (model.needs_whole_means or b.ops_per_token is not None or b.rates):
         wanted = "no [budget], rate_weight or static norms, which need the whole batch's means at once"
         raise ConfigError("train.accumulate", wanted, f"{t.accumulate}", "use more ranks, or drop one of them")
-    if (t.recompute or t.sharding == "fsdp") and not model.segments():
-        where = "train.recompute" if t.recompute else "train.sharding"
+    if (t.recompute or t.compile or t.sharding == "fsdp") and not model.segments():
+        where = "train.recompute" if t.recompute else "train.compile" if t.compile else "train.sharding"
         raise ConfigError(where, "a language model of blocks or layers", model.name, "leave it out")
-    if t.recompute and any(hasattr(module, "pooled") for stage in model.segments() for module in stage.modules()):
-        raise ConfigError("train.recompute", 'model.norm = "layer"', "norms that count each run", "drop one of them")
+    counts = any(hasattr(module, "pooled") for stage in model.segments() for module in stage.modules())
+    if (t.recompute or t.compile) and counts:
+        where = "train.recompute" if t.recompute else "train.compile"
+        raise ConfigError(where, 'model.norm = "layer"', "norms that count each run", "drop one of them")
+    if t.compile and t.sharding == "fsdp":
+        raise ConfigError("train.compile", 'train.sharding = "none"', "'fsdp'", "drop one of them")
     if t.sharding == "fsdp" and (config.prune.sparsity or config.quantise.weights):
         wanted = "no [prune] and [quantise], which choose among whole matrices"
         raise ConfigError("train.sharding", wanted, "'fsdp'", 'set it to "none"')
@@ -55,7 +86,7 @@ def gradient(whole: nn.Module, task: Task, model, ranks: Ranks, step: int, t: Tr
     kind = torch.device(ranks.device).type
     for micro in range(n):
         ranks.seed(t.seed, step, micro)
-        with synchronised(whole, model, micro == n - 1):
+        with synchronised(whole, model, micro == n - 1), compiling() if t.compile else contextlib.nullcontext():
             with torch.autocast(kind, torch.bfloat16, enabled=t.precision == "bf16"):
                 loss: Loss = whole(step, micro)
             (loss.whole / n).backward()

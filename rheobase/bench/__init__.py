@@ -33,6 +33,7 @@ class Case:
     notes   name -> what else is to be known, such as the memory that it took
     bytes   least memory traffic of a run, read and written, or 0 where memory is not the limit
     tokens  tokens of a run, or 0
+    peak_ms  what a run's products would take at the peak that the device's maker gives, or 0 where none is known
     extra   further figures, such as the measured activity
     """
 
@@ -43,6 +44,7 @@ class Case:
     notes: Mapping[str, str] = field(default_factory=dict)
     bytes: int = 0
     tokens: int = 0
+    peak_ms: float = 0.0
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -118,6 +120,8 @@ def measure(case: Case, setting: Setting, say: Callable[[str], None] = lambda _:
             row["times_the_limit"] = row["ms"] / record["limit_ms"]
         if case.tokens:
             row["tokens_per_s"] = 1e3 * case.tokens / row["ms"]
+        if case.peak_ms:
+            row["utilisation"] = case.peak_ms / row["ms"]
         if name in case.notes:
             row["note"] = case.notes[name]
     return {**record, "rows": rows, "absent": {**case.absent, **refused}}
@@ -190,6 +194,8 @@ def show(record: dict) -> str:
                 line += f"  {row['times_the_limit']:.2f} limits"
             if "tokens_per_s" in row:
                 line += f"  {row['tokens_per_s']:,.0f} tokens/s"
+            if "utilisation" in row:
+                line += f"  {100 * row['utilisation']:.1f} % of the peak"
             if row["first_s"] > max(1, row["ms"] / 100):
                 line += f"  first run {row['first_s']:.0f} s"
             lines.append(line + (f"  {row['note']}" if "note" in row else ""))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from rheobase.bench import Case, Setting, tried
 from rheobase.bench.ops import wanting
 from rheobase.models import RWKV4, RWKV4Config, SpikeGPT, SpikeGPTConfig
+from rheobase.models.training.step import compile_stages
 
 SIZES = {
     "cpu": {"SpikeGPT 4 x 256": ({"embedding": 256, "depth": 4}, 16, 128)},
@@ -16,11 +17,19 @@ SIZES = {
         "SpikeGPT 18 x 768": ({"embedding": 768, "depth": 18, "vocabulary": 50277}, 12, 1024),
     },
 }
+PEAKS = {
+    "NVIDIA A100": 312e12,  # A100 data sheet, 2021: SXM and PCIe
+    "NVIDIA H100 PCIe": 756e12,  # H100 data sheet, 2023, as the next two: half of what it gives with sparsity
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,  # H200 data sheet, 2023
+}
+"""how a device's name begins -> operations a second of dense products in bfloat16, by its maker"""
 SMALL = {"SpikeGPT 1 x 16": ({"embedding": 16, "depth": 1}, 2, 16)}
 
 
 def steps(setting: Setting) -> list[Case]:
-    """Both placements by our kernels, the reference form by its loops too, and RWKV-4 of the same shape."""
+    """Both placements by our kernels, the reference form by its loops too, and RWKV-4 of the same shape; on a GPU, or
+    where asked for, the reference form compiled goes first."""
     sizes = SMALL if setting.small else SIZES[setting.device]
     return [_case(name, *size, setting) for name, size in sizes.items()]
 
@@ -28,28 +37,41 @@ def steps(setting: Setting) -> list[Case]:
 def _case(name: str, sizes: dict, batch: int, length: int, setting: Setting) -> Case:
     tokens = torch.randint(sizes.get("vocabulary", 256), (batch, length + 1), device=setting.device)
     cuda = setting.device == "cuda"
-    models = {
+    compiled = {"reference form, compiled": lambda: SpikeGPT(SpikeGPTConfig(**sizes))}
+    models = (compiled if cuda or setting.compile else {}) | {
         "reference form": lambda: SpikeGPT(SpikeGPTConfig(**sizes)),
         "reference form, loops": lambda: SpikeGPT(SpikeGPTConfig(**sizes)),
         "spike-fed": lambda: SpikeGPT(SpikeGPTConfig(**sizes, placement="spike_fed")),
         "RWKV-4": lambda: RWKV4(RWKV4Config(**sizes)),
     }
-    runs, notes = {}, {}
+    runs, notes, absent = {}, {}, {}
     for way, make in models.items():
         held = torch.cuda.memory_allocated() if cuda else 0
         torch.manual_seed(0)
-        run = training_step(make().to(setting.device), tokens)
-        runs[way] = _looped(run) if way.endswith("loops") else run
+        model = make().to(setting.device)
+        run = training_step(model, tokens)
+        if way.endswith("compiled"):
+            compile_stages(model)  # after it was woken, which is not a training
+        run = _looped(run) if way.endswith("loops") else run
         if cuda:
-            notes |= tried({way: partial(_memory, runs[way], held)})[0]
+            noted, refused = tried({way: partial(_memory, run, held)})
+            notes |= noted
+            absent |= refused
+        if way not in absent:
+            runs[way] = run
     precision = "bfloat16 autocast" if cuda else "float32"
-    return Case(f"training step, {name}", f"B{batch} T{length} {precision}", runs, {}, notes, tokens=batch * length)
+    peak = next((peak for known, peak in PEAKS.items() if cuda and torch.cuda.get_device_name().startswith(known)), 0)
+    weights = sum(model.get_parameter(product).numel() for product in model.products())  # all ways have the same
+    peak_ms = 6e3 * weights * batch * length / peak if peak else 0.0
+    size = f"B{batch} T{length} {precision}"
+    return Case(f"training step, {name}", size, runs, absent, notes, tokens=batch * length, peak_ms=peak_ms)
 
 
 def _memory(step, held: int) -> str:
     """What a step takes at its peak, the model's own included, beyond the bytes held before the model was made."""
-    torch.cuda.reset_peak_memory_stats()
     step()
+    torch.cuda.reset_peak_memory_stats()
+    step()  # the first has what a compiler took
     return f"{(torch.cuda.max_memory_allocated() - held) / 2**30:.1f} GiB"
 
 
