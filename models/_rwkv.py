@@ -30,7 +30,7 @@ class ShiftedNorm(nn.LayerNorm):
     def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
         a = self(x_BTD)
-        return a, token_shift(a, last_BD), a[:, -1]
+        return a, token_shift(a, last_BD), a[:, -1].clone()  # of a view all of a would stay
 
 
 class StaticNorm(nn.LayerNorm):
@@ -91,7 +91,7 @@ class StaticNorm(nn.LayerNorm):
         """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
         self._watch(x_BTD)
         a = self._blend(torch.cat([last_BD[:, None], x_BTD], 1))
-        return a[:, 1:], a[:, :-1], x_BTD[:, -1]
+        return a[:, 1:], a[:, :-1], x_BTD[:, -1].clone()
 
     def scale(self) -> Tensor:
         """Factor of x at removed = 1 [D]."""

@@ -18,7 +18,9 @@ def token_shift(x_BTD: Tensor, last_BD: Tensor) -> Tensor:
 
     What is to be carried to the next call is x_BTD[:, -1].
     """
-    return torch.cat([last_BD[:, None], x_BTD], 1)[:, :-1]
+    if x_BTD.shape[1] == 0:
+        return x_BTD
+    return torch.cat([last_BD[:, None], x_BTD[:, :-1]], 1)
 
 
 def mix(x_BTD: Tensor, before_BTD: Tensor, share_11D: Tensor) -> Tensor:
@@ -87,7 +89,8 @@ class ChannelMix(nn.Module):
 
     def forward(self, a: Tensor, before: Tensor) -> Tensor:
         """a, and `token_shift` of it, [B, T, D] -> y [B, T, D]."""
-        k = mark(torch.relu(self.key(mix(a, before, self.time_mix_k))) ** 2, GRADED)
+        k = torch.relu(self.key(mix(a, before, self.time_mix_k)))
+        k = mark(k * k, GRADED)  # and not k ** 2, for which autocast would make float32 of it
         r = torch.sigmoid(self.receptance(mix(a, before, self.time_mix_r)))
         return r * self.value(k)
 
