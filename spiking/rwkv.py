@@ -20,6 +20,10 @@ def token_shift(x_BTD: Tensor, last_BD: Tensor) -> Tensor:
     """
     if x_BTD.shape[1] == 0:
         return x_BTD
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        # the same of parts that a compiler fuses and runs again, where of `cat` it would keep the result
+        first_T1 = torch.arange(x_BTD.shape[1], device=x_BTD.device)[:, None] == 0
+        return torch.where(first_T1, last_BD[:, None], x_BTD.roll(1, 1))
     return torch.cat([last_BD[:, None], x_BTD[:, :-1]], 1)
 
 

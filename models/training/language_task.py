@@ -45,6 +45,9 @@ class LanguageTask(Task):
         logits, _, runs = model.run(tokens)
         self.objective(model, (tokens, targets, fresh), logits, runs, 0.0)
 
+    def compile(self):
+        self.objective.compile()
+
     def begin(self, model):
         start = self.config.teacher.start
         if start and warm_start(model, start):
@@ -60,7 +63,7 @@ class LanguageTask(Task):
         logits, state, runs = model.run(tokens, state)
         wide = torch.promote_types(logits.dtype, torch.float32)
         batch = (tokens, targets, fresh)
-        loss, whole = self.objective(model, batch, logits.to(wide), runs, step / t.steps, micro)
+        loss, whole = self.objective(model, batch, logits, runs, step / t.steps, micro)
         self.states[micro] = tuple(type(s)(*(part.detach().to(wide) for part in s)) for s in state)
         return Loss(whole, loss / math.log(2), runs, tokens.numel())
 

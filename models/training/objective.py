@@ -109,9 +109,19 @@ class Teacher:
         """The blended loss of a micro-batch, tokens [B, T] and the student's logits [B, T, V]."""
         with torch.no_grad():
             wanted, self.states[micro] = self.model(tokens, None if fresh else self.states.get(micro))
-        log_p, log_q = F.log_softmax(wanted.to(logits.dtype), -1), F.log_softmax(logits, -1)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        log_p, log_q = F.log_softmax(wanted.to(wide), -1), F.log_softmax(logits.to(wide), -1)
         apart = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
         return (1 - self.share) * loss + self.share * apart / tokens.numel()
+
+
+def text_loss(model, logits: Tensor, targets: Tensor, runs) -> tuple[Tensor, Tensor | float]:
+    """(Cross-entropy of targets [B, T] by logits [B, T, V], in float32 or wider; the model's own penalty).
+
+    Compiled, it holds no logits in a wider type than they come in.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide).flatten(0, 1), targets.flatten()), model.penalty(runs)
 
 
 class Objective:
@@ -122,14 +132,19 @@ class Objective:
 
     def __init__(self, budget: BudgetConfig, teacher: TeacherConfig, model, device: str):
         self.budget = Budget(budget)
+        self.text_loss = text_loss
         self.teacher = Teacher(teacher, model.config.vocabulary, device) if teacher.model else None
+
+    def compile(self) -> None:
+        """Compile the text's loss."""
+        self.text_loss = torch.compile(text_loss, fullgraph=True, dynamic=False)
 
     def __call__(self, model, batch, logits: Tensor, runs, done: float, micro: int = 0) -> tuple[Tensor, Tensor]:
         """(cross-entropy of the text, whole loss) of a micro-batch (tokens, targets, fresh), `done` of 1 over."""
         tokens, targets, fresh = batch
-        text = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        text, penalty = self.text_loss(model, logits, targets, runs)
         loss = self.teacher(tokens, logits, text, fresh, micro) if self.teacher else text
-        return text, loss + model.penalty(runs) + self.budget(model, runs, done)
+        return text, loss + penalty + self.budget(model, runs, done)
 
     def carried(self, gather) -> dict:
         """What a checkpoint must hold to go on; `gather` makes one state of those of the micro-batches."""

@@ -17,7 +17,7 @@ class MicroBatch(nn.Module):
     """A micro-batch's loss as a module, whose parameters DDP then knows.
 
     recompute  whether each stage of the model keeps its inputs alone, and runs again for its gradient
-    compiled   whether each stage is compiled
+    compiled   whether each stage and the loss are compiled
     """
 
     def __init__(self, task: Task, model, recompute: bool, compiled: bool = False):
@@ -25,6 +25,7 @@ class MicroBatch(nn.Module):
         self.task, self.model = task, model
         if compiled:
             compile_stages(model)
+            task.compile()
         for stage in model.segments() if recompute else ():
             stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
 
@@ -35,7 +36,7 @@ class MicroBatch(nn.Module):
 def compile_stages(model) -> None:
     """Compile each stage of a model as one graph, for training; stages that are built alike share what is compiled.
 
-    In evaluation they run as they are, since batches of other sizes would be compiled anew.
+    In evaluation they run as they are: batches of other sizes would be compiled anew.
     """
     for stage in model.segments():
         stage.forward = partial(_run, stage, stage.forward, torch.compile(stage.forward, fullgraph=True, dynamic=False))

@@ -3,11 +3,11 @@
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from rheobase.bench import Case, Setting, tried
 from rheobase.bench.ops import wanting
 from rheobase.models import RWKV4, RWKV4Config, SpikeGPT, SpikeGPTConfig
+from rheobase.models.training.objective import text_loss
 from rheobase.models.training.step import compile_stages
 
 SIZES = {
@@ -49,9 +49,7 @@ def _case(name: str, sizes: dict, batch: int, length: int, setting: Setting) -> 
         held = torch.cuda.memory_allocated() if cuda else 0
         torch.manual_seed(0)
         model = make().to(setting.device)
-        run = training_step(model, tokens)
-        if way.endswith("compiled"):
-            compile_stages(model)  # after it was woken, which is not a training
+        run = training_step(model, tokens, way.endswith("compiled"))
         run = _looped(run) if way.endswith("loops") else run
         if cuda:
             noted, refused = tried({way: partial(_memory, run, held)})
@@ -75,18 +73,24 @@ def _memory(step, held: int) -> str:
     return f"{(torch.cuda.max_memory_allocated() - held) / 2**30:.1f} GiB"
 
 
-def training_step(model, tokens: torch.Tensor):
-    """One step of a model on its device, without a synchronisation with the host; bfloat16 products on a GPU."""
+def training_step(model, tokens: torch.Tensor, compiled: bool = False):
+    """One step of a model on its device, without a synchronisation with the host; bfloat16 products on a GPU.
+
+    compiled  as `[train] compile = true` does
+    """
     cuda = tokens.is_cuda
     model.wake(tokens[:2, :-1])
+    if compiled:
+        compile_stages(model)
+    loss_of = torch.compile(text_loss, fullgraph=True, dynamic=False) if compiled else text_loss
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step():
         with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-            logits, _ = model(tokens[:, :-1])
-        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+            logits, _, runs = model.run(tokens[:, :-1])
+            loss, penalty = loss_of(model, logits, tokens[:, 1:], runs)
         optimiser.zero_grad()
-        loss.backward()
+        (loss + penalty).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimiser.step()
 
