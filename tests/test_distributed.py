@@ -287,6 +287,8 @@ def test_bf16_trains_as_float32_does_and_keeps_its_state_wide(model, text, tmp_p
         ("spike_fed", {"train": {"accumulate": 2}}, "train.accumulate.*static norms"),
         ("spikegpt", {"budget": {"rates": [0.1]}, "train": {"accumulate": 2}}, r"train.accumulate.*\[budget\]"),
         ("spike_fed", {"train": {"recompute": True}}, 'train.recompute.*model.norm = "layer"'),
+        ("spike_fed", {"train": {"compile": True}}, 'train.compile.*model.norm = "layer"'),
+        ("egru", {"train": {"compile": True, "sharding": "fsdp"}}, "train.compile.*'fsdp'"),
         ("egru", {"prune": {"sparsity": 0.5}, "train": {"sharding": "fsdp"}}, r"train.sharding.*\[prune\]"),
         ("egru", {"train": {"precision": "half"}}, "train.precision.*'bf16'.*'half'"),
         ("egru", {"train": {"accumulate": 0}}, "train.accumulate.*at least 1"),

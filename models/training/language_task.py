@@ -45,8 +45,9 @@ class LanguageTask(Task):
         logits, _, runs = model.run(tokens)
         self.objective(model, (tokens, targets, fresh), logits, runs, 0.0)
 
-    def compile(self):
-        self.objective.compile()
+    def compile(self, model):
+        if not model.needs_whole_means:  # of which a penalty asks the other ranks
+            self.objective.compile()
 
     def begin(self, model):
         start = self.config.teacher.start
@@ -64,7 +65,7 @@ class LanguageTask(Task):
         wide = torch.promote_types(logits.dtype, torch.float32)
         batch = (tokens, targets, fresh)
         loss, whole = self.objective(model, batch, logits, runs, step / t.steps, micro)
-        self.states[micro] = tuple(type(s)(*(part.detach().to(wide) for part in s)) for s in state)
+        self.states[micro] = tuple(type(s)(*(part.detach().to(wide).contiguous() for part in s)) for s in state)
         return Loss(whole, loss / math.log(2), runs, tokens.numel())
 
     def look(self, model):

@@ -1,6 +1,7 @@
 """The gradient of one step, micro-batch by micro-batch, and what of it cannot be had so."""
 
 import contextlib
+import warnings
 from functools import partial
 
 import torch
@@ -25,7 +26,7 @@ class MicroBatch(nn.Module):
         self.task, self.model = task, model
         if compiled:
             compile_stages(model)
-            task.compile()
+            task.compile(model)
         for stage in model.segments() if recompute else ():
             stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
 
@@ -38,12 +39,16 @@ def compile_stages(model) -> None:
 
     In evaluation they run as they are: batches of other sizes would be compiled anew.
     """
-    for stage in model.segments():
+    # torch looks at the gradient of what a stage is given, and warns of it
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    limits, stages = torch._dynamo.config, model.segments()
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(stages))  # each may have sizes of its own
+    for stage in stages:
         stage.forward = partial(_run, stage, stage.forward, torch.compile(stage.forward, fullgraph=True, dynamic=False))
 
 
-def _run(stage: nn.Module, plain, compiled, *args):
-    return (compiled if stage.training else plain)(*args)
+def _run(stage: nn.Module, plain, compiled, *args, **options):
+    return (compiled if stage.training else plain)(*args, **options)
 
 
 @contextlib.contextmanager
@@ -51,8 +56,8 @@ def compiling():
     """Inside, what torch cannot compile raises ConfigError, in a line."""
     try:
         yield
-    except torch._dynamo.exc.TorchDynamoException as error:
-        got = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+        got = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise ConfigError("train.compile", "stages that torch.compile takes here", got, "leave it out") from error
 
 

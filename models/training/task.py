@@ -32,7 +32,7 @@ class Task:
         """A loss on little data; raises what a first step would."""
         raise NotImplementedError(f"{type(self).__name__} does not rehearse")
 
-    def compile(self) -> None:
+    def compile(self, model) -> None:
         """Compile what of the loss is worth it; called once, after the rehearsal, where the training compiles."""
 
     def begin(self, model) -> None:
