@@ -29,8 +29,11 @@ class ShiftedNorm(nn.LayerNorm):
 
     def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
-        a = self(x_BTD)
-        return a, token_shift(a, last_BD), a[:, -1].clone()  # of a view all of a would stay
+        a, kind = self(x_BTD), x_BTD.device.type
+        if torch.is_autocast_enabled(kind):  # the products' type: what mixes make of it is rounded to that anyway
+            a = a.to(torch.get_autocast_dtype(kind))
+        # the last step is copied: of a view all of a would stay
+        return a, token_shift(a, last_BD.to(a.dtype)), a[:, -1].to(last_BD.dtype, copy=True)
 
 
 class StaticNorm(nn.LayerNorm):

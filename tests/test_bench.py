@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from rheobase.backends import simulate
-from rheobase.bench import COPY, Case, Setting, decode, measure, ops, parts, show, time_parts, tried
+from rheobase.bench import COPY, Case, Setting, decode, measure, ops, parts, show, time_parts, training, tried
 from rheobase.cli import run
+from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.training import loop
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking import LIF
@@ -152,3 +154,25 @@ def test_egru_is_timed_at_the_precision_it_names(precision):
         narrow = precision.startswith("bfloat16") and name.startswith("nn.")
         assert {g.dtype for g in way()} == {torch.bfloat16 if narrow else torch.float32}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_the_share_of_a_known_peak_is_shown():
+    record = measure(Case("c", "s", {"ours": lambda: sum(range(9999))}, peak_ms=1e-4), TINY)
+    row = record["rows"]["ours"]
+    assert row["utilisation"] == 1e-4 / row["ms"]
+    where = {"machine": "m", "threads": 1, "torch": "t"}
+    assert f"  {100 * row['utilisation']:.1f} % of the peak" in show(where | {"cases": [record]})
+
+
+def test_the_compiled_step_takes_the_same_step(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = SpikeGPT(SpikeGPTConfig(embedding=16, depth=2, vocabulary=16, dropout=0.0))
+        step = training.training_step(model, torch.randint(16, (2, 9)), compiled)
+        step()
+        step()
+        losses.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*losses, strict=True))
