@@ -131,6 +131,18 @@ def test_it_keeps_little_for_its_backward_pass():
     assert sum(own.values()) < 2.5 * y.numel()
 
 
+def test_without_a_state_it_begins_with_empty_sums():
+    for seed, size in enumerate(size for size in SIZES if size[1]):
+        (*inputs, _, _, _), weights = wkv_case(seed, size, 1.0, True)
+        leaves, results = [x.requires_grad_() for x in inputs], []
+        for form in ("reference", "triton"):
+            y, state = wkv(*leaves, kernels=form)
+            loss = sum((a * b).sum() for a, b in zip(weights, (y, *state), strict=True))
+            results.append((y, *state, *torch.autograd.grad(loss, leaves)))
+        for a, b in zip(*reversed(results), strict=True):
+            assert torch.allclose(a, b, atol=1e-13, rtol=0) or not assert_close(a, b, 1e-10)
+
+
 @triton.jit
 def loses_decay(o, w, k, live):
     a, e, n = kernels._shares(o, k)
@@ -167,8 +179,8 @@ def test_the_operators_keep_torchs_rules(dtype):
     (w, u, k, v, *state), _ = wkv_case(0, (2, 5, 3), 1.0, True)
     wide = torch.promote_types(dtype, torch.float32)
     state = torch.stack(state, 1).to(wide)
-    for gate in (None, k.flip(2).to(dtype)):
-        inputs = [w.to(wide), u.to(wide), k.to(dtype), v.to(dtype), gate, state]
+    for gate, before in ((None, state), (k.flip(2).to(dtype), state), (None, None)):
+        inputs = [w.to(wide), u.to(wide), k.to(dtype), v.to(dtype), gate, before]
         leaves = [x if x is None else x.clone().requires_grad_() for x in inputs]
         torch.library.opcheck(kernels._wkv, (*inputs, False))
         torch.library.opcheck(kernels._wkv, (*leaves, True))

@@ -63,24 +63,26 @@ def wkv(
     narrow = functools.reduce(torch.promote_types, [t.dtype for t in over_time])
     types = {t.dtype for t in (time_decay, time_first, *over_time, *(state or ()))}
     wide = functools.reduce(torch.promote_types, types, torch.float32)
-    state = WKVState(*state) if state else wkv_initial_state(batch, channels, dtype=wide, device=k.device)
     if types != {wide}:
         time_decay, time_first = time_decay.to(wide), time_first.to(wide)
-        state = WKVState(*(part.to(wide) for part in state))
-    w, u = -torch.exp(time_decay), time_first
-    form = takes("wkv", kernels, [w, u, *over_time, *state])
+        state = WKVState(*(part.to(wide) for part in state)) if state else None
+    form = takes("wkv", kernels, [time_decay, time_first, *over_time, *(state or ())])
     fused = form == "triton" and gate is not None and not listens()  # a counter sees the gate's own operators
     if form == "triton":
         from rheobase.spiking.ops.wkv import triton
 
         with unseen():
-            y, state = triton.wkv(w, u, k.to(narrow), v.to(narrow), state, gate.to(narrow) if fused else None)
-    elif form == "native":
-        with unseen():
-            y, state = native.wkv(w, u, k, v, state)
+            gated = gate.to(narrow) if fused else None
+            y, state = triton.wkv(time_decay, time_first, k.to(narrow), v.to(narrow), state, gated)
     else:
-        y, state = reference.wkv(w, u, k.to(wide), v.to(wide), state)
-        y = y.to(narrow)
+        state = WKVState(*state) if state else wkv_initial_state(batch, channels, dtype=wide, device=k.device)
+        w, u = -torch.exp(time_decay), time_first
+        if form == "native":
+            with unseen():
+                y, state = native.wkv(w, u, k, v, state)
+        else:
+            y, state = reference.wkv(w, u, k.to(wide), v.to(wide), state)
+            y = y.to(narrow)
     if form != "reference" and listens():  # what the reference's operators do, for a counter that does not see them
         n, size = k.numel(), k.element_size()
         work(

@@ -16,7 +16,7 @@ from torch import Tensor
 from rheobase.spiking.ops.rows import before, within
 from rheobase.spiking.ops.rows import load as _load
 from rheobase.spiking.ops.rows import store as _store
-from rheobase.spiking.ops.wkv.reference import WKVState
+from rheobase.spiking.ops.wkv.reference import FIRST, WKVState
 
 STEPS, BLOCK, WARPS = 16, 32, 1
 """One channel a thread: 16 x 768 channels are 384 warps, three on each of an H100's 132 multiprocessors. 16 steps take
@@ -39,15 +39,25 @@ def _carry(o, w, k, live):
 
 
 @triton.jit
+def _begin(time_decay, time_first, state, b, d, inside, D: tl.constexpr, FIRST: tl.constexpr):
+    """w = -e^time_decay, u = time_first, and p, q, o before the first step, which are those of empty sums where no
+    state is given."""
+    w, u = -tl.exp(tl.load(time_decay + d, mask=inside, other=0.0)), tl.load(time_first + d, mask=inside, other=0.0)
+    p, q, o = tl.zeros_like(u), tl.zeros_like(u), tl.zeros_like(u) + FIRST
+    if state is not None:
+        p, q, o = _load(state + b * 3 * D + d, D, 0, 3, 3, inside)
+    return w, u, p, q, o
+
+
+@triton.jit
 def _forward(
-    w, u, k, v, gate, state, y, last, kept, T,
-    D: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr, STEPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    time_decay, time_first, k, v, gate, state, y, last, kept, T,
+    D: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, row = within(d, D, BLOCK), b * T * D + d
-    w, u = tl.load(w + d, mask=inside), tl.load(u + d, mask=inside)
-    p, q, o = _load(state + b * 3 * D + d, D, 0, 3, 3, inside)
+    w, u, p, q, o = _begin(time_decay, time_first, state, b, d, inside, D, FIRST)
     k, v, gate, y, kept = k + row, v + row, gate + row, y + row, kept + b * tl.cdiv(T, STEPS) * 3 * D + d
     next_k, next_v = _load(k, D, 0, T, STEPS, inside, WHOLE), _load(v, D, 0, T, STEPS, inside, WHOLE)
     next_gate = _load(gate, D, 0, T, STEPS, inside & GATED, WHOLE)
@@ -75,12 +85,13 @@ def _forward(
 
 @triton.jit
 def _backward(
-    w, u, k, v, gate, state, last, kept, g_y, g_last, g_w, g_u, g_k, g_v, g_gate, g_state, T,
-    D: tl.constexpr, GATED: tl.constexpr, WHOLE: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    time_decay, time_first, k, v, gate, state, last, kept, g_y, g_last, g_decay, g_first, g_k, g_v, g_gate, g_state, T,
+    D: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr, WHOLE: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, stretches = within(d, D, BLOCK), tl.cdiv(T, STEPS)
-    w, u = tl.load(w + d, mask=inside), tl.load(u + d, mask=inside)
+    w, u, p_0, q_0, _ = _begin(time_decay, time_first, state, b, d, inside, D, FIRST)
     p, q, _ = _load(last + b * 3 * D + d, D, 0, 3, 3, inside)
     of_p, of_q, of_o = _load(g_last + b * 3 * D + d, D, 0, 3, 3, inside)
     rest = of_o - of_p * p - of_q * q
@@ -132,59 +143,67 @@ def _backward(
             of_w += tl.where(live, a * (of_p * p + of_q * q) + rest, 0.0)
             of_p, of_q = a * of_p + g * now_a, a * of_q - g * now_a * y_t
         g_k, g_v, g_gate, first = g_k - STEPS * D, g_v - STEPS * D, g_gate - STEPS * D, first - STEPS
-    p, q, _ = _load(state + b * 3 * D + d, D, 0, 3, 3, inside)
-    _store(g_state + b * 3 * D + d, D, (of_p, of_q, rest + of_p * p + of_q * q), inside)
-    tl.store(g_w + b * D + d, of_w, mask=inside)
-    tl.store(g_u + b * D + d, of_u, mask=inside)
+    if state is not None:
+        _store(g_state + b * 3 * D + d, D, (of_p, of_q, rest + of_p * p_0 + of_q * q_0), inside)
+    tl.store(g_decay + b * D + d, of_w * w, mask=inside)
+    tl.store(g_first + b * D + d, of_u, mask=inside)
 
 
-def _launch(kernel, tensors: list[Tensor], k_BTD: Tensor, **options) -> None:
+def _launch(kernel, tensors: list[Tensor | None], k_BTD: Tensor, **options) -> None:
     batch, steps, channels = k_BTD.shape
-    grid, options = (triton.cdiv(channels, BLOCK), batch), options | {"WHOLE": steps % STEPS == 0}
+    options |= {"FIRST": FIRST, "WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
     with torch.cuda.device_of(k_BTD):
-        kernel[grid](*tensors, steps, channels, **options, STEPS=STEPS, BLOCK=BLOCK, num_warps=WARPS)
+        grid = triton.cdiv(channels, BLOCK), batch
+        kernel[grid](*tensors, steps, channels, **options, num_warps=WARPS)
+
+
+def _prepared(inputs: list[Tensor | None], k_BTD: Tensor) -> list[Tensor | None]:
+    """Contiguous; in the gate's place, which comes fifth, the keys where there is none: the kernel does not look."""
+    inputs = [*inputs[:4], k_BTD if inputs[4] is None else inputs[4], *inputs[5:]]
+    return [t if t is None else t.contiguous() for t in inputs]
 
 
 @torch.library.custom_op("rheobase::wkv_triton", mutates_args=())
 def _wkv(
-    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    gated = gate_BTD is not None
-    inputs = [w_D, u_D, k_BTD, v_BTD, gate_BTD if gated else k_BTD, state_B3D]
+    decay_D: Tensor, first_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs = [decay_D, first_D, k_BTD, v_BTD, gate_BTD, state_B3D]
     outputs = _outputs(*inputs, keep)
-    _launch(_forward, [*(t.contiguous() for t in inputs), *outputs], k_BTD, GATED=gated, KEEP=keep)
+    _launch(_forward, [*_prepared(inputs, k_BTD), *outputs], k_BTD, GATED=gate_BTD is not None, KEEP=keep)
     return outputs
 
 
 @_wkv.register_fake
-def _outputs(w_D, u_D, k_BTD, v_BTD, gate_BTD, state_B3D, keep):
+def _outputs(decay_D, first_D, k_BTD, v_BTD, gate_BTD, state_B3D, keep):
     """y, the last state, and the states to keep, not yet written."""
     batch, steps, channels = k_BTD.shape
     stretches = -(-steps // STEPS) if keep else 0
-    new = state_B3D.new_empty
+    new = decay_D.new_empty
     return k_BTD.new_empty(k_BTD.shape), new(batch, 3, channels), new(batch, stretches, 3, channels)
 
 
 @torch.library.custom_op("rheobase::wkv_triton_backward", mutates_args=())
 def _wkv_backward(
-    w_D: Tensor, u_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor,
+    decay_D: Tensor, first_D: Tensor, k_BTD: Tensor, v_BTD: Tensor, gate_BTD: Tensor | None, state_B3D: Tensor | None,
     last_B3D: Tensor, kept_BS3D: Tensor, g_y_BTD: Tensor, g_last_B3D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    gated = gate_BTD is not None
-    inputs = [w_D, u_D, k_BTD, v_BTD, gate_BTD if gated else k_BTD, state_B3D, last_B3D, kept_BS3D, g_y_BTD, g_last_B3D]
-    gradients = _gradients(*inputs[:4], gate_BTD, state_B3D)
-    _launch(_backward, [*(t.contiguous() for t in inputs), *gradients], k_BTD, GATED=gated)
+    inputs = [decay_D, first_D, k_BTD, v_BTD, gate_BTD, state_B3D, last_B3D, kept_BS3D, g_y_BTD, g_last_B3D]
+    gradients = _gradients(*inputs[:6])
+    _launch(_backward, [*_prepared(inputs, k_BTD), *gradients], k_BTD, GATED=gate_BTD is not None)
     return gradients
 
 
 @_wkv_backward.register_fake
-def _gradients(w_D, u_D, k_BTD, v_BTD, gate_BTD, state_B3D, *_):
-    """Gradients of w and u [B, D], of k, v, the gate and the first state, not yet written; without a gate, of none."""
+def _gradients(decay_D, first_D, k_BTD, v_BTD, gate_BTD, state_B3D, *_):
+    """Gradients of time_decay and time_first [B, D], of k, v, the gate and the first state, not yet written; of a gate
+    or a state that is not there, of no size."""
     batch, _, channels = k_BTD.shape
-    narrow, wide = k_BTD.new_empty, state_B3D.new_empty
+    narrow, wide = k_BTD.new_empty, decay_D.new_empty
     of_gate = narrow(0 if gate_BTD is None else k_BTD.shape)
+    of_state = wide(0 if state_B3D is None else (batch, 3, channels))
     shared = [wide(batch, channels) for _ in range(2)]
-    return *shared, narrow(k_BTD.shape), narrow(k_BTD.shape), of_gate, wide(batch, 3, channels)
+    return *shared, narrow(k_BTD.shape), narrow(k_BTD.shape), of_gate, of_state
 
 
 def _keep(ctx, inputs, output):
@@ -194,22 +213,22 @@ def _keep(ctx, inputs, output):
 
 def _differentiate(ctx, g_y, g_last, _):
     saved = ctx.saved_tensors
-    k, gate, state = saved[2], saved[4], saved[5]
+    k, gate, state, last = saved[2], *saved[4:7]
     g_y = torch.zeros_like(k) if g_y is None else g_y
-    g_last = torch.zeros_like(state) if g_last is None else g_last
-    g_w, g_u, g_k, g_v, g_gate, g_state = _wkv_backward(*saved, g_y, g_last)
-    return g_w.sum(0), g_u.sum(0), g_k, g_v, None if gate is None else g_gate, g_state, None
+    g_last = torch.zeros_like(last) if g_last is None else g_last
+    g_decay, g_first, g_k, g_v, g_gate, g_state = _wkv_backward(*saved, g_y, g_last)
+    g_gate, g_state = None if gate is None else g_gate, None if state is None else g_state
+    return g_decay.sum(0), g_first.sum(0), g_k, g_v, g_gate, g_state, None
 
 
 _wkv.register_autograd(_differentiate, setup_context=_keep)
 
 
 def wkv(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState, gate: Tensor | None = None
+    time_decay: Tensor, time_first: Tensor, k: Tensor, v: Tensor, state: WKVState | None, gate: Tensor | None = None
 ) -> tuple[Tensor, WKVState]:
-    """`ops.wkv` in Triton with w = -exp(time_decay), u = time_first, for tensors on one device, k, v and gate of one
-    type; it can be differentiated once."""
-    tensors = [w, u, k, v, gate, torch.stack(state, 1)]
+    """`ops.wkv` in Triton for tensors on one device, k, v and gate of one type; it can be differentiated once."""
+    tensors = [time_decay, time_first, k, v, gate, None if state is None else torch.stack(state, 1)]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y, last, _ = _wkv(*tensors, keep)
     return y, WKVState(*last.unbind(1))
