@@ -39,16 +39,20 @@ def test_every_part_through_the_command(tmp_path, capsys):
     record = json.loads((out / "bench.json").read_text())
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG") and record["device"] == "cpu"
     cases = {case["case"].partition(",")[0].partition(" at")[0]: case for case in record["cases"]}
-    assert cases.keys() == {"LIF", "WKV", "EGRU", "training step", "decode"} and len(record["cases"]) == 8
+    assert cases.keys() == {"LIF", "WKV", "EGRU", "training step", "simulate", "decode"}
+    assert len(record["cases"]) == 11
     for case in record["cases"]:
         ours = next(iter(case["rows"]))
-        assert ours in ("ours", "reference form", "events, float32") and f"\n{case['case']}: {case['size']}" in text
+        assert (
+            ours in ("ours", "reference form", "simulator", "events, float32")
+            and f"\n{case['case']}: {case['size']}" in text
+        )
         for name, row in case["rows"].items():
             assert 0 < row["from"] <= row["ms"] <= row["to"] and row["first_s"] > 0 and f"  {name}  " in text
             assert row["ratio"] == row["ms"] / case["rows"][ours]["ms"]
             if case["case"].startswith(("LIF", "WKV")):
                 assert row["times_the_limit"] == row["ms"] / case["limit_ms"] and COPY not in case["rows"]
-            if case["case"].startswith(("training", "decode")):
+            if case["case"].startswith(("training", "simulate", "decode")):
                 assert row["tokens_per_s"] > 0
     assert {name.partition(",")[0] for name in (*cases["LIF"]["rows"], *cases["LIF"]["absent"])} > PEERS.keys()
     assert cases["LIF"]["limit_ms"] == pytest.approx(20 * 2 * 32 * 16 / cases["LIF"]["gb_per_s"] / 1e6)
@@ -56,7 +60,7 @@ def test_every_part_through_the_command(tmp_path, capsys):
 
 
 def test_what_cannot_be_timed_is_refused(tmp_path, capsys, monkeypatch):
-    assert "expected parts of lif, wkv, egru, training, decode, got lfi" in refusal(capsys, "lif", "lfi")
+    assert "expected parts of lif, wkv, egru, training, simulate, decode, got lfi" in refusal(capsys, "lif", "lfi")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "bench --device: expected a device of this machine, got cuda" in refusal(capsys, "lif", "--device", "cuda")
     with pytest.raises(ConfigError, match="got tpu"):
@@ -74,7 +78,7 @@ def test_what_cannot_be_timed_is_refused(tmp_path, capsys, monkeypatch):
 def test_generation_is_not_timed_on_a_gpu(monkeypatch):
     assert parts("cuda").keys() == parts("cpu").keys() - {"decode"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    with pytest.raises(ConfigError, match="expected parts of lif, wkv, egru, training, got decode"):
+    with pytest.raises(ConfigError, match="expected parts of lif, wkv, egru, training, simulate, got decode"):
         time_parts(["decode"], Setting(device="cuda"))
 
 
@@ -143,6 +147,15 @@ def test_at_activity_gives_the_share_that_is_asked_for(share):
     tokens = np.random.default_rng(1).integers(0, decode.SMALL["vocabulary"], (1, 120))
     events = simulate(decode.at_activity(graph, tokens, share), tokens).events
     assert sum(map(len, events.values())) / tokens.size / sum(decode.SMALL["layers"]) == pytest.approx(share, abs=0.03)
+
+
+def test_on_a_gpu_lif_and_wkv_are_timed_in_bfloat16_too(monkeypatch):
+    monkeypatch.setitem(ops.TYPES, "cpu", ops.TYPES["cuda"])
+    for part, least in ((ops.lif, 5), (ops.wkv, 10)):
+        wide, narrow = part(TINY)
+        assert wide.size.endswith("float32") and narrow.size.endswith("bfloat16")
+        assert wide.bytes == 2 * narrow.bytes == 4 * least * 2 * 32 * 16
+        assert narrow.runs["ours"]()[-1].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("precision", ops.PRECISIONS)

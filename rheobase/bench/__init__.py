@@ -60,9 +60,9 @@ class Setting:
 
 def parts(device: str = "cpu") -> dict[str, Callable[[Setting], Iterable[Case]]]:
     """Name -> the cases of a part. Generation is a CPU's."""
-    from rheobase.bench import decode, ops, training
+    from rheobase.bench import decode, ops, simulate, training
 
-    known = {"lif": ops.lif, "wkv": ops.wkv, "egru": ops.egru, "training": training.steps}
+    known = {"lif": ops.lif, "wkv": ops.wkv, "egru": ops.egru, "training": training.steps, "simulate": simulate.graphs}
     return known | ({"decode": decode.stacks} if device == "cpu" else {})
 
 

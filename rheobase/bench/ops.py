@@ -20,13 +20,18 @@ from rheobase.spiking.ops.wkv.reference import FIRST
 
 SIZES = {"cpu": (8, 1024, 512), "cuda": (16, 1024, 768)}
 SMALL = (2, 32, 16)
+TYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
 PRECISIONS = ("float32", "TF32", "bfloat16 autocast")
 
 
 def lif(setting: Setting) -> list[Case]:
     """SpikeGPT's LIF (tau 2, theta 1, hard reset to 0, arctangent)."""
-    shape, size = _shape(setting)
-    x, g = torch.randn(2, *shape, device=setting.device)
+    return [_lif(setting, dtype) for dtype in TYPES[setting.device]]
+
+
+def _lif(setting: Setting, dtype: torch.dtype) -> Case:
+    shape, size = _shape(setting, dtype)
+    x, g = torch.randn(2, *shape, device=setting.device, dtype=dtype)
     layer = LIF().to(setting.device)
     ours = {"ours": lambda x: layer(x)[0], "loop over x.unbind(1)": _with("reference", lambda x: layer(x)[0])}
     peers = {
@@ -38,13 +43,18 @@ def lif(setting: Setting) -> list[Case]:
         peers |= {"torch.compile, scan": _compiled_scan, "torch.compile, 64 steps unrolled": _compiled_pieces}
     others, absent = tried(peers)
     runs = {name: _both(way, [x], g) for name, way in (ours | others).items()}
-    return [Case("LIF, forward + backward", size, runs, absent, bytes=20 * x.numel())]
+    return Case("LIF, forward + backward", size, runs, absent, bytes=5 * x.nbytes)
 
 
 def wkv(setting: Setting) -> list[Case]:
     """The recurrent attention of RWKV-4."""
-    shape, size = _shape(setting)
-    k, v, g = torch.randn(3, *shape, device=setting.device)
+    return [_wkv(setting, dtype) for dtype in TYPES[setting.device]]
+
+
+def _wkv(setting: Setting, dtype: torch.dtype) -> Case:
+    """Decays are float32 always."""
+    shape, size = _shape(setting, dtype)
+    k, v, g = torch.randn(3, *shape, device=setting.device, dtype=dtype)
     w, u = torch.randn(2, shape[2], device=setting.device)
     ours = {
         "ours": lambda *x: wkv_op(*x)[0],
@@ -52,7 +62,7 @@ def wkv(setting: Setting) -> list[Case]:
     }
     others, absent = tried({"fla, fused_recurrent_rwkv4": _fla} if setting.device == "cuda" else {})
     runs = {name: _both(way, [w, u, k, v], g) for name, way in (ours | others).items()}
-    return [Case("WKV, forward + backward", size, runs, absent, bytes=40 * k.numel())]
+    return Case("WKV, forward + backward", size, runs, absent, bytes=10 * k.nbytes)
 
 
 def egru(setting: Setting) -> list[Case]:
@@ -119,9 +129,9 @@ def tf32(allowed: bool):
             place.allow_tf32 = was
 
 
-def _shape(setting: Setting) -> tuple[tuple[int, int, int], str]:
+def _shape(setting: Setting, dtype: torch.dtype) -> tuple[tuple[int, int, int], str]:
     shape = SMALL if setting.small else SIZES[setting.device]
-    return shape, "B{} T{} N{} float32".format(*shape)
+    return shape, "B{} T{} N{} {}".format(*shape, str(dtype).removeprefix("torch."))
 
 
 def _both(way: Callable[..., Tensor], inputs: list[Tensor], g: Tensor) -> Callable[[], object]:
