@@ -1,0 +1,76 @@
+"""What the compiler makes of the kernels of LIF and WKV for an NVIDIA GPU, without one: registers, spilled bytes, and
+instructions of the machine a step, of D=768 and stretches of steps that fill the sequence.
+
+    python benchmarks/gpu_code.py [--capability 90]
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rheobase.spiking.ops.lif import triton as lif
+from rheobase.spiking.ops.wkv import triton as wkv
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+LIF = {"tau": None, "theta": None, "TAU": 2.0, "INVERSE": 0.5, "THETA": 1.0, "REST": 0.0, "HARD": True, "DECAY": True,
+       "STRICT": False, "TERNARY": False, "ALL_V": False, "WITH_H": False}  # fmt: skip
+"""SpikeGPT's"""
+WAYS = {
+    "LIF forward": (lif, lif._forward, LIF | {"KEEP": True}),
+    "LIF backward": (lif, lif._backward, LIF | {"SURROGATE": "ATan", "FIRST": 2.0, "SECOND": 0.0, "THROUGH": True,
+                                                "LEARNS": False}),
+    "WKV forward": (wkv, wkv._forward, {"state": None, "FIRST": -1e38, "GATED": False, "KEEP": True}),
+    "WKV backward": (wkv, wkv._backward, {"state": None, "FIRST": -1e38, "GATED": False}),
+    "WKV forward, gated": (wkv, wkv._forward, {"FIRST": -1e38, "GATED": True, "KEEP": True}),
+    "WKV backward, gated": (wkv, wkv._backward, {"FIRST": -1e38, "GATED": True}),
+}  # fmt: skip
+NARROW = {"x", "s", "h", "g_s", "g_h", "g_x", "k", "v", "gate", "y", "g_y", "g_k", "g_v", "g_gate"}
+"""arguments of the input's type"""
+
+
+def compiled(op, kernel, constants: dict, io: str, capability: int) -> bytes:
+    """The machine's code; pointers are multiples of 16 bytes, as torch's are."""
+    constants = constants | {"D": 768, "WHOLE": True, "STEPS": op.STEPS, "BLOCK": op.BLOCK}
+    types = {name: "*" + (io if name in NARROW and (op is wkv or name != "v") else "fp32") for name in kernel.arg_names}
+    signature = types | {"T": "i32"} | dict.fromkeys(constants, "constexpr")
+    places = enumerate(kernel.arg_names)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in places if signature[name].startswith("*")}
+    options = {"num_warps": op.WARPS} | ({"enable_fp_fusion": False} if op is lif else {})
+    source = ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+
+
+def described(cubin: bytes, steps: int) -> tuple[int, int, float]:
+    """Registers, bytes of stack, and instructions a step of the longest loop."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        show = [subprocess.run([CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True).stdout
+                for flag in ("-res-usage", "-sass")]  # fmt: skip
+    registers, stack = (int(re.search(rf"{name}:(\d+)", show[0])[1]) for name in ("REG", "STACK"))
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9]*)([^;]*);", show[1])
+    places = [int(place, 16) for place, *_ in code]
+    jumps = ((int(at, 16), re.search(r"0x([0-9a-f]+)", to)) for at, name, to in code if name == "BRA")
+    loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) < at]
+    return registers, stack, max(sum(low <= p <= high for p in places) for low, high in loops) / steps
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--capability", type=int, default=90)
+    capability = parser.parse_args().capability
+    print(f"Triton {triton.__version__}, sm_{capability}\n")
+    print("| | type | registers | stack | instructions a step |\n|---|---|---|---|---|")
+    for name, (op, kernel, constants) in WAYS.items():
+        for io in ("fp32", "bf16"):
+            registers, stack, a_step = described(compiled(op, kernel, constants, io, capability), op.STEPS)
+            print(f"| {name} | {io} | {registers} | {stack} | {a_step:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
