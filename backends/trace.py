@@ -34,18 +34,22 @@ class Later(Mapping):
     """A table whose entries are made when they are first asked for; makers: name -> function."""
 
     def __init__(self, makers: Mapping[str, Callable[[], object]]):
-        self._names, self._makers, self._made = list(makers), dict(makers), {}
+        self._entries: dict = dict(makers)
 
     def __getitem__(self, name: str):
-        if name in self._makers:
-            self._made[name] = self._makers.pop(name)()
-        return self._made[name]
+        entry = self._entries[name]
+        if callable(entry):  # no array and no events are; it stays where it raises
+            entry = self._entries[name] = entry()
+        return entry
 
     def __iter__(self):
-        return iter(self._names)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._entries)
+
+    def __reduce__(self):
+        return dict, (dict(self),)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,6 +69,8 @@ class StaticNorm(nn.LayerNorm):
     def _read(self, name: str) -> float:
         """The number in a buffer; what `_write` wrote is known here, so that a GPU is not waited for."""
         tensor = getattr(self, name)
+        if tensor.is_inference():  # its changes are not counted
+            return tensor.item()
         known, version, number = self._known.get(name, (None, 0, 0.0))
         if known is not tensor or version != tensor._version:
             number = tensor.item()
@@ -78,7 +80,11 @@ class StaticNorm(nn.LayerNorm):
     @torch.no_grad()
     def _write(self, name: str, number: float) -> None:
         tensor = getattr(self, name).fill_(number)
-        self._known[name] = tensor, tensor._version, number
+        if not tensor.is_inference():
+            self._known[name] = tensor, tensor._version, number
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_known": {}}  # a copy's tensors count their changes anew
 
     def forward(self, x: Tensor) -> Tensor:
         self._watch(x)

@@ -69,6 +69,8 @@ class Events:
     def from_dense(cls, x_BTD, dt_s: float | None = None) -> "Events":
         """The non-zero elements of an array or tensor [B, T, D]."""
         x = x_BTD.detach() if hasattr(x_BTD, "detach") else np.asarray(x_BTD)
+        if not isinstance(x, np.ndarray) and x.device.type == "cpu":
+            x = (x.float() if x.dtype.is_floating_point and x.element_size() < 4 else x).numpy()
         if x.ndim != 3:
             raise ShapeError("Events.from_dense", "[B, T, D]", str(tuple(x.shape)), "add the missing axis")
         by_step = x.swapaxes(0, 1).reshape(-1)

@@ -1,5 +1,6 @@
 """The simulators give the model's own events and outputs, and count what a brute force counts."""
 
+import pickle
 import time
 from pydoc_data.topics import topics
 
@@ -12,6 +13,7 @@ from rheobase.backends.simulators._executor import execute
 from rheobase.backends.simulators._gpu import GPUKernels
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.backends.simulators.torch import TorchKernels
+from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
@@ -102,6 +104,31 @@ def test_a_gpus_ways_give_the_same_events_and_tally(name):
         assert list(getattr(got, part)) == list(getattr(wanted, part))
         for name, array in getattr(wanted, part).items():
             assert np.abs(getattr(got, part)[name] - array).max() < 1e-12
+
+
+def test_what_is_made_later_is_a_table_like_another():
+    made, broken = [], [True]
+
+    def one():
+        made.append(1)
+        return np.ones(2)
+
+    def other():
+        if broken:
+            raise MemoryError
+        return np.zeros(2)
+
+    table = Later({"one": one, "other": other})
+    assert list(table) == ["one", "other"] and len(table) == 2 and not made
+    assert table["one"] is table["one"] and made == [1]
+    with pytest.raises(KeyError):
+        table["another"]
+    with pytest.raises(MemoryError):
+        table["other"]
+    broken.clear()
+    assert not table["other"].any(), "what raised is tried again"
+    copied = pickle.loads(pickle.dumps(table))
+    assert type(copied) is dict and list(copied) == list(table) and copied["one"].all() and made == [1]
 
 
 @pytest.mark.parametrize("on", ["event", "torch"])

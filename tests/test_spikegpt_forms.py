@@ -1,7 +1,9 @@
 """The forms of SpikeGPT that its original does not have, and what training adds to the cross-entropy."""
 
+import copy
 import dataclasses
 import math
+import pickle
 import shutil
 
 import numpy as np
@@ -139,6 +141,27 @@ def test_a_static_norm_goes_from_layer_norm_to_its_constants():
         norm.removed.fill_(removed)
         assert torch.allclose(norm(x), (1 - removed) * plain + removed * constant, atol=1e-12)
     assert torch.allclose(norm(x) - norm(x * 0), norm.scale() * x, atol=1e-12), "linear"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda norm: pickle.loads(pickle.dumps(norm))])
+def test_a_copied_static_norm_knows_what_it_loads(copied):
+    norm, gone = StaticNorm(6), StaticNorm(6)
+    for removed in (0.2, 0.5):  # two changes of a buffer, as many as the copy's sees
+        norm.remove(removed)
+    gone.remove(1.0)
+    other = copied(norm)
+    other.load_state_dict(gone.state_dict())
+    assert other.gone and not norm.gone
+
+
+def test_a_static_norm_runs_in_inference_mode():
+    """Whose tensors count no changes."""
+    norm, x = StaticNorm(6).eval(), torch.randn(2, 3, 6)
+    with torch.inference_mode():
+        there = norm.double()
+        plain = there(x.double())
+        there.remove(1.0)
+        assert there.gone and not torch.equal(there(x.double()), plain)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+from collections import defaultdict
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_the_operators_keep_torchs_rules(dtype, learns):
     parameters, rules = [None, None], ([True, True, False, False, False], "ATan")
     if learns:
         parameters = [torch.full((3,), n, dtype=wide, requires_grad=True) for n in numbers]
-        numbers = [torch.nan, torch.nan]
+        numbers = [0.0, 0.0]
     settings = numbers + [0.0, 2.0, 0.0], *rules
     inputs = [x.requires_grad_(), v.requires_grad_(), *parameters]
     for shown in ([True, True, True], [False, False, True]):
@@ -172,6 +173,15 @@ def test_it_runs_inside_what_torch_compiles():
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for a, b in zip(*(torch.autograd.grad(way(*leaves), leaves) for way in (loss, compiled)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_learnt_parameters_launch_what_was_compiled(monkeypatch):
+    """Triton finds that by its constants, and one unequal to itself would be sought, and noted, at every launch."""
+    launches = []
+    monkeypatch.setattr(kernels, "_forward", defaultdict(lambda: lambda *_, **options: launches.append(options)))
+    for _ in range(2):
+        lif(torch.zeros(1, 4, 3), tau=torch.full((3,), 2.0), theta=torch.ones(3), kernels="triton")
+    assert launches[0] == launches[1]
 
 
 @pytest.mark.skipif(library() is None, reason="no C library, which tells a counter the same")

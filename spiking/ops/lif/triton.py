@@ -202,7 +202,7 @@ def _lif(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """A call of an operator costs the host time by the square of the number of arguments, so they are few.
 
-    numbers  tau and theta (not a number where they are tensors), v_reset, and the surrogate's two
+    numbers  tau and theta (0 where they are tensors), v_reset, and the surrogate's two
     rules    hard, decay_input, strict, ternary, detach_reset
     shown    whole, with_h, keep
     """
@@ -276,7 +276,7 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     for p in (tau, theta):  # a number is part of the program: none is copied to the device
         apart = isinstance(p, Tensor)
         tensors.append(p.to(v.dtype).expand(v.shape[1:]).contiguous() if apart else None)
-        numbers.append(math.nan if apart else float(p))
+        numbers.append(0.0 if apart else float(p))
     shape = (float(getattr(surrogate, field.name)) for field in dataclasses.fields(surrogate))
     numbers += [v_reset or 0.0, *(*shape, 0.0, 0.0)[:2]]
     rules = [v_reset is not None, decay_input, fire == ">", ternary, detach_reset]
