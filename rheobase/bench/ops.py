@@ -229,8 +229,10 @@ def _compiled_pieces():
 def _scan(x: Tensor) -> Tensor:
     from torch._higher_order_ops.scan import scan
 
-    # over the first axis: torch 2.11 scans another, but gives its results along the first
-    return scan(_step, torch.zeros_like(x[:, 0]), x.transpose(0, 1))[1].transpose(0, 1)
+    # torch 2.11 gives results along the first axis, whichever it scans, and from a state without a gradient it passes
+    # none from step to step
+    first = torch.zeros_like(x[:, 0], requires_grad=True)
+    return scan(_step, first, x.transpose(0, 1))[1].transpose(0, 1)
 
 
 def _in_pieces(piece, x: Tensor) -> Tensor:
