@@ -224,7 +224,7 @@ def _launches(gpu) -> int:
 def test_the_gpu_that_is_not_there_tells_what_waits():
     with fake_cuda() as gpu:
         x = torch.ones(3, device="cuda")
-        with pytest.raises(RuntimeError, match="at least two devices"):
+        with pytest.raises(RuntimeError, match="two.* devices"):
             x + torch.ones(3)
         assert not gpu.waits
         for wait in (
