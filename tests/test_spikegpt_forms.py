@@ -174,6 +174,24 @@ def test_a_static_norm_watches_the_new_tokens_and_not_the_one_carried():
         assert (shifting.mean, shifting.deviation) == (plain.mean, plain.deviation)
 
 
+@pytest.mark.parametrize("kernels", ["", "reference"])
+@pytest.mark.parametrize("form", [{}, *FORMS.values()], ids=["reference", *FORMS])
+def test_a_state_keeps_no_sequence(form, kernels, monkeypatch):
+    monkeypatch.setenv("RHEOBASE_KERNELS", kernels)
+    model = small(**form)
+    for part in (part for layer in model.run(tokens_for(model, 1, 20))[1] for part in layer):
+        assert part.untyped_storage().nbytes() <= 3 * part.nbytes, "WKV's three lie side by side"
+
+
+@torch.no_grad()
+def test_autocast_leaves_a_model_in_float64_alone():
+    model = small()
+    tokens = tokens_for(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, _ = model(tokens)
+    assert torch.equal(got, model(tokens)[0])
+
+
 def test_the_schedule_of_the_norms():
     model = small(**FED, norm="static")
     shares = []

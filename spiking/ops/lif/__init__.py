@@ -100,8 +100,9 @@ def lif(
     form = takes("lif", kernels, [x_BTD, v, *parameters], _obstacles(surrogate, parameters, units))
     if form == "reference":
         s_BTD, v_BTD, h_BTD = reference.lif(x_BTD.to(wide), v, **settings)
-        last = v_BTD[:, -1] if steps else v
-        run = s_BTD.to(x_BTD.dtype), v_BTD if whole else last, h_BTD.to(x_BTD.dtype)
+        if not whole:
+            v_BTD = v_BTD[:, -1].clone() if steps else v  # of a view every membrane would stay
+        run = s_BTD.to(x_BTD.dtype), v_BTD, h_BTD.to(x_BTD.dtype)
     else:
         if form == "triton":
             from rheobase.spiking.ops.lif import triton as kernel
