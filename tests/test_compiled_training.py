@@ -73,6 +73,14 @@ def test_what_torch_cannot_compile_is_refused_in_a_line(text, tmp_path):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", ["lstm_lm", "gru_lm"])
+def test_torchs_own_layers_are_refused_before_a_run_begins(name, text, tmp_path):
+    model = {"name": name, "embedding": 8, "layers": [8]}
+    with pytest.raises(ConfigError, match=f"train.compile: expected layers that .* got torch's own of {name}; leave"):
+        alone(tmp_path / "run", table(text, "egru", COMPILED) | {"model": model})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["egru", "spikegpt"])
 def test_what_inductor_makes_trains_the_same(model, text, tmp_path):

@@ -74,6 +74,8 @@ def require_able(config: RunConfig, model) -> None:
     if (t.recompute or t.compile) and counts:
         where = "train.recompute" if t.recompute else "train.compile"
         raise ConfigError(where, 'model.norm = "layer"', "norms that count each run", "drop one of them")
+    if t.compile and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        raise ConfigError("train.compile", "layers that torch compiles", f"torch's own of {model.name}", "leave it out")
     if t.compile and t.sharding == "fsdp":
         raise ConfigError("train.compile", 'train.sharding = "none"', "'fsdp'", "drop one of them")
     if t.sharding == "fsdp" and (config.prune.sparsity or config.quantise.weights):
