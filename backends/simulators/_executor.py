@@ -127,21 +127,23 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
             _run_at_once(nodes[0], edges[nodes[0].name], values, carried, (steps, streams), kernels)
         for name in [e.source for own in edges.values() for e in own.values()]:
             readers[name] -= 1
-            if not readers[name] and name not in kept:  # so that its memory is the next one's
-                values.pop(name, None)
+            if not readers[name]:  # its memory is the next one's
+                values.pop((name, 1), None)
+                if name not in kept:
+                    values.pop(name, None)
     for e in graph.edges:
         if e.delay and steps:
             after[e.source] = values[e.source][-1]
 
-    def dense(name):
-        return kernels.to_numpy(values[name]).swapaxes(0, 1)
+    def dense(array):
+        return kernels.to_numpy(array).swapaxes(0, 1)
 
     return Trace(
-        outputs=kernels.table({name: partial(dense, source) for name, source in graph.outputs.items()}),
+        outputs=kernels.table({name: partial(dense, values[source]) for name, source in graph.outputs.items()}),
         events=kernels.table({name: partial(kernels.events, values[name]) for name in events}),
         state=kernels.table({name: partial(kernels.to_numpy, array) for name, array in after.items()}),
         tally=kernels.tally(steps * streams),
-        recorded=kernels.table({name: partial(dense, name) for name in recorded}),
+        recorded=kernels.table({name: partial(dense, values[name]) for name in recorded}),
     )
 
 
