@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from dataclasses import replace
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -17,7 +18,7 @@ from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
-from rheobase.spiking.graph import Edge, Embedding, EventGraph, LIFCell, Linear, Node, Tokens
+from rheobase.spiking.graph import Add, Edge, Embedding, EventGraph, LIFCell, Linear, Node, Tokens
 from rheobase.spiking.ops.native import Gather, library
 from rheobase.spiking.ops.native.egru import egru_sequence
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
@@ -104,6 +105,27 @@ def test_a_gpus_ways_give_the_same_events_and_tally(name):
         assert list(getattr(got, part)) == list(getattr(wanted, part))
         for name, array in getattr(wanted, part).items():
             assert np.abs(getattr(got, part)[name] - array).max() < 1e-12
+
+
+@torch.no_grad()
+def test_a_gpus_lstm_may_follow_a_product_in_a_loop_of_its_own():
+    graph, product = (
+        LSTMLM(LSTMLMConfig(vocabulary=9, embedding=4, layers=(4,))).double().lower(),
+        "layers.0.weight_ih_l0",
+    )
+    (fed,) = (e for e in graph.edges if e.target == f"{product}.x")
+    loop = (
+        replace(fed, target="sum.a"),
+        Edge("back.out", "sum.b", DENSE, (4,)),
+        Edge("sum.out", fed.target, DENSE, (4,)),
+        Edge(f"{product}.out", "back.x", DENSE, (16,), delay=1),
+    )
+    nodes = (*graph.nodes, Node("back", Linear(transposed=False), {"weight": "back"}), Node("sum", Add()))
+    arrays = {**graph.arrays, "back": np.random.default_rng(0).normal(size=(16, 4)) / 10}
+    graph = EventGraph(nodes, (*(e for e in graph.edges if e is not fed), *loop), arrays, graph.outputs)
+    x = np.random.default_rng(1).integers(0, 9, (3, 4))
+    wanted, got = simulate(graph, x), execute(graph, x, None, GPUKernels("cpu"))
+    assert np.abs(got.outputs["logits"] - wanted.outputs["logits"]).max() < 1e-12
 
 
 def test_what_is_made_later_is_a_table_like_another():

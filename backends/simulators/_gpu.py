@@ -102,6 +102,8 @@ class GPUKernels(TorchKernels):
         fed, h, c = self.fed.get(a.source_node), f"{cell.name}.h", f"{cell.name}.c"
         if fed is None or not steps or {c, f"{linear.name}.out"} & wanted:
             return None
+        if len(fed) < steps * streams:  # the product with its input is in a loop of its own: this is of its last step
+            return None
         own = self.arrays[linear.name]
         if "layer" not in own:
             own["layer"] = self._layer(layer, self.arrays[a.source_node], own)
