@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from rheobase.models._norms import StaticNorm
 from rheobase.models._pretrained import LanguageModel
-from rheobase.models._rwkv import StaticNorm
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.ops.choice import VARIABLE, wanted
 

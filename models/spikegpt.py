@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rheobase.models import _rwkv_graph
+from rheobase.models._norms import NORMS, StaticNorm
 from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_state_dict, require_finite
-from rheobase.models._rwkv import BLOCKS, NORMS, StaticNorm, fire, make_neuron, rest, wake
+from rheobase.models._rwkv import BLOCKS, fire, make_neuron, rest, wake
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 from rheobase.spiking.neurons import Cell

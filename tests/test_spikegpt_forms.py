@@ -14,7 +14,8 @@ from test_golden_spikegpt import small, tokens_for
 from rheobase import load
 from rheobase.backends import count, simulate
 from rheobase.models import RWKV4, RWKV4Config
-from rheobase.models._rwkv import StaticNorm, wake
+from rheobase.models._norms import StaticNorm
+from rheobase.models._rwkv import wake
 from rheobase.models.training import loop
 from rheobase.models.training.objective import Budget, BudgetConfig, Objective, Teacher, TeacherConfig, warm_start
 from rheobase.models.training.run import RunConfig
