@@ -37,7 +37,7 @@ class GPUKernels(TorchKernels):
     def __init__(self, device: str):
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError("simulate device", "a device of this machine", repr(device), 'use device="cpu"')
-        self.device = device
+        self.device = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
     def begin(self, graph):
         self.constants: dict = {}

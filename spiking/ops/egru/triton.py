@@ -91,9 +91,12 @@ def _backward(
     ZONEOUT: tl.constexpr, DECAY: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Step t: of_a and of_q, and what is carried to the step before, but for of_y; of_trace None is 0 at every step. o
-    is not read: a unit that fired has y = p > thr, and where that is 0, c = -thr > thr; one that did not has y = 0 and
-    c <= thr."""
+    """Step t: of_a and of_q, and what is carried to the step before, but for of_y; of_trace None is 0 at every step.
+
+    o is not read: a unit that fired has y = p > thr, and where that is 0, c = -thr > thr; one that did not has y = 0
+    and c <= thr. (Where outputs are float16 and thr is near 0, a unit that fired at a p too small for that type, below
+    3e-8, passes for silent.)
+    """
     b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
     gates += 3 * (b * T + t) * H + j
