@@ -31,7 +31,8 @@ def _bars(axis, case: dict) -> None:
     colours = ["#c2410c"] + ["#94a3b8"] * (len(names) - 1)
     bars = axis.barh(names, times, color=colours, height=0.7)
     labels = [
-        f"{row['ms']:.3g} ms" + (f"  x {row['ratio']:.1f}" if i else "") for i, row in enumerate(case["rows"].values())
+        f"{_short(row['ms'])} ms" + (f"  x {_short(row['ratio'])}" if i else "")
+        for i, row in enumerate(case["rows"].values())
     ]
     axis.bar_label(bars, labels, padding=4, fontsize=8)
     axis.invert_yaxis()
@@ -76,3 +77,8 @@ def _activity(figure, cases: list[dict]) -> None:
     right.set_ylim(0)
     figure.suptitle(f"decode  ({cases[0]['size']})", fontsize=10, x=0.01, ha="left")
     figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3, frameon=False)
+
+
+def _short(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
