@@ -23,6 +23,7 @@ LIF = {"tau": None, "theta": None, "TAU": 2.0, "INVERSE": 0.5, "THETA": 1.0, "RE
 """SpikeGPT's"""
 WAYS = {
     "LIF forward": (lif, lif._forward, LIF | {"KEEP": True}),
+    "LIF forward, tau 3": (lif, lif._forward, LIF | {"KEEP": True, "TAU": 3.0, "INVERSE": None}),
     "LIF backward": (lif, lif._backward, LIF | {"SURROGATE": "ATan", "FIRST": 2.0, "SECOND": 0.0, "THROUGH": True,
                                                 "LEARNS": False}),
     "WKV forward": (wkv, wkv._forward, {"state": None, "FIRST": -1e38, "GATED": False, "KEEP": True}),
