@@ -1,11 +1,13 @@
-"""What the compiler makes of the kernels of LIF and WKV for an NVIDIA GPU, without one: registers, spilled bytes, and
-instructions of the machine a step, of D=768 and stretches of steps that fill the sequence.
+"""What the compiler makes of the kernels of LIF and WKV for an NVIDIA GPU, without one: registers, spilled bytes,
+instructions of the machine a step, and how far into the loop over stretches half of the loads of the next one have been
+issued; of D=768 and stretches of steps that fill the sequence.
 
     python benchmarks/gpu_code.py [--capability 90]
 """
 
 import argparse
 import re
+import statistics
 import subprocess
 import tempfile
 from pathlib import Path
@@ -47,18 +49,20 @@ def compiled(op, kernel, constants: dict, io: str, capability: int) -> bytes:
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
 
 
-def described(cubin: bytes, steps: int) -> tuple[int, int, float]:
-    """Registers, bytes of stack, and instructions a step of the longest loop."""
+def described(cubin: bytes, steps: int) -> tuple[int, int, float, float]:
+    """Registers, bytes of stack, and of the longest loop instructions a step and where its median load is, 0 to 1."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         show = [subprocess.run([CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True).stdout
                 for flag in ("-res-usage", "-sass")]  # fmt: skip
     registers, stack = (int(re.search(rf"{name}:(\d+)", show[0])[1]) for name in ("REG", "STACK"))
     code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9]*)([^;]*);", show[1])
-    places = [int(place, 16) for place, *_ in code]
-    jumps = ((int(at, 16), re.search(r"0x([0-9a-f]+)", to)) for at, name, to in code if name == "BRA")
+    code = [(int(place, 16), name, rest) for place, name, rest in code]
+    jumps = ((at, re.search(r"0x([0-9a-f]+)", to)) for at, name, to in code if name == "BRA")
     loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) < at]
-    return registers, stack, max(sum(low <= p <= high for p in places) for low, high in loops) / steps
+    loop = max(([name for at, name, _ in code if low <= at <= high] for low, high in loops), key=len)
+    loads = [i for i, name in enumerate(loop) if name == "LDG"]
+    return registers, stack, len(loop) / steps, statistics.median(loads) / len(loop)
 
 
 def main():
@@ -66,11 +70,12 @@ def main():
     parser.add_argument("--capability", type=int, default=90)
     capability = parser.parse_args().capability
     print(f"Triton {triton.__version__}, sm_{capability}\n")
-    print("| | type | registers | stack | instructions a step |\n|---|---|---|---|---|")
+    print("| | type | registers | stack | instructions a step | half of the loads after |\n|---|---|---|---|---|---|")
     for name, (op, kernel, constants) in WAYS.items():
         for io in ("fp32", "bf16"):
-            registers, stack, a_step = described(compiled(op, kernel, constants, io, capability), op.STEPS)
-            print(f"| {name} | {io} | {registers} | {stack} | {a_step:.0f} |", flush=True)
+            code = compiled(op, kernel, constants, io, capability)
+            registers, stack, a_step, loads = described(code, op.STEPS)
+            print(f"| {name} | {io} | {registers} | {stack} | {a_step:.0f} | {loads:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -84,3 +84,15 @@ def test_integers_are_judged_beside_floats(small_run, monkeypatch):
     floats, integers = quantised.judge(small_run)
     assert integers != floats and integers == pytest.approx(floats, rel=0.01)
     assert [quantised.shown(*given) for given in (([1.0, 2.0], "+.1f"), ([2.0], ".2f"))] == ["+1.5 ± 0.5", "2.00"]
+
+
+def test_a_kernel_is_read_off_its_machine_code(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    import gpu_code
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    op, kernel, constants = gpu_code.WAYS["LIF forward"]
+    code = gpu_code.compiled(op, kernel, constants, "fp32", 90)
+    registers, stack, a_step, loads = gpu_code.described(code, op.STEPS)
+    assert 3 * op.STEPS < registers < 256 and stack == 0  # three stretches of one number a step
+    assert 6 < a_step < 20 and 0 < loads < 1  # a load, a store, a difference, a product, two sums, a comparison

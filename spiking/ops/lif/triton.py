@@ -2,9 +2,10 @@
 
 B batch, T steps, D units. The rule of the backward pass is that of `ops/native/lif.c`.
 
-A program runs BLOCK units of one sequence through time. It loads a stretch of STEPS steps while it works on the one
-before, so that the chain of membranes waits for no memory. The membrane before each stretch is kept; backward runs the
-stretch again before it walks back through it. No product is fused with a sum and divisions round as torch's do, so
+A program runs BLOCK units of one sequence through time, in stretches of STEPS steps. It asks for a stretch two ahead
+of the one that it works on, since where in a stretch the loads are issued is the compiler's choice, so that the chain
+of membranes waits for no memory. The membrane before each stretch is kept; backward runs the stretch again before it
+walks back through it. No product is fused with a sum and divisions round as torch's do, so
 that spikes are the reference's; a division, the longest link of the chain, is a product where tau is a power of two.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from rheobase.spiking.ops.rows import before, load, within
 
 STEPS, BLOCK, WARPS = 32, 32, 1
-"""One unit a thread; 32 steps take a warp longer than memory takes to answer."""
+"""One unit a thread; 32 steps forward take a warp about as long as memory takes to answer."""
 
 
 @triton.jit
@@ -100,10 +101,12 @@ def _forward(
     tau, theta = _constants(tau, theta, d, inside, now, TAU, THETA)
     x, s, v, h, kept = x + row, s + row, v + row, h + row, kept + b * tl.cdiv(T, STEPS) * D + d
     next_x = load(x, D, 0, T, STEPS, inside, WHOLE)
+    later_x = load(x + STEPS * D, D, STEPS, T, STEPS, inside, WHOLE)
+    x += 2 * STEPS * D
     for first in range(0, T, STEPS):
-        x_S = next_x
+        x_S, next_x = next_x, later_x
+        later_x = load(x, D, first + 2 * STEPS, T, STEPS, inside, WHOLE)
         x += STEPS * D
-        next_x = load(x, D, first + STEPS, T, STEPS, inside, WHOLE)
         if KEEP:
             tl.store(kept, now, mask=inside)
             kept += D
@@ -141,12 +144,16 @@ def _backward(
     kept += (b * stretches + stretches - 1) * D + d
     next_x, next_g = load(x, D, first, T, STEPS, some, WHOLE), load(g_s, D, first, T, STEPS, some, WHOLE)
     next_v = tl.load(kept, mask=some, other=0.0)
+    x, g_s, kept, some = x - STEPS * D, g_s - STEPS * D, kept - D, inside & (first > 0)
+    later_x, later_g = load(x, D, 0, STEPS, STEPS, some, True), load(g_s, D, 0, STEPS, STEPS, some, True)
+    later_v = tl.load(kept, mask=some, other=0.0)
     for _ in range(stretches):
         x_S, g_S, v = next_x, next_g, next_v
+        next_x, next_g, next_v = later_x, later_g, later_v
         x, g_s, kept = x - STEPS * D, g_s - STEPS * D, kept - D
-        some = inside & (first > 0)  # all stretches but the last are whole
-        next_x, next_g = load(x, D, 0, STEPS, STEPS, some, True), load(g_s, D, 0, STEPS, STEPS, some, True)
-        next_v = tl.load(kept, mask=some, other=0.0)
+        some = inside & (first > STEPS)  # all stretches but the last are whole
+        later_x, later_g = load(x, D, 0, STEPS, STEPS, some, True), load(g_s, D, 0, STEPS, STEPS, some, True)
+        later_v = tl.load(kept, mask=some, other=0.0)
         states = ()
         for i in tl.static_range(STEPS):
             h, drive, _, v = _step(x_S[i].to(v.dtype), v, tau, theta, INVERSE, REST, HARD, DECAY, STRICT, TERNARY)

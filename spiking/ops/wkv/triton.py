@@ -2,10 +2,11 @@
 
 B batch, T steps, D channels. The rule of the backward pass is that of `ops/native/wkv.c`.
 
-A program runs BLOCK channels of one sequence through time. It loads a stretch of STEPS steps while it works on the one
-before, so that the chain of states waits for no memory. The state before each stretch is kept; backward runs the
-stretch again before it walks back through it. Each number is written by one program: equal runs give equal bits. What
-y is multiplied by, sigmoid(gate), is taken while y is at hand, so that neither is written.
+A program runs BLOCK channels of one sequence through time, in stretches of STEPS steps. So that the chain of states
+waits for no memory, it asks for a stretch while it works on the one before and, forward, where registers are left, on
+the one before that. The state before each stretch is kept; backward runs the stretch again before it walks back through
+it. Each number is written by one program: equal runs give equal bits. What y is multiplied by, sigmoid(gate), is taken
+while y is at hand, so that neither is written.
 """
 
 import torch
@@ -50,6 +51,14 @@ def _begin(time_decay, time_first, state, b, d, inside, D: tl.constexpr, FIRST: 
 
 
 @triton.jit
+def _inputs(k, v, gate, first, T, inside, D: tl.constexpr, GATED: tl.constexpr, WHOLE: tl.constexpr,
+            STEPS: tl.constexpr):  # fmt: skip
+    """Keys, values and gates of the stretch from step `first`, to which the pointers point."""
+    k_S, v_S = _load(k, D, first, T, STEPS, inside, WHOLE), _load(v, D, first, T, STEPS, inside, WHOLE)
+    return k_S, v_S, _load(gate, D, first, T, STEPS, inside & GATED, WHOLE)
+
+
+@triton.jit
 def _forward(
     time_decay, time_first, k, v, gate, state, y, last, kept, T,
     D: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr,
@@ -59,14 +68,14 @@ def _forward(
     inside, row = within(d, D, BLOCK), b * T * D + d
     w, u, p, q, o = _begin(time_decay, time_first, state, b, d, inside, D, FIRST)
     k, v, gate, y, kept = k + row, v + row, gate + row, y + row, kept + b * tl.cdiv(T, STEPS) * 3 * D + d
-    next_k, next_v = _load(k, D, 0, T, STEPS, inside, WHOLE), _load(v, D, 0, T, STEPS, inside, WHOLE)
-    next_gate = _load(gate, D, 0, T, STEPS, inside & GATED, WHOLE)
+    coming = _inputs(k, v, gate, 0, T, inside, D, GATED, WHOLE, STEPS)
+    k, v, gate = k + STEPS * D, v + STEPS * D, gate + STEPS * D
+    later = _inputs(k, v, gate, STEPS, T, inside, D, GATED, WHOLE, STEPS)
     for first in range(0, T, STEPS):
-        k_S, v_S, gate_S = next_k, next_v, next_gate
+        k_S, v_S, gate_S = coming
+        coming = later
         k, v, gate = k + STEPS * D, v + STEPS * D, gate + STEPS * D
-        next_k = _load(k, D, first + STEPS, T, STEPS, inside, WHOLE)
-        next_v = _load(v, D, first + STEPS, T, STEPS, inside, WHOLE)
-        next_gate = _load(gate, D, first + STEPS, T, STEPS, inside & GATED, WHOLE)
+        later = _inputs(k, v, gate, first + 2 * STEPS, T, inside, D, GATED, WHOLE, STEPS)
         if KEEP:
             _store(kept, D, (p, q, o), inside)
             kept += 3 * D
@@ -101,19 +110,16 @@ def _backward(
     k, v, gate, g_y = k + row, v + row, gate + row, g_y + row
     g_k, g_v, g_gate = g_k + row, g_v + row, g_gate + row
     kept += (b * stretches + stretches - 1) * 3 * D + d
-    next_k, next_v = _load(k, D, first, T, STEPS, some, WHOLE), _load(v, D, first, T, STEPS, some, WHOLE)
-    next_g = _load(g_y, D, first, T, STEPS, some, WHOLE)
-    next_gate = _load(gate, D, first, T, STEPS, some & GATED, WHOLE)
-    next_kept = _load(kept, D, 0, 3, 3, some)
+    coming = _inputs(k, v, gate, first, T, some, D, GATED, WHOLE, STEPS)
+    next_g, next_kept = _load(g_y, D, first, T, STEPS, some, WHOLE), _load(kept, D, 0, 3, 3, some)
     for _ in range(stretches):
-        k_S, v_S, g_S, gate_S = next_k, next_v, next_g, next_gate
+        k_S, v_S, gate_S = coming
+        g_S = next_g
         p, q, o = next_kept
         k, v, g_y, gate, kept = k - STEPS * D, v - STEPS * D, g_y - STEPS * D, gate - STEPS * D, kept - 3 * D
         some = inside & (first > 0)  # all stretches but the last are whole
-        next_k, next_v = _load(k, D, 0, STEPS, STEPS, some, True), _load(v, D, 0, STEPS, STEPS, some, True)
-        next_g = _load(g_y, D, 0, STEPS, STEPS, some, True)
-        next_gate = _load(gate, D, 0, STEPS, STEPS, some & GATED, True)
-        next_kept = _load(kept, D, 0, 3, 3, some)
+        coming = _inputs(k, v, gate, 0, STEPS, some, D, GATED, True, STEPS)
+        next_g, next_kept = _load(g_y, D, 0, STEPS, STEPS, some, True), _load(kept, D, 0, 3, 3, some)
         states, shares = (), ()
         for i in tl.static_range(STEPS):
             states += ((p, q, o),)
