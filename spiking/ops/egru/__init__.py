@@ -47,6 +47,7 @@ def egru(
     thr               threshold of each unit, in [0, 1]                                  [H]
     state             what an earlier call returned, zeros if not given                  each [B, H]
     zoneout_mask      1 where the update is kept, drawn if not given (training only)     [B, T, H]
+                      from one seed all forms draw the same on a CPU; on a GPU the reference draws others
     kernels           which form runs (`ops/choice.py`): "auto", "reference", "native" (C) or "triton"; the
                       environment variable RHEOBASE_KERNELS goes before it
     returns           (EGRUTrajectory, each [B, T, H]; EGRUState after the last step, each [B, H])
