@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from spikegpts import FORMS, TEXT, model_of
 
 from rheobase.backends import export, simulate, verify
-from rheobase.backends.artifact import open_artifact
-from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, partition
-from rheobase.backends.exporters.spinnaker2.image import PROGRAM, Image, key
+from rheobase.backends.artifact import open_artifact, write_artifact
+from rheobase.backends.exporters.spinnaker2 import emulate, firmware, host, load_images, partition
+from rheobase.backends.exporters.spinnaker2.image import FIELDS, HEAD, PROGRAM, REGIONS, Image, key
 from rheobase.backends.exporters.spinnaker2.machine import Machine, ProgramElement
 from rheobase.backends.exporters.spinnaker2.partition import build
 from rheobase.backends.exporters.spinnaker2.program import OPS, Sizes, check
@@ -156,3 +156,13 @@ def test_programs_of_what_is_not_there_are_refused_by_both_readers():
         if host.library():
             with pytest.raises(FormatError, match="pe: expected an image that the firmware takes"):
                 host.check(bad.pack(), "pe")
+
+
+def test_more_than_a_thousand_elements_stay_in_order(tmp_path):
+    images = [
+        Image.of(HEAD, dict.fromkeys(FIELDS[HEAD], 0) | {"unit_lo": number}, dict.fromkeys(REGIONS[HEAD], []))
+        for number in range(1002)
+    ]
+    files = {f"pe/{number:03d}.bin": image.pack() for number, image in enumerate(images)}
+    _, pes = load_images(write_artifact(tmp_path / "many", files, {}))
+    assert [image.fields["unit_lo"] for _, image in pes] == list(range(1002))

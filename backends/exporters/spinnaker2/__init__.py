@@ -117,7 +117,7 @@ def elements(graph: EventGraph, calibration, chips: int = 1) -> int:
 
 def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image]]]:
     """The dram image, if there is one, and the PEs of an artefact by file; reads only the directory."""
-    names = sorted(artifact.manifest["files"])
+    names = sorted(artifact.manifest["files"], key=lambda name: (len(name), name))  # pe/1000.bin comes after pe/999.bin
     dram = unpack(artifact.read("dram.bin"), "dram.bin") if "dram.bin" in names else None
     return dram, [(name, unpack(artifact.read(name), name)) for name in names if name.startswith("pe/")]
 
