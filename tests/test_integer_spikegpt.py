@@ -95,12 +95,13 @@ def test_another_librarys_neuron_has_no_integer_form():
         ({"blocks.0.att.output.weight": 1e6}, "blocks.0.att.output.out: expected values below 4,096"),
         ({"blocks.0.ln1.weight": 1e9}, "blocks.0.ln1.out: expected values below 4,096"),
         ({"head.weight": 1e9}, "head unit .*: expected"),
+        ({"blocks.0.ln1.weight": 1.5e38}, "expected finite values on the calibration data, got"),
     ],
 )
 def test_numbers_out_of_range_are_named(changes, message):
     graph = model_of(depth=1).lower()
     arrays = {name: np.abs(graph.arrays[name]) * np.float32(factor) for name, factor in changes.items()}
-    with pytest.raises(UnsupportedError, match=message):
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(UnsupportedError, match=message):
         quantise(EventGraph(graph.nodes, graph.edges, {**graph.arrays, **arrays}, graph.outputs), TEXT)
 
 

@@ -32,7 +32,10 @@ MIN_FRAC, MAX_FRAC = 2, 16
 
 
 def measure(graph: EventGraph, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """(Mean square of each unit of what products read, largest magnitude of each signal whose format is chosen)."""
+    """(Mean square of each unit of what products read, largest magnitude of each signal whose format is chosen).
+
+    raises  UnsupportedError: a signal that becomes NaN or infinite
+    """
     read = {graph.inputs_of(n.name)["x"].source for n in graph.nodes if isinstance(n.op, Linear)}
     chosen = set(signals_to_choose(graph))
     membranes = {f"{n.name}.v" for n in graph.nodes if isinstance(n.op, LIFCell)}
@@ -42,7 +45,10 @@ def measure(graph: EventGraph, tokens: np.ndarray) -> tuple[dict[str, np.ndarray
         for name in power:
             power[name] = power[name] + np.square(seen[name], dtype=np.float64).sum((0, 1)) / tokens.size
         for name in largest:
-            largest[name] = max(largest[name], float(np.abs(seen[name]).max()))
+            most = float(np.abs(seen[name]).max())
+            if not np.isfinite(most):
+                raise UnsupportedError(name, "finite values on the calibration data", f"{most}", "export a sound model")
+            largest[name] = max(largest[name], most)
     return power, largest
 
 
