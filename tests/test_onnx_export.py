@@ -198,6 +198,9 @@ def test_a_changed_weight_is_found(tmp_path):
     (tmp_path / "copy" / path.name).write_bytes(b"no model")
     reseal(tmp_path / "copy")
     assert "expected a file in ONNX" in verify(tmp_path / "copy").problem
+    (tmp_path / "copy" / "fragments.json").write_bytes(b"[]")
+    reseal(tmp_path / "copy")
+    assert "expected something that can be compared, got nothing" in verify(tmp_path / "copy").problem
 
 
 def one(weight, bias, *extra):

@@ -44,7 +44,10 @@ def verify(path: str | Path, **options) -> Report:
         name = artifact.manifest.get("exporter", "")
         exporter = registry.get("rheobase.backends.exporters", name)
         _refuse_others(f"{name} verify", exporter.verify, options)
-        return exporter.verify(artifact, **options)
+        report = exporter.verify(artifact, **options)
+        if report.ok and not report.compared:
+            raise FormatError(path, "something that can be compared", "nothing", "export it anew")
+        return report
     except (FormatError, ConfigError, ShapeError) as error:
         return Report(False, 0, 0, str(error))
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
