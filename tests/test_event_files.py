@@ -296,6 +296,10 @@ def test_disorder_and_other_mistakes_are_named(tmp_path):
         events.write_events(tmp_path / "a.npy", from_array(scattered(10)))
     with pytest.raises(FormatError, match="at most 256x240 pixels, got 640x480"):
         events.write_events(tmp_path / "a.bs2", from_array(scattered(10), (640, 480)))
+    with pytest.raises(FormatError, match="at most 65535x65535 pixels, got 65536x1"):
+        events.write_events(tmp_path / "a.es", from_array(scattered(10), (65536, 1)))
+    with pytest.raises(ConfigError, match="expected 1x1 to 65536x65536 pixels, got 0x5"):
+        events.write_events(tmp_path / "a.es", from_array(scattered(10), (0, 5)))
     with pytest.raises(ConfigError, match="did you mean '.aedat4'"):
         events.write_events(tmp_path / "a.aedat", from_array(scattered(10)))
     with pytest.raises(FormatError, match="expected an event file, got No such file"):
@@ -313,6 +317,11 @@ def test_a_shift_is_kept_beside_and_added_again(tmp_path):
     assert table["shift_us"] == made["t"][0]
     convert(tmp_path / "b.bs2", tmp_path / "c.aedat4")
     assert np.array_equal(whole(tmp_path / "c.aedat4"), made)
+    table = events.write_events(tmp_path / "d.bs2", Recording([made[:0], made], SENSOR), shift=True)
+    assert table["shift_us"] == made["t"][0]
+    made["t"] -= made["t"][50]
+    with pytest.raises(FormatError, match="expected times from 0 on that never fall, got -"):
+        events.write_events(tmp_path / "e.bs2", from_array(made, SENSOR), shift=True)
 
 
 def test_a_cut_or_changed_file_is_told_by_its_sidecar(tmp_path):

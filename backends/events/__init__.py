@@ -100,19 +100,19 @@ def write_events(path: str | Path, recording: Recording, *, shift: bool = False)
 
     shift   take the first event's time off every time; the sidecar keeps it
     raises  FormatError: an event that the format cannot hold, or what reading the recording raises
-            ConfigError: the format needs a sensor and there is none; an unknown suffix
+            ConfigError: the format needs a sensor and there is none, or one of no pixels; an unknown suffix
             UnsupportedError: the format is read only
     """
-    path, sensor = Path(path), recording.sensor
+    path, sensor = Path(path), recording.sensor and in_range(recording.sensor)
     module = event_writer(path)
     if sensor is None and module.NEEDS_SENSOR:
         raise ConfigError(path, "a sensor's size", "none in what is read", "give --sensor WxH")
     if sensor and (sensor[0] > module.LIMITS.x or sensor[1] > module.LIMITS.y):
         most, got = f"at most {module.LIMITS.x}x{module.LIMITS.y} pixels", f"{sensor[0]}x{sensor[1]}"
         raise FormatError(path, most, got, "choose another format")
-    chunks = iter(recording.chunks)
+    chunks = filter(len, recording.chunks)
     first = next(chunks, None)
-    taken = int(first["t"][0]) if shift and first is not None else 0
+    taken = max(int(first["t"][0]), 0) if shift and first is not None else 0
     counted = _Counted(itertools.chain([] if first is None else [first], chunks), taken)
     with open_atomic(path) as file:
         module.write(file, path, sensor, checked(counted, path, sensor, module.LIMITS))

@@ -12,8 +12,9 @@ from rheobase.backends.events._record import Limits, Recording, events
 from rheobase.spiking.errors import FormatError
 
 SUFFIXES = (".es",)
-LIMITS = Limits(t=1 << 32)
-"""The format sets no limit to the time; beyond this one the bytes of 127 us would outweigh the events."""
+LIMITS = Limits(t=1 << 32, x=(1 << 16) - 1, y=(1 << 16) - 1)
+"""The format sets no limit to the time; beyond this one the bytes of 127 us would outweigh the events. The sensor's
+size takes two bytes a side."""
 READ_LIMITS = Limits()
 NEEDS_SENSOR = True
 _BLOCK = 1 << 16
