@@ -14,7 +14,7 @@ from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, build
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.models.training.evaluate import bits_per_token
-from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, ShapeError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
 TEXT = np.arange(600).reshape(2, 300) * 7 % 256
@@ -172,6 +172,15 @@ def test_what_has_no_integer_form_is_refused_and_leaves_nothing(tmp_path):
         export(model, "spinnaker2", tmp_path / "other")
     with pytest.raises(FormatError, match="choose another --out"):
         export(model, "spinnaker2", out, calibration=TEXT)
+    with pytest.raises(ShapeError, match=r"expected integers \[B, T\], got float64"):
+        export(model, "spinnaker2", tmp_path / "other", calibration=TEXT + 0.5)
+
+
+@pytest.mark.parametrize("to", ["spinnaker2", "onnx"])
+def test_one_stream_of_calibration_may_be_given_as_such(to, tmp_path):
+    model = EGRULM(EGRULMConfig(embedding=16, layers=(16,)))
+    one, same = (export(model, to, tmp_path / str(c.ndim), calibration=c) for c in (TEXT[0], TEXT[:1]))
+    assert one.manifest == same.manifest
 
 
 def test_a_layer_that_does_not_fit_says_what_would():

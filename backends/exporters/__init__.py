@@ -4,6 +4,8 @@ import inspect
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from rheobase.backends.artifact import Artifact, Report, open_artifact
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
@@ -17,7 +19,7 @@ def export(
     model_or_graph  a model with `lower()`, or an EventGraph
     to              the exporter's name, such as "spinnaker2"
     out             a directory that does not exist yet; it appears only when it is whole
-    calibration     tokens [B, T] of real text, where the exporter chooses scales from data
+    calibration     tokens [B, T], or [T], of real text, where the exporter chooses scales from data
     allow_lossy     accept changes beyond those that are bounded and recorded
     options         the exporter's own, such as dram=False of spinnaker2
     returns         the Artifact; every deviation and its bound is in its manifest
@@ -25,6 +27,7 @@ def export(
     """
     graph = model_or_graph.lower() if hasattr(model_or_graph, "lower") else model_or_graph
     exporter = registry.get("rheobase.backends.exporters", to)
+    calibration = None if calibration is None else np.atleast_2d(np.asarray(calibration))
     given = {"calibration": calibration, "allow_lossy": allow_lossy, "version": version("rheobase")}
     _refuse_others(f"{to} export", exporter.export, options)
     return exporter.export(graph, out, **given, **options)

@@ -52,7 +52,7 @@ def export(
     if calibration is None:
         raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
     made, (calibration,) = as_tokens(graph, np.atleast_2d(np.asarray(calibration)))
-    integer, deviations = quantise(made, calibration.astype(np.int64), allow_lossy=allow_lossy)
+    integer, deviations = quantise(made, calibration, allow_lossy=allow_lossy)
     partition = build(integer, dram=dram, chips=chips)
     stream = calibration[:1] if made is graph else calibration.reshape(1, -1)
     tokens, logits = stream[:, :TRACE_STEPS].astype(np.int64), next(iter(integer.outputs.values()))
@@ -111,7 +111,7 @@ def elements(graph: EventGraph, calibration, chips: int = 1) -> int:
     """
     refuse_other_ops(graph)
     made, (calibration,) = as_tokens(graph, np.atleast_2d(np.asarray(calibration)))
-    integer, _ = quantise(made, calibration.astype(np.int64), allow_lossy=True)
+    integer, _ = quantise(made, calibration, allow_lossy=True)
     return len(build(integer, chips=chips).placed)
 
 
