@@ -105,6 +105,13 @@ def test_numbers_out_of_range_are_named(changes, message):
         quantise(EventGraph(graph.nodes, graph.edges, {**graph.arrays, **arrays}, graph.outputs), TEXT)
 
 
+def test_a_gain_beyond_int16_is_named():
+    graph = model_of(depth=1, learn=("tau",)).lower()
+    arrays = {name: np.full_like(a, 0.4) if name.endswith(".tau") else a for name, a in graph.arrays.items()}
+    with pytest.raises(UnsupportedError, match="tau: expected time constants of at least 1 step, got 0.4"):
+        quantise(EventGraph(graph.nodes, graph.edges, arrays, graph.outputs), TEXT)
+
+
 def test_wide_graded_products_are_made_to_fit():
     """2,048 graded events of int16 and weights near 127 would pass 2^31: exponents go down until none can."""
     model = model_of(depth=1, embedding=512, graded=True, vocabulary=32)

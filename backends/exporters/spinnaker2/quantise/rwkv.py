@@ -87,6 +87,8 @@ def lif(out: Writer, node: Node) -> Node:
     tau, theta = (np.broadcast_to(out.values(node, role, getattr(op, role)), units) for role in ("tau", "theta"))
     if theta.min() <= 0:
         raise UnsupportedError(f"{node.name} theta", "thresholds above 0", f"{theta.min()}", "raise them")
+    if not tau.min() >= 1:
+        raise UnsupportedError(f"{node.name} tau", "time constants of at least 1 step", f"{tau.min()}", "raise them")
     scaled, rate = theta * 2.0**frac, np.floor(ints.ONE / tau + 0.5)
     reset = op.v_reset or 0.0
     values = {
