@@ -29,7 +29,9 @@ def mine(tmp_path):
 
 
 def near(interval: Interval):
-    return pytest.approx((interval.low, interval.central, interval.high))
+    return pytest.approx(
+        (interval.low, interval.central, interval.high), rel=1e-9, abs=0
+    )  # its own 1e-12 is a joule too many
 
 
 def test_a_bill_by_hand():
@@ -75,7 +77,9 @@ def test_the_table_has_every_interval_and_what_qualifies_it():
     table = json.loads(json.dumps(price(Tally(1, {"x": Counts(acs=1, macs=1)}), "truenorth").to_table()))
     macs, acs = table["lines"]
     assert macs["quantity"] is None and macs["joules"] is None and table["unpriced"] == ["macs"]
-    assert acs["joules"] == {k: pytest.approx(v) for k, v in (("low", 2.3e-12), ("central", 2.5e-12), ("high", 26e-12))}
+    assert acs["joules"] == {
+        k: pytest.approx(v, abs=0) for k, v in (("low", 2.3e-12), ("central", 2.5e-12), ("high", 26e-12))
+    }
     assert {"source", "confidence", "node", "precision", "scope", "unit"} <= set(acs["quantity"])
     assert table["idle_watts"]["central"] == 0.042 and table["formula_joules"] is None
 
@@ -115,6 +119,15 @@ def test_the_known_targets_are_there_and_a_wrong_name_is_helped():
 def test_a_whole_target_of_ones_own_loads(mine):
     target = load_target(mine("[terms.macs]\nlow = 1\nvalue = 2.0\nhigh = 4\n" + CITED))
     assert near(target.terms["macs"].interval) == (1e-12, 2e-12, 4e-12) and target.idle_watts is None
+
+
+def test_each_unit_is_a_power_of_ten(mine):
+    for unit, joules in (("J", 1), ("mJ", 1e-3), ("uJ", 1e-6), ("nJ", 1e-9), ("pJ", 1e-12), ("fJ", 1e-15)):
+        target = load_target(mine("[terms.macs]\nvalue = 2.0\n" + CITED.replace("pJ", unit)))
+        assert near(target.terms["macs"].interval) == (2 * joules,) * 3
+    for unit, watts in (("W", 1), ("mW", 1e-3), ("uW", 1e-6)):
+        target = load_target(mine("[terms]\n[idle_watts]\nvalue = 2.0\n" + CITED.replace("pJ", unit)))
+        assert near(target.idle_watts.interval) == (2 * watts,) * 3
 
 
 def test_the_documented_target_loads(mine):

@@ -50,10 +50,15 @@ def test_the_table_by_hand():
 
 
 def test_the_table_fits_a_terminal_whatever_the_names_and_numbers():
-    big = Counts(**{f.name: 10**13 for f in dataclasses.fields(Counts) if f.name != "transcendentals"})
-    lines = show(Tally(3, {f"a.{'module.' * 9}{i}": big for i in range(3)}, ("aten.a-b",) * 40)).splitlines()
-    assert max(map(len, lines)) <= 120 and lines[1].startswith("a.module") and "…" in lines[1]
-    assert lines[0].startswith("operations a token, billions") and lines[1].split()[1] == "3,333"
+    for number, word, shown in (
+        (10**13, "billions", "3,333"),
+        (10**11, "millions", "33,333"),
+        (10**8, "thousands", "33,333"),
+    ):
+        big = Counts(**{f.name: number for f in dataclasses.fields(Counts) if f.name != "transcendentals"})
+        lines = show(Tally(3, {f"a.{'module.' * 9}{i}": big for i in range(3)}, ("aten.a-b",) * 40)).splitlines()
+        assert max(map(len, lines)) <= 120 and lines[1].startswith("a.module") and "…" in lines[1]
+        assert lines[0].startswith(f"operations a token, {word}") and lines[1].split()[1] == shown
 
 
 @pytest.mark.parametrize(
