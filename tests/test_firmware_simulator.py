@@ -9,7 +9,7 @@ from test_firmware import needs_c
 
 from rheobase import cli
 from rheobase.backends import simulate
-from rheobase.backends.exporters.spinnaker2 import host
+from rheobase.backends.exporters.spinnaker2 import host, partition
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.models import EGRULM, EGRULMConfig
 from rheobase.spiking.errors import UnsupportedError
@@ -28,7 +28,10 @@ def integer(request):
 
 
 @needs_c
-def test_the_firmware_s_integers_are_the_specification_s(integer, monkeypatch):
+@pytest.mark.parametrize("bytes_", [partition.PE_BYTES, 6000])
+def test_the_firmware_s_integers_are_the_specification_s(integer, bytes_, monkeypatch):
+    """On one PE a layer or section, and on several."""
+    monkeypatch.setattr(partition, "PE_BYTES", bytes_)
     events = list(simulate(integer, TEXT[:, :1], on="integer").events)
     if "blocks.0.lif1.s" in events:
         with pytest.raises(UnsupportedError, match="events that elements send, got blocks.0.lif1.s, .*; use on"):
