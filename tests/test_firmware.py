@@ -104,6 +104,21 @@ def test_a_trained_model_in_c(small_run, tmp_path, dram):
 
 
 @needs_c
+@pytest.mark.parametrize("other", ["logits", "hashes"])
+def test_firmware_that_computes_something_else_fails_the_image(small_image, monkeypatch, other):
+    run = host.Host.run
+
+    def one_off(self, tokens):
+        found = dict(zip(("logits", "hashes"), run(self, tokens), strict=True))
+        found[other][3, 1] += 1
+        return tuple(found.values())
+
+    monkeypatch.setattr(host.Host, "run", one_off)
+    report = verify(small_image)
+    assert not report.ok and report.mismatches == 0 and report.problem.endswith(" of 3 elements, 1 differ")
+
+
+@needs_c
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["egru", "spikegpt"])
 def test_ten_thousand_tokens_in_numpy_and_in_c(small_run, kind):
