@@ -1,5 +1,8 @@
-"""Checkpoints: whole or absent, with a digest that is checked before anything is read."""
+"""Checkpoints: whole or absent, with a digest that is checked before anything is read; and who writes in a run."""
 
+import contextlib
+import errno
+import fcntl
 import io
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from rheobase.spiking.files import open_atomic, read_bytes, sha256
 
 MAGIC = b"rheobase-checkpoint/1 "
 KEEP = 2
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""what a file system that knows no locks says"""
 
 
 def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
@@ -43,3 +48,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
         partial.unlink()
     found = sorted(folder.glob("step-*.ckpt"))
     return found[-1] if found else None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, log_path: Path):
+    """Inside, no other process trains the run of a folder, whose log is locked; raises FormatError where one does.
+
+    The lock goes with the process, however that ends. Where the file system knows no locks, there is none.
+    """
+    with open(log_path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "wait for its end, or choose another --out"
+            raise FormatError(folder, "a run that no process trains", "one that is trained now", remedy) from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        yield

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rheobase.models.training import sharding
-from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from rheobase.models.training.checkpoint import alone, load_checkpoint, newest_checkpoint, save_checkpoint
 from rheobase.models.training.classify import LabelledCorpus
 from rheobase.models.training.compression import Compression
 from rheobase.models.training.corpus import Corpus
@@ -76,7 +76,8 @@ def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -
             ranks.share(None)  # each has seen that the folder is vacant
             if ranks.first:
                 run = Run.create(folder, config, tokenizer)
-            return _train(run, config, corpus, task, model, ranks, quiet)
+            with _alone(run, ranks):
+                return _train(run, config, corpus, task, model, ranks, quiet)
 
 
 def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
@@ -85,12 +86,17 @@ def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     if run.shipped:
         raise ConfigError(folder, "a run of your own", "a model of the package", "train a new one with --out")
     config, t = run.config, run.config.train
-    with joined(t.device, t.accumulate) as ranks, threads(t.threads):
+    with joined(t.device, t.accumulate) as ranks, threads(t.threads), _alone(run, ranks):
         corpus = config.corpus(None if config.sees else run.tokenizer())
         task, model = prepare(config, corpus, ranks)
         if not any(run.checkpoints.glob("step-*.ckpt")):
             task.begin(model)
         return _train(run, config, corpus, task, model, ranks, quiet)
+
+
+def _alone(run: Run, ranks: Ranks):
+    """`alone` in a run's folder, where the first rank is the one that writes."""
+    return alone(run.folder, run.log_path) if ranks.first else contextlib.nullcontext()
 
 
 def prepare(config: RunConfig, corpus: AnyCorpus, ranks: Ranks | None = None):
