@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rheobase.models._moving import moved
+from rheobase.models.classifier import keep, places
 from rheobase.models.training.corpus import Splits
 from rheobase.models.training.data import each_once
 from rheobase.models.training.shards import Shards
@@ -65,26 +66,28 @@ def evaluate(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    nats, tokens, steps, state, fired = 0.0, 0, 0, None, None
+    nats, tokens, state, fired = 0.0, 0, None, None
     try:
         for x, target in each_once(data, batch, context):
             logits, state, runs = model.run(moved(x, device), state)
             if restart:
                 state = model.restart(state)
-            right = moved(target, device).flatten()
+            real, right = target >= 0, moved(target, device).flatten()
             nats = nats + F.cross_entropy(logits.flatten(0, 1).double(), right, reduction="sum")
-            tokens += int((target >= 0).sum())
-            rates = [r * x.shape[1] for r in model.rates(runs)]
+            if not real.all():  # the streams that have ended
+                runs = keep(runs, moved(places(real), device))
+            n = int(real.sum())
+            rates = [r * n for r in model.rates(runs)]
             fired = rates if fired is None else [a + b for a, b in zip(fired, rates, strict=True)]
-            steps += x.shape[1]
+            tokens += n
             if progress:
-                progress(int((target >= 0).sum()))
+                progress(n)
     finally:
         model.train(was_training)
     bits = float(nats) / tokens / math.log(2)
     perplexity = 2**bits if bits < 1000 else math.inf
     n_bytes = len(data) if n_bytes is None else n_bytes
-    units = [f / steps for f in fired]
+    units = [f / tokens for f in fired]
     return Evaluation(
         bits_per_byte=bits * (len(data) / n_bytes) if n_bytes else None,
         bits_per_token=bits,
