@@ -15,13 +15,14 @@ import torch
 
 from rheobase.models import EGRULM, EGRULMConfig, load_model
 from rheobase.models.training import loop
-from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
+from rheobase.models.training.checkpoint import alone, load_checkpoint, newest_checkpoint
 from rheobase.models.training.corpus import load_corpus
 from rheobase.models.training.data import Batches, DataConfig, each_once, read_texts
 from rheobase.models.training.evaluate import evaluate
 from rheobase.models.training.record import Log
 from rheobase.models.training.run import Run, RunConfig, TrainConfig, config_names, config_path
 from rheobase.spiking.config import read_toml, to_toml
+from rheobase.spiking.errors import FormatError, ShapeError
 
 TABLE = {
     "model": {"name": "egru_lm", "embedding": 96, "layers": [96], "dropconnect": 0.2, "dropout_output": 0.1},
@@ -85,6 +86,26 @@ def test_dead_and_saturated_units_are_counted():
         model.layers[0].thr[:5], model.layers[0].thr[5:] = 2.0, -2.0
     look = evaluate(model, np.arange(50), batch=2, context=10)
     assert (look.dead, look.saturated, look.rates) == ((5,), (11,), (pytest.approx(11 / 16),))
+
+
+def test_rates_are_of_the_tokens_that_are_read_whatever_the_streams_lengths():
+    torch.manual_seed(0)
+    model = EGRULM(EGRULMConfig(embedding=16, layers=(16,), thr_mean=0.1)).double()
+    data = np.random.default_rng(0).integers(0, 256, 14)  # streams of 2 and 3 bytes
+    fired = np.zeros(16)
+    for low, high in ((0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 13)):
+        fired += model.run(torch.from_numpy(data[None, low:high]))[2][0].o.sum((0, 1)).detach().numpy()
+    look = evaluate(model, data, batch=6, context=8)
+    assert look.rates[0] == pytest.approx(fired.sum() / 16 / 13, abs=1e-12) and look.dead == ((fired == 0).sum(),)
+
+
+def test_texts_too_short_to_train_on_or_to_evaluate():
+    for order in ("crops", "shuffled"):
+        with pytest.raises(ShapeError, match="the training text: expected more than the context of 8 bytes, got 8"):
+            Batches(np.arange(8), 1, 8, order, 0)
+    for n in (0, 1):
+        with pytest.raises(ShapeError, match=f"the text: expected at least 2 tokens, .* got {n}"):
+            evaluate(EGRULM(EGRULMConfig(embedding=4, layers=(4,))), np.arange(n), batch=1, context=8)
 
 
 def test_learning_rate_rises_and_falls():
@@ -165,6 +186,23 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     figures = ("step", "bits_per_byte", "valid", "rates", "gradient_norm")
     lines = [[{k: r.get(k) for k in figures} for r in run.log()] for run in (a, b)]
     assert lines[0] == lines[1]
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path):
+    table = {**TABLE, "train": {**TABLE["train"], "steps": 100_000}}
+    (tmp_path / "config.toml").write_text(to_toml(table))
+    process = _train(tmp_path / "run", str(tmp_path / "config.toml"))
+    try:
+        _wait(lambda: newest_name(tmp_path / "run" / "checkpoints"), process)
+        with pytest.raises(FormatError, match="run: expected a run that no process trains, got one that is trained"):
+            loop.resume(tmp_path / "run", quiet=True)
+        before = newest_name(tmp_path / "run" / "checkpoints")
+        _wait(lambda: newest_name(tmp_path / "run" / "checkpoints") != before, process)
+    finally:
+        process.kill()
+        process.wait()
+    with alone(tmp_path / "run", tmp_path / "run" / "log.jsonl"):
+        pass
 
 
 def test_a_whole_number_for_a_rate_resumes_as_it_was_started(tmp_path):

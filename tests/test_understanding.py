@@ -259,9 +259,9 @@ def test_what_a_classifier_does_not_take_is_refused(folder, scratch, tmp_path):
     for wrong, message in (
         ({"budget": {"ops_per_token": 10.0}}, r"no \[budget\]"),
         ({"teacher": {"share": 0.2}}, r"no \[budget\]"),
-        ({"data": {"order": "crops"}}, r"of \[data\] `tokenizer` alone, and no train.restart"),
-        ({"data": {"text": "enwik8"}}, r"of \[data\] `tokenizer` alone, and no train.restart"),
-        ({"train": {"restart": True}}, r"of \[data\] `tokenizer` alone, and no train.restart"),
+        ({"data": {"order": "crops"}}, r"of \[data\] `tokenizer` and `unknown` alone, and no train.restart"),
+        ({"data": {"text": "enwik8"}}, r"of \[data\] `tokenizer` and `unknown` alone, and no train.restart"),
+        ({"train": {"restart": True}}, r"of \[data\] `tokenizer` and `unknown` alone, and no train.restart"),
         ({"model": {"name": "classifier"}}, "a language model"),
         ({"sentences": {"held_out": 0.0}}, "some and not all"),
         ({"train": {"batch": 0}}, "at least 1"),
@@ -277,6 +277,19 @@ def test_what_a_classifier_does_not_take_is_refused(folder, scratch, tmp_path):
     config.write_text(config.read_text().replace(str(folder / "dev"), write_sentences(tmp_path / "new", 50, seed=3)))
     with pytest.raises(FormatError, match="the text of the training"):
         Run.open(moved).corpus()
+
+
+def test_a_character_stands_for_those_that_the_train_part_lacks(folder, tmp_path):
+    (tmp_path / "dev").write_text("0 dull é\n1 fine\n")
+    few = {"sentences": {"dev": str(tmp_path / "dev")}, "train": {"steps": 2, "context": 64}}
+    made = table(folder, data={"tokenizer": "characters"}, **few)
+    with pytest.raises(FormatError, match="of the sentence: .* or set data.unknown"):
+        RunConfig.from_table(made).corpus()
+    made["data"] |= {"unknown": "w"}
+    trained = loop.start(tmp_path / "run", RunConfig.from_table(made), quiet=True)
+    assert trained.tokenizer().decode(trained.corpus().dev.tokens[0]) == b"dull w"
+    with pytest.raises(ConfigError, match="data.unknown: expected none unless"):
+        RunConfig.from_table(table(folder, data={"tokenizer": "words", "unknown": "w"})).corpus()
 
 
 def test_other_trunks_can_be_trained(folder, tmp_path):
@@ -305,7 +318,7 @@ def test_the_command_line_judges_runs_beside_a_bag_of_words(scratch, language, c
     assert "eval --beside: expected a run that judges the sentences of" in shown
     for command in (["sample"], ["count"], ["simulate"], ["report"], ["export", "--to", "spinnaker2", "--out", "x"]):
         shown = ask(command[0], scratch.folder, *command[1:], status=1)
-        assert "expected" in shown and "internal error" not in shown
+        assert "expected a language model's run, got a classifier's" in shown
     assert "0 differ" in ask("diff", scratch.folder, scratch.folder)
     assert all(any(r.measure in record for record in r.log()) for r in (scratch, language))
     assert "zhu2023spikegpt" in ask("cite", scratch.folder)

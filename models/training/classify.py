@@ -53,20 +53,21 @@ class LabelledCorpus:
     digest: str
 
 
-def encode_parts(parts: SentenceParts, longest: int, tokenizer: Tokenizer | str) -> LabelledCorpus:
+def encode_parts(parts: SentenceParts, longest: int, tokenizer: Tokenizer | str, **options) -> LabelledCorpus:
     """Encode labelled sentences, each by itself.
 
     longest    most tokens of a sentence
     tokenizer  a tokenizer, or as in [data]: a JSON file, or a kind whose vocabulary is made from the train part
+    options    of a kind's `from_text`, such as unknown=" "
     raises     ShapeError: a sentence of more tokens
     """
     kind = named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     if isinstance(kind, type):
-        kind = kind.from_text(f"{text}\n".encode() for text in parts.train.texts)
+        kind = kind.from_text((f"{text}\n".encode() for text in parts.train.texts), **options)
     digest = hashlib.sha256()
 
     def rows(sentences: Sentences) -> Rows:
-        tokens = [kind.encode(text.encode()).astype(np.int64) for text in sentences.texts]
+        tokens = [kind.encode(text.encode(), where="sentence").astype(np.int64) for text in sentences.texts]
         for text, row in zip(sentences.texts, tokens, strict=True):
             if not 0 < len(row) <= longest:
                 where = f"the sentence {text[:40]!r}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.models.training.cache import cached_array
-from rheobase.models.training.data import BUILT_IN, DataConfig, read_texts
+from rheobase.models.training.data import BUILT_IN, DataConfig, read_texts, unknown_option
 from rheobase.models.training.datasets import DATA_SETS
 from rheobase.models.training.shards import Shards, read_shards
 from rheobase.models.training.token_folder import is_prepared, open_tokens
@@ -70,9 +70,7 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
     raises     ConfigError: splits that leave nothing;  ShapeError: a part that is too short;  FormatError: a text
                that is not there, damaged, or holds what the tokenizer does not know
     """
-    if config.unknown and config.tokenizer != "characters":
-        wanted = 'none unless data.tokenizer is "characters"'
-        raise ConfigError("data.unknown", wanted, repr(config.unknown), "leave it out")
+    options = unknown_option(config)
     if names_prepared(config.text):
         return _load_prepared(config, context, tokenizer)
     kind = tokenizer or named_tokenizer(config.tokenizer or "bytes")
@@ -81,7 +79,6 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
         return _load_shards(folder, config, context, kind)
     parts = _cut(read_texts(config, utf8=kind.utf8), config, kind.boundary)
     if isinstance(kind, type):
-        options = {"unknown": config.unknown} if config.unknown else {}
         tokenizer = kind.from_text(pieces(kind.boundary, parts["train"], "vocabulary"), **options)
     else:
         tokenizer = kind

@@ -59,6 +59,14 @@ class DataConfig:
     """threads that read the next batches while a step computes; the batches are the same for any number"""
 
 
+def unknown_option(config: DataConfig) -> dict[str, str]:
+    """`unknown` as `Characters` takes it, if it is set; raises ConfigError with another tokenizer."""
+    if config.unknown and config.tokenizer != "characters":
+        wanted = 'none unless data.tokenizer is "characters"'
+        raise ConfigError("data.unknown", wanted, repr(config.unknown), "leave it out")
+    return {"unknown": config.unknown} if config.unknown else {}
+
+
 def read_texts(config: DataConfig, *, utf8: bool = False) -> list[np.ndarray]:
     """The bytes of the text, or of its training, validation and test files, memory-mapped where they are files.
 
@@ -149,10 +157,10 @@ class Batches:
                 "give a longer text, or lower train.batch or train.context",
             )
         blocks, self.left_out = divmod(len(data) - 1, context)
+        if not blocks:
+            wanted, got = f"more than the context of {context} {unit}s", f"{len(data)}"
+            raise ShapeError("the training text", wanted, got, "give a longer text or lower train.context")
         if order == "shuffled":
-            if not blocks:
-                wanted, got = f"more than the context of {context} {unit}s", f"{len(data)}"
-                raise ShapeError("the training text", wanted, got, "give a longer text or lower train.context")
             self._at_once = -(-_SAMPLES // batch)
             self._blocks = functools.lru_cache(4)(
                 functools.partial(_shuffled, Shuffled(blocks, seed), self._at_once, batch)
@@ -172,12 +180,19 @@ class Batches:
             starts = np.arange(self.batch) * self.stride + segment * self.context
             fresh = segment == 0
         rows = gather(self.data, starts[part], self.context + 1)
-        if self.vocabulary is not None and rows.max() >= self.vocabulary:
-            wanted = f"ids from 0 to {self.vocabulary - 1}"
-            remedy = "check data.tokenizer and model.vocabulary"
-            raise ShapeError("the training tokens", wanted, str(rows.max()), remedy)
+        if self.vocabulary is not None:
+            require_below(self.vocabulary, rows, "the training tokens")
         both = torch.from_numpy(rows)
         return both[:, :-1], both[:, 1:], fresh
+
+
+def require_below(vocabulary: int, ids: np.ndarray | Shards, where: str) -> None:
+    """Refuse an id that is not below a model's vocabulary; raises ShapeError."""
+    for start in range(0, len(ids), _PIECE):
+        most = ids[start : start + _PIECE].max()
+        if most >= vocabulary:
+            remedy = "check data.tokenizer and model.vocabulary"
+            raise ShapeError(where, f"ids from 0 to {vocabulary - 1}", str(most), remedy)
 
 
 def _shuffled(order: Shuffled, steps: int, batch: int, i: int) -> np.ndarray:
@@ -191,8 +206,12 @@ def each_once(data: np.ndarray | Shards, batch: int, context: int):
 
     B contiguous streams whose state is to be carried, of lengths that differ by at most one; where a stream has
     ended its target is -100.
+
+    raises  ShapeError: fewer than 2 tokens
     """
     n = len(data) - 1
+    if n < 1:
+        raise ShapeError("the text", "at least 2 tokens, as the first is not predicted", f"{n + 1}", "give more")
     batch = min(batch, n)
     bounds = [n * b // batch for b in range(batch + 1)]
     length = -(-n // batch)

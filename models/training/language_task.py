@@ -6,7 +6,7 @@ import torch
 
 from rheobase.models._moving import moved
 from rheobase.models.training.corpus import Corpus
-from rheobase.models.training.data import Batches
+from rheobase.models.training.data import Batches, require_below
 from rheobase.models.training.distributed import Ranks
 from rheobase.models.training.evaluate import evaluate_part
 from rheobase.models.training.objective import Objective, warm_start
@@ -28,6 +28,9 @@ class LanguageTask(Task):
         self.label = f"bits/{self.unit}"
         order, vocabulary = config.data.order, config.settings.vocabulary
         train, unit = self.splits.train, self.unit
+        if vocabulary < corpus.tokenizer.vocabulary:
+            for name, part in self.splits.parts.items():
+                require_below(vocabulary, part, f"the {name} part of the text")
         self.batches = Batches(train, t.batch, t.context, order, t.seed, vocabulary=vocabulary, unit=unit)
         self.ahead = prefetched(self.batches, config.data.workers)
         for source in (config.teacher.start, config.teacher.model):

@@ -11,7 +11,7 @@ from rheobase.models._sources import SHIPPED, model_folder, shipped_names
 from rheobase.models.training.classify import LabelledCorpus, encode_parts
 from rheobase.models.training.compression import PruneConfig, QuantiseConfig
 from rheobase.models.training.corpus import Corpus, Ids, Splits, load_corpus, names_prepared
-from rheobase.models.training.data import DataConfig
+from rheobase.models.training.data import DataConfig, unknown_option
 from rheobase.models.training.event_corpus import EventCorpus, load_events
 from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
@@ -241,7 +241,8 @@ class RunConfig:
             return load_events(self.events)
         if self.classifies:
             parts = read_parts(self.sentences)
-            return encode_parts(parts, self.train.context, tokenizer or self.data.tokenizer or "bytes")
+            options = unknown_option(self.data)
+            return encode_parts(parts, self.train.context, tokenizer or self.data.tokenizer or "bytes", **options)
         return load_corpus(self.data, self.train.context, tokenizer)
 
     def splits(self) -> Splits:
@@ -389,6 +390,10 @@ class Run:
 
 def require_tokens_of(path: str | Path, tokenizer: Tokenizer) -> None:
     """Refuse a run whose token ids mean something else; a bare model's folder does not say what its ids mean."""
-    if (Path(path) / "config.toml").is_file() and Run.open(path).tokenizer().digest != tokenizer.digest:
-        wanted, remedy = f"the tokenizer of {path}", f'set data.tokenizer = "{path}/tokenizer.json"'
+    if not (Path(path) / "config.toml").is_file():
+        return
+    theirs = Run.open(path).tokenizer()
+    if theirs.digest != tokenizer.digest:
+        name = "bytes" if theirs.unit == "byte" else f"{path}/tokenizer.json"
+        wanted, remedy = f"the tokenizer of {path}", f'set data.tokenizer = "{name}"'
         raise ConfigError("data.tokenizer", wanted, f"another, of {tokenizer.vocabulary} {tokenizer.unit}s", remedy)

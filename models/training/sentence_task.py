@@ -34,8 +34,9 @@ class SentenceTask(Task):
         t, self.config, self.corpus, self.unit = config.train, config, corpus, corpus.tokenizer.unit
         if config.budget != BudgetConfig() or config.teacher != TeacherConfig(start=config.teacher.start):
             raise ConfigError("sentences", "no [budget], and of [teacher] `start` alone", "more", "drop it")
-        if config.data != DataConfig(tokenizer=config.data.tokenizer) or t.restart:
-            raise ConfigError("sentences", "of [data] `tokenizer` alone, and no train.restart", "more", "drop it")
+        if config.data != DataConfig(tokenizer=config.data.tokenizer, unknown=config.data.unknown) or t.restart:
+            wanted = "of [data] `tokenizer` and `unknown` alone, and no train.restart"
+            raise ConfigError("sentences", wanted, "more", "drop it")
         ranks.require_one("sentences")
         self.batches = SentenceBatches(corpus.train + corpus.held_out if self._all else corpus.train, t.batch, t.seed)
 
