@@ -101,10 +101,18 @@ def eval(args) -> Answer:
     else:
         result = test(run)
         quality = _quality(result, run.tokenizer().unit)
-    if not run.shipped:
-        run.add_metrics(test=result)
-    lines = [quality, *_layers(result, run.model()), *_sparsity(run)]
+    lost = [] if run.shipped else _add_metrics(run, test=result)
+    lines = [quality, *_layers(result, run.model()), *_sparsity(run), *lost]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
+
+
+def _add_metrics(run: Run, **entries) -> list[str]:
+    """Add to a run's metrics.json; a line if that cannot be written, as in somebody else's folder."""
+    try:
+        run.add_metrics(**entries)
+    except OSError as error:
+        return [f"not kept in {run.folder}/metrics.json: {error.strerror}"]
+    return []
 
 
 def _sparsity(run: Run) -> list[str]:
@@ -129,7 +137,7 @@ def _layers(result, model) -> list[str]:
 
 def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
     """Accuracy on the dev part: of the run, of others on the same sentences, and of a bag of words."""
-    table, lines = {}, []
+    table, lines, lost = {}, [], []
     sentences = run.config.sentences
     parts = read_parts(sentences)
     for other in beside:
@@ -144,15 +152,16 @@ def _eval_sentences(run: Run, beside: list[Run]) -> Answer:
             network, counts = judge_apart(model, dev, batch)
             found |= {"network_alone": network, "counts_alone": counts}
             line += f" ({100 * network:.1f} % by its network alone, {100 * counts:.1f} % by its counted words alone)"
-        each.add_metrics(test=found)
+        lost += _add_metrics(each, test=found)
         table[str(each.folder)] = found
         lines.append(f"{line}: {each.folder}")
         if each is run:
             layers = _layers(result, model)
     floor = bag_of_words(parts.train, parts.held_out, parts.dev, sentences.labels)
-    run.add_metrics(bag_of_words=floor)
+    lost += _add_metrics(run, bag_of_words=floor)
     lines.append(f"{100 * floor:.1f} %: a bag of words")
-    return Answer({"bag_of_words": floor, "runs": table}, "\n".join(lines + layers + _sparsity(run)))
+    lines += [*layers, *_sparsity(run), *dict.fromkeys(lost)]
+    return Answer({"bag_of_words": floor, "runs": table}, "\n".join(lines))
 
 
 def _quality(result, unit: str) -> str:
@@ -173,15 +182,13 @@ def sample(args) -> Answer:
     seeds = range(args.seed, args.seed + args.trials)
     titles = [f"--- seed {seed} ---\n" if args.trials > 1 else "" for seed in seeds]
     model, tokenizer = run.model(), run.tokenizer()
-    prompt = tokenizer.encode(args.prompt.encode(errors="surrogateescape")).tolist()
+    prompt = tokenizer.encode(args.prompt.encode(errors="surrogateescape"), where="prompt").tolist()
     show = _quiet if args.json else functools.partial(print, end="", flush=True)
-    show(titles[0])
     writers = [Writer(tokenizer, prompt) for _ in seeds]
-    show(writers[0].fresh())
-    for tokens in stream(model, [prompt] * len(seeds), args.length, config, seeds):
+    for i, tokens in enumerate(stream(model, [prompt] * len(seeds), args.length, config, seeds, tokenizer.vocabulary)):
         for writer, token in zip(writers, tokens.tolist(), strict=True):
             writer.add(token)
-        show(writers[0].fresh())
+        show((titles[0] if i == 0 else "") + writers[0].fresh())
     for writer in writers:
         writer.flush()
     show(writers[0].fresh() + "\n")

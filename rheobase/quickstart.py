@@ -222,7 +222,7 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
     model, tokenizer = first.model(), first.tokenizer()
     stretch = test_tokens(first, min(RASTER_TOKENS, len(first.splits().test)))
     prompt = tokenizer.encode(PROMPT).tolist() if tokenizer.unit == "byte" else stretch[0, :4].tolist()
-    trace = simulate(model.lower(), stretch)
+    trace, written = simulate(model.lower(), stretch), sample(model, [prompt], 500, vocabulary=tokenizer.vocabulary)[0]
     shown = None
     if image:
         artifact = open_artifact(image)
@@ -248,7 +248,7 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             events=trace.events,
             text=[tokenizer.decode([token]).decode(errors="replace") for token in stretch[0]],
             image=shown,
-            sample=tokenizer.decode(sample(model, [prompt], 500)[0].tolist()).decode(errors="replace"),
+            sample=tokenizer.decode(written.tolist()).decode(errors="replace"),
             prompt=tokenizer.decode(prompt).decode(errors="replace"),
             unit=tokenizer.unit,
             measure=tokenizer.measure,

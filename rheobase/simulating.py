@@ -49,7 +49,8 @@ def simulate(args) -> Answer:
         tokens, whose = feed(graph, args.input, args.tokens)
         whose = f", {whose}"
     else:
-        graph, tokens, whose = run.model().lower(), test_tokens(run, args.tokens), ""
+        tokens, whose = test_tokens(run, args.tokens), ""
+        graph = run.model().lower()
     steps = tokens.shape[0] * tokens.shape[1]
     if args.on in ("integer", "firmware"):
         refuse_other_ops(graph)

@@ -227,6 +227,15 @@ def test_words_keep_their_spaces():
     assert writer.text == "to be <unk> be \n"
 
 
+def test_ids_beyond_the_tokenizers_are_never_drawn():
+    model = MODELS["lstm"]()
+    nn.init.constant_(model.decoder.bias[200:], 50.0)
+    config = SampleConfig(temperature=3.0, repetition_penalty=1.1)
+    assert (sample(model, [b"a"], 20, config) >= 200).any()
+    few = sample(model, [b"a"], 100, config, vocabulary=200)
+    assert few.max() < 200 and len(few.unique()) > 20
+
+
 def test_what_cannot_be_sampled():
     model = Script(b"x")
     for name, value in {"temperature": -1, "top_k": -1, "top_p": 0, "typical": 1.1, "repetition_penalty": 0}.items():

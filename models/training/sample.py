@@ -150,15 +150,21 @@ def join_states(states: Sequence[tuple]) -> tuple:
 
 @torch.no_grad()
 def stream(
-    model, prompts: Sequence[Sequence[int]], length: int, config: SampleConfig, seeds: Sequence[int]
+    model,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    config: SampleConfig,
+    seeds: Sequence[int],
+    vocabulary: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield `length` times the next token of every row [B] int64, in constant memory and time a token.
 
-    prompts  token ids, one prompt a row; equal ones are computed once, and each row starts from a copy of the state
-    seeds    one a row: a row draws from its own generator, so that its text is a function of its prompt and seed,
-             whatever the other rows are (up to the rounding of products, which may depend on the batch size)
-    raises   ConfigError: an empty prompt or a seed out of range;  ShapeError: not one seed a prompt;
-             RheobaseError: logits that are not finite
+    prompts     token ids, one prompt a row; equal ones are computed once, and each row starts from a copy of the state
+    seeds       one a row: a row draws from its own generator, so that its text is a function of its prompt and seed,
+                whatever the other rows are (up to the rounding of products, which may depend on the batch size)
+    vocabulary  of the tokenizer: a model's ids from there on stand for nothing and are never drawn; all if not given
+    raises      ConfigError: an empty prompt or a seed out of range;  ShapeError: not one seed a prompt;
+                RheobaseError: logits that are not finite
     """
     if not prompts or not all(prompts):
         raise ConfigError("prompt", "at least one token", "none", "give a prompt")
@@ -172,7 +178,7 @@ def stream(
     try:
         started = {prompt: prefill(model, prompt) for prompt in dict.fromkeys(map(tuple, prompts))}
         first, states = zip(*(started[tuple(prompt)] for prompt in prompts), strict=True)
-        last, state = torch.cat(first), join_states(states)
+        last, state = torch.cat(first)[:, :vocabulary], join_states(states)
         seen = torch.zeros(last.shape, dtype=torch.bool)
         for row, prompt in zip(seen, prompts, strict=True):
             row[list(prompt)] = True
@@ -186,7 +192,7 @@ def stream(
             yield tokens
             if left:
                 logits, state = model(tokens[:, None].to(last.device), state)
-                last = logits[:, -1]
+                last = logits[:, -1, :vocabulary]
     finally:
         model.train(was_training)
 
@@ -197,9 +203,10 @@ def sample(
     length: int,
     config: SampleConfig = SampleConfig(),
     seeds: Sequence[int] | None = None,
+    vocabulary: int | None = None,
 ) -> Tensor:
     """The rows of `stream` as one tensor [B, length]; seeds 0, 1, ... if not given."""
-    rows = list(stream(model, prompts, length, config, range(len(prompts)) if seeds is None else seeds))
+    rows = list(stream(model, prompts, length, config, range(len(prompts)) if seeds is None else seeds, vocabulary))
     return torch.stack(rows, 1) if rows else torch.empty(len(prompts), 0, dtype=torch.int64)
 
 
