@@ -268,12 +268,9 @@ def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> 
     got = {name: tuple(t.shape) for name, t in tensors.items()}
     for name in sorted(own.keys() | got.keys()):
         if own.get(name) != got.get(name):
-            raise FormatError(
-                f"{where}: {name}",
-                f"shape {own.get(name)}",
-                f"{got.get(name)}",
-                "use a checkpoint of this model",
-            )
+            wanted = f"shape {own[name]}" if name in own else "no such tensor"
+            found = f"{got.get(name, 'none')}"
+            raise FormatError(f"{where}: {name}", wanted, found, "use a checkpoint of this model")
     kinds = {name: p.is_floating_point() for name, p in model.state_dict().items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != kinds[name] or tensor.is_complex():
@@ -304,8 +301,9 @@ def read_torch_file(path: str | Path | io.BytesIO) -> Any:
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise FormatError(path, "a torch checkpoint of plain tensors", first, "fetch the file anew") from None
+        why = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error).strip() or type(error).__name__
+        got, remedy = why.splitlines()[0][:120], "fetch the file anew, or save the state_dict alone"
+        raise FormatError(path, "a torch checkpoint of plain tensors", got, remedy) from None
 
 
 def read_state_dict(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tuple[object, dict[str, Tensor]]:

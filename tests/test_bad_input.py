@@ -1,5 +1,6 @@
 """Bad input gets one line that says what is wrong and what to do, status 1, and nothing half-written."""
 
+import resource
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.spiking.errors import FormatError, ShapeError
+from rheobase.spiking.files import write_atomic
 
 CONFIG = """
 [model]
@@ -202,7 +204,7 @@ def test_a_foreign_torch_file_runs_no_code(tmp_path):
             return (open, (str(tmp_path / "pwned"), "w"))
 
     torch.save({"x": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(FormatError, match="evil.pt: expected a torch checkpoint of plain tensors"):
+    with pytest.raises(FormatError, match="evil.pt: expected a torch checkpoint .*, got Unsupported global"):
         EGRULM.from_reference(tmp_path / "evil.pt")
     assert not (tmp_path / "pwned").exists()
 
@@ -270,7 +272,7 @@ def test_a_strangers_sizes_are_checked_before_anything_is_allocated(small_run, t
         ("train.seed=-1", "train.seed"),
         ("model.dropout_output=1.0", "egru_lm dropout_output: expected at least 0 and below 1, got 1.0"),
         ("model.vocabulary=-3", "egru_lm vocabulary: expected at least 1"),
-        ("model.vocabulary=100", "tokens: expected ids from 0 to 99"),
+        ("model.vocabulary=100", "the train part of the text: expected ids from 0 to 99"),
         ("model.name=training", "config.toml: expected a language model, got 'training'"),
         ("train.device=foo", "train.device: expected a device of this machine, got 'foo'"),
     ],
@@ -278,6 +280,53 @@ def test_a_strangers_sizes_are_checked_before_anything_is_allocated(small_run, t
 def test_settings_that_cannot_train_leave_no_run(tmp_path, say, change, line):
     assert line in say(*train_on(tmp_path, b"some words " * 99, CONFIG, "--set", change))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_byte_beyond_the_vocabulary_is_found_before_the_training(tmp_path, say):
+    text = b"some words " * 90 + "ü".encode()
+    line = say(*train_on(tmp_path, text, CONFIG, "--set", "model.vocabulary=128"))
+    assert "the test part of the text: expected ids from 0 to 127, got 195" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_on_other_tokens_names_a_tokenizer_that_there_is(small_run, tmp_path, say):
+    more = "--set", f"teacher.start={small_run.folder}", "--set", "data.tokenizer=words"
+    line = say(*train_on(tmp_path, b"some words " * 99, CONFIG, *more))
+    assert f"expected the tokenizer of {small_run.folder}, got another" in line and 'data.tokenizer = "bytes"' in line
+
+
+def test_what_cannot_be_sampled_says_nothing_before(small_run, tmp_path, say, capsys):
+    assert "seed: expected from 0" in say("sample", small_run.folder, "--seed", -1)
+    more = "--set", "data.tokenizer=characters"
+    assert run([str(a) for a in train_on(tmp_path, b"some words " * 99, CONFIG, *more)]) == 0
+    capsys.readouterr()
+    line = say("sample", tmp_path / "run", "--prompt", "so?")
+    assert "character 2 of the prompt: expected one of the 8 characters of the vocabulary, got '?'" in line
+
+
+@pytest.fixture
+def no_space():
+    """While a test holds it, a file cannot grow beyond 4 KiB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_named(tmp_path, no_space):
+    with pytest.raises(OSError, match="File too large: .*big'$"):
+        write_atomic(tmp_path / "big", bytes(5000))
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_evaluation_that_cannot_be_kept_is_shown(small_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(small_run.folder, folder)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    (folder / "metrics.json").mkdir()
+    assert run(["eval", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "bits a byte" in shown and f"not kept in {folder}/metrics.json: Is a directory" in shown
 
 
 def test_a_run_knows_its_settings_and_its_text(tmp_path, say, capsys):
