@@ -196,7 +196,7 @@ def mix(at: Seen) -> dict:
     return {
         "products": 2 * n,
         "adds": (2 if "bias" in at.arrays else 1) * n,
-        "weight_bytes": len(at.arrays) * n,
+        "weight_bytes": (3 if "bias" in at.arrays else 2) * n,
         "activation_bytes": 3 * n,
     }
 
