@@ -22,6 +22,7 @@ from rheobase.backends.counting.operators import (
     FREE,
     MATRIX_PRODUCTS,
     RULES,
+    SPARSE_PRODUCTS,
     TRANSCENDENTAL,
     VIEWS,
     kind_of,
@@ -35,6 +36,16 @@ from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, C
 
 INDEX = (torch.int64, torch.bool)
 """types of ids, places and masks, whose arithmetic is addressing and is not counted"""
+KNOWN = {*VIEWS, *FREE, *RULES, *ELEMENTWISE}
+_made_of_others = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+def _strange(packet, values: list[Tensor]) -> str:
+    """What no rule for this operator counts, although there is a rule; "" if it is nothing."""
+    if any(t.is_complex() for t in values):
+        return "complex numbers"
+    layouts = {str(t.layout) for t in values if t.layout != torch.strided}
+    return "" if packet in SPARSE_PRODUCTS else ", ".join(sorted(layouts))
 
 
 class CountingMode(TorchDispatchMode):
@@ -45,7 +56,9 @@ class CountingMode(TorchDispatchMode):
         self.watches = watches
         self.kinds = WeakIdKeyDictionary()
         self.constants = WeakIdKeyDictionary()
-        self.parameters = {p.data_ptr(): name for name, p in module.named_parameters() if p.numel()}
+        self.data = WeakIdKeyDictionary()
+        named = ((name, p) for name, p in module.named_parameters() if p.layout == torch.strided and p.numel())
+        self.parameters = {p.data_ptr(): name for name, p in named}
         for constant in (*module.parameters(), *(b for b in module.buffers() if b.dim() == 0)):
             self.constants[constant] = True
         self.stack = [""]
@@ -103,9 +116,11 @@ class CountingMode(TorchDispatchMode):
         return None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, packet = kwargs or {}, func.overloadpacket
+        if packet not in KNOWN and _made_of_others(func.name(), "CompositeImplicitAutograd"):
+            with self:  # which under inference mode nobody else takes apart
+                return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
-        packet = func.overloadpacket
         inputs = tensors([*args, *kwargs.values()])
         outputs = tensors(out if isinstance(out, list | tuple) else [out])
         if inputs and all(t in self.constants for t in inputs) and packet not in CREATIONS:
@@ -113,9 +128,12 @@ class CountingMode(TorchDispatchMode):
                 self.constants[t] = True
             return out
         kind = DENSE
+        strange = "" if packet in VIEWS or packet in FREE else _strange(packet, [*inputs, *outputs])
         if packet in VIEWS:
-            kinds = {self.kinds.get(t, DENSE) for t in inputs if t not in self.constants}
+            kinds = {self.kinds.get(t, DENSE) for t in inputs}
             kind = kinds.pop() if len(kinds) == 1 else DENSE
+        elif strange:
+            self.uncounted.add(f"{packet} of {strange}")
         elif all(t.dtype in INDEX for t in (*inputs, *outputs)) and packet not in MATRIX_PRODUCTS:
             kind = BINARY if outputs and all(t.dtype == torch.bool for t in outputs) else DENSE
         elif packet in RULES:
@@ -130,10 +148,15 @@ class CountingMode(TorchDispatchMode):
         elif packet not in FREE:
             self.uncounted.add(str(packet))
         factors = sum(kwargs.get(name, 1) not in (-1, 0, 1) for name in FACTORS) if packet not in FREE else 0
-        if factors:
+        if factors and not strange:
             self.add(products=factors * outputs[0].numel())
         if func._schema.is_mutable:
             self.forget(outputs)
+        if any(t in self.data for t in inputs):
+            for t in outputs:
+                self.data[t] = True
+                if func._schema.is_mutable and t._base is not None:
+                    self.data[t._base] = True
         for t in outputs:
             self.kinds.pop(t, None)
             self.constants.pop(t, None)
@@ -164,9 +187,11 @@ class CountingMode(TorchDispatchMode):
 
     def product(self, x: Tensor, y: Tensor, operator: str | None, kinds: tuple[str, str] | None = None) -> str:
         """x [.., N, K] times y [.., K, M], or vectors: every pair of an element of x and one of y that meet, none of
-        them an event operand's zero. It adds where an operand is BINARY or TERNARY, else it multiplies too."""
+        them an event operand's zero. It adds where an operand is BINARY or TERNARY, else it multiplies too. Where both
+        follow from the input, as in attention, no weights are read."""
         of_x, of_y = kinds or (self.kinds.get(x, DENSE), self.kinds.get(y, DENSE))
-        weights_left = x in self.constants and y not in self.constants
+        of_data = x in self.data and y in self.data
+        weights_left = not of_data and (y in self.data or (x in self.constants and y not in self.constants))
         with self.paused():
             x, y = x if x.dim() > 1 else x[None], y if y.dim() > 1 else y[:, None]
             rows = int(torch.count_nonzero(x)) if of_x in EVENT_KINDS else x.numel()
@@ -180,13 +205,14 @@ class CountingMode(TorchDispatchMode):
         read, sent_by = (columns, of_y) if weights_left else (rows, of_x)
         weight, acts = (x, y) if weights_left else (y, x)
         n_out = math.prod(x.shape[:-1]) * y.shape[-1]
+        read_once = weight.numel() if of_data else 0
         self.add(
             operator,
             dense_macs=math.prod(x.shape) * y.shape[-1],
             rows=read,
             deliveries=read if sent_by in EVENT_KINDS else 0,
-            weight_bytes=done * weight.element_size(),
-            activation_bytes=(acts.numel() + n_out) * acts.element_size(),
+            weight_bytes=0 if of_data else done * weight.element_size(),
+            activation_bytes=(acts.numel() + read_once + n_out) * acts.element_size(),
             **{"acs" if {of_x, of_y} & {BINARY, TERNARY} else "macs": done},
         )
         return ARRIVALS if of_x in EVENT_KINDS else DENSE
@@ -208,6 +234,9 @@ def count(
     returns  a Tally whose `tokens` is B x T (B where there is no T), by operator: a parameter's or a module's path;
              operators without a rule are named in `uncounted`
     raises   UnsupportedError: an operator without a rule, where strict;  ConfigError: no such kind
+
+    Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
+    state of neurons written by hand, and elementwise arithmetic on int64 and bool, which is taken for addressing.
     """
     if kind not in KINDS:
         raise ConfigError("count kind", f"one of {', '.join(KINDS)}", repr(kind), "name what the input is")
@@ -215,6 +244,8 @@ def count(
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind
+    for given in tensors([tokens, state]):
+        mode.data[given] = True
     modes = {module: module.training for module in model.modules()}
     model.eval()
     cells = [path for path, module in model.named_modules() if isinstance(module, Cell)]
@@ -229,12 +260,14 @@ def count(
             )
             stack.callback(before.remove)
             stack.callback(after.remove)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)  # one operator for the whole of an nn.MultiheadAttention
         stack.enter_context(listening(mode))
         stack.enter_context(mode)
         model(tokens) if state is None else model(tokens, state)
     if strict and mode.uncounted:
         got = ", ".join(sorted(mode.uncounted))
         raise UnsupportedError("count", "operators with a rule alone", got, "count without strict")
-    if not tokens.is_floating_point():
+    if tokens.dim() <= 2 and not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
         return mode.tally(tokens.numel())
     return mode.tally(math.prod(tokens.shape[: 2 if tokens.dim() in (3, 5) else 1]))

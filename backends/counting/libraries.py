@@ -11,10 +11,14 @@ def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
     neuron's currents and membrane. None of other modules; 0 where it is a neuron whose state is not known."""
     libraries = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
     first, *rest = output if isinstance(output, tuple) else (output,)
+    first = first.data if isinstance(first, nn.utils.rnn.PackedSequence) else first
     if not isinstance(first, Tensor):
         return None
-    if isinstance(module, nn.LSTM | nn.GRU):
-        return first, module.num_layers
+    if isinstance(module, nn.RNNBase):  # a projection narrows what is sent, not what is kept
+        width = (2 if module.bidirectional else 1) * module.hidden_size
+        return first[..., :1].expand(*first.shape[:-1], width), module.num_layers
+    if isinstance(module, nn.RNNCellBase):
+        return first, 1
     if "snntorch" in libraries and hasattr(module, "threshold"):
         return first, len(rest) or sum(isinstance(getattr(module, name, None), Tensor) for name in SNNTORCH)
     if "norse" in libraries and rest and hasattr(rest[0], "_fields"):

@@ -36,7 +36,7 @@ FREE = _packets(
     "new_empty_strided full full_like fill_ zero_ arange linspace scalar_tensor where masked_fill masked_fill_ set_ "
     "item _local_scalar_dense is_nonzero eye tril triu tril_ triu_ resize_ "
     "lift lift_fresh_copy _assert_async is_same_size equal sym_size nonzero _sparse_coo_tensor_with_dims_and_tensors "
-    "_coalesce _coalesced_ _indices _values to_sparse _to_sparse is_coalesced"
+    "_coalesce _coalesced_ _indices _values to_sparse _to_sparse is_coalesced _pack_padded_sequence"
 )
 """moves, creations and questions: no arithmetic"""
 
@@ -70,8 +70,6 @@ ELEMENTWISE = {
     **_each("cos cos_", cos=1),
     **_each("erf erf_", erf=1),
     **_each("silu silu_", sigmoid=1, products=1),
-    **_each("elu", comparisons=1, exp=1, adds=1),
-    **_each("softplus", comparisons=1, exp=1, log=1, adds=1),
     **_each("log_sigmoid_forward", exp=1, log=1, adds=1),
 }
 """operator -> what it does for each element of its output"""
@@ -83,7 +81,8 @@ TESTS = _packets("gt ge lt le eq ne logical_not logical_and logical_or isnan isi
 SIGNS = _packets("sign sgn")
 PRODUCTS, QUOTIENTS = _packets("mul mul_"), _packets("div div_")
 SUMS, DIFFERENCES = _packets("add add_ sub sub_"), _packets("sub sub_")
-MATRIX_PRODUCTS = _packets("mm addmm _int_mm bmm baddbmm mv addmv dot")
+SPARSE_PRODUCTS = _packets("mm addmm _sparse_mm _sparse_addmm")
+MATRIX_PRODUCTS = SPARSE_PRODUCTS | _packets("_int_mm bmm baddbmm mv addmv dot vdot convolution")
 FACTORS = ("alpha", "beta", "value")
 """keyword arguments that multiply an operand, at the cost of a product an element"""
 CREATIONS = _packets(
@@ -285,7 +284,8 @@ def _mkldnn_rnn(mode, args, outputs):
     for operand, weight, kinds in zip(operands, (w_in, w_rec), ((kind, DENSE), (DENSE, DENSE)), strict=True):
         name = mode.operator_of(weight)
         mode.product(operand, weight.t(), name, kinds)
-        mode.add(name, adds=gates * n, weight_bytes=gates * n * size)
+        if args[12]:
+            mode.add(name, adds=gates * n, weight_bytes=gates * n * size)
     mode.add(
         products=(gates - 1) * n,
         adds=5 * n,
@@ -342,7 +342,7 @@ def _layer_norm(mode, args, outputs):
 
 def _group_norm(mode, args, outputs):
     x, weight, bias, _, _, _, groups = args[:7]
-    _norm(mode, x, outputs[0], x.numel() // (x.shape[0] * groups), weight, bias)
+    _norm(mode, x, outputs[0], math.prod(x.shape[1:]) // groups, weight, bias)
 
 
 def _norm(mode, x, out, row, weight, bias):
@@ -358,7 +358,11 @@ def _norm(mode, x, out, row, weight, bias):
 
 
 def _batch_norm(mode, args, outputs):
-    """Evaluation: a factor and an offset a channel, which fold ahead of time."""
+    """Evaluation: a factor and an offset a channel, which fold ahead of time. Where the statistics are the batch's own
+    they are a norm's, a channel a row."""
+    x, weight, bias = args[:3]
+    if args[5] is True:
+        return _norm(mode, x, outputs[0], x.numel() // max(x.shape[1], 1), weight, bias)
     n = outputs[0].numel()
     mode.add(products=n, adds=n, weight_bytes=2 * n_bytes(outputs[:1]), activation_bytes=2 * n_bytes(outputs[:1]))
 
@@ -372,6 +376,21 @@ def _gelu(mode, args, outputs, approximate="none"):
         transcendentals={"tanh" if tanh else "erf": n},
         activation_bytes=2 * n_bytes(outputs),
     )
+
+
+def _elu(mode, args, outputs):
+    """scale x, or scale alpha (e^(input_scale x) - 1) below 0; a factor of 1 is none."""
+    n = outputs[0].numel()
+    work = {"products": n * sum(factor != 1 for factor in args[1:]), "transcendentals": {"exp": n}}
+    mode.add(adds=n, comparisons=n, activation_bytes=2 * n_bytes(outputs), **work)
+
+
+def _softplus(mode, args, outputs):
+    """log(1 + e^(beta x)) / beta."""
+    n, scaled = outputs[0].numel(), len(args) > 1 and args[1] != 1
+    kinds = {"exp": n, "log": n} | ({"division": n} if scaled else {})
+    work = {"products": n * scaled, "transcendentals": kinds}
+    mode.add(adds=n, comparisons=n, activation_bytes=2 * n_bytes(outputs), **work)
 
 
 def _pow(mode, args, outputs):
@@ -447,6 +466,8 @@ RULES = {
         ("constant_pad_nd", _pad),
         ("max_pool2d_with_indices", _max_pool),
         ("gelu", _gelu),
+        ("elu", _elu),
+        ("softplus", _softplus),
         ("convolution convolution_overrideable", _convolution),
         ("mkldnn_rnn_layer", _mkldnn_rnn),
         ("_softmax _safe_softmax", _softmax),
