@@ -84,12 +84,21 @@ def test_the_table_has_every_interval_and_what_qualifies_it():
     assert table["idle_watts"]["central"] == 0.042 and table["formula_joules"] is None
 
 
-def test_targets_side_by_side():
-    tally = Tally(1, {"x": Counts(acs=100, events=1)})
-    lines = overview([price(tally, name) for name in ("loihi1", "spinnaker2-mla", "horowitz-45nm")]).splitlines()
+def test_targets_side_by_side(mine):
+    tally, without = Tally(1, {"x": Counts(acs=100, events=1)}), mine("[terms.products]\nvalue = 1.0\n" + CITED)
+    lines = overview([price(tally, load_target(t)) for t in ("loihi1", without, "horowitz-45nm")]).splitlines()
     assert lines[1].split() == "loihi1 2.36 2.36 to 3.55 2.36 2.36 to 3.56 0 of 2".split()
     assert lines[2].split()[-3:] == ["1", "of", "2"] and max(map(len, lines)) <= 100
-    assert lines[3] == "no price for its products: spinnaker2-mla"
+    assert lines[3] == "no price for its products: mine"
+
+
+def test_a_machine_that_skips_no_zeros_is_billed_for_every_product(mine):
+    """Events spare nothing there: 1,000 products of each, whatever the operands held."""
+    tally = Tally(1, {"x": Counts(macs=100, dense_macs=1000), "y": Counts(acs=5, dense_macs=1000)})
+    bill = price(tally, load_target(mine("dense = true\n[terms.macs]\nvalue = 2.0\n" + CITED)))
+    assert [(line.term, line.count) for line in bill.lines] == [("macs", 2000)] and bill.unpriced == ()
+    assert bill.formula_joules == bill.dense_joules and near(bill.dense_joules) == (4000e-12,) * 3
+    assert price(tally, "spinnaker2-mla").formula_joules.central == pytest.approx(2000 * 0.97e-12)
 
 
 def test_where_nothing_has_a_price_the_sum_is_unknown():
@@ -107,7 +116,7 @@ def test_every_target_loads_and_cites(name):
         assert 0 < q.interval.low <= q.interval.central <= q.interval.high
     given = tomllib.loads((FOLDER / f"{name}.toml").read_text())["terms"]
     assert given.keys() == target.terms.keys()
-    assert price(Tally(1, {"x": Counts(acs=2, macs=3)}), target).lines
+    assert price(Tally(1, {"x": Counts(acs=2, macs=3, dense_macs=9)}), target).lines
 
 
 def test_the_known_targets_are_there_and_a_wrong_name_is_helped():
@@ -162,6 +171,7 @@ def test_a_constant_that_lacks_a_key_does_not_load(mine, key):
         ("terms = 3", r"a table \[terms"),
         ('twin = "odim"\n[terms]', "did you mean 'odin'"),
         ("twin = 3\n[terms]", "a known target"),
+        ("dense = 1\n[terms]", "true or false"),
         ("[model]", r"a table \[terms"),
         ("[terms", "a target in TOML"),
     ],

@@ -97,6 +97,7 @@ def test_what_cannot_be_said_is_not_said(tmp_path):
     assert "no operator reads events" in str(break_even(dense, "horowitz-45nm"))
     silent = Tally(1, {"last": Counts(dense_macs=10)})
     assert break_even(silent, "horowitz-45nm").rate is None and break_even(silent, "horowitz-45nm").ran == 0
+    assert break_even(NET, "spinnaker2-mla").rate is None, "events spare nothing where no zero is skipped"
     with pytest.raises(ConfigError, match="did you mean 'lif'"):
         break_even(NET, "horowitz-45nm", neurons=["lfi"])
     with pytest.raises(ConfigError, match="at least 1"):

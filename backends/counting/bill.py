@@ -103,15 +103,17 @@ class Bill:
 
 
 def price(tally: Tally, target: Target | str) -> Bill:
-    """The bill of a tally on a target, for all its tokens.
+    """The bill of a tally on a target, for all its tokens; on one that skips no zeros its products are all dense.
 
     raises  ConfigError: no such target;  FormatError: a target with a constant that has no source
     """
     if not isinstance(target, Target):
         target = load_target(target)
     total = tally.total
-    lines = []
-    for term, number in counted(total).items():
+    lines, ran = [], counted(total)
+    if target.dense:
+        ran |= {"macs": total.dense_macs, "acs": 0}
+    for term, number in ran.items():
         if number:
             quantity = target.terms.get(term)
             lines.append(Line(term, number, quantity, quantity.interval * number if quantity else None))

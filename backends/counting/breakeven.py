@@ -25,7 +25,7 @@ class BreakEven:
     """Where an event-driven run and its dense twin cost the same. Below it the events are cheaper, above it the twin.
 
     rate      events a synapse and step at break-even; 0 where even silence costs more than the twin, None where a
-              product has no price or no event was read
+              product has no price, no event was read, or the target skips no zeros
     ran       events a synapse and step in the tally, over the operators that read events; None if there are none
     steps     steps an inference: `steps` x `rate` is in spikes a synapse an inference
     twin      name of the target that the twin is priced on
@@ -99,7 +99,7 @@ def break_even(
     driven = [c for c in tally.operators.values() if _reads_events(c)]
     ran = sum(c.macs + c.acs for c in driven) / sum(c.dense_macs for c in driven) if driven else None
     rate = None
-    if ran and not set(PRODUCTS) & set(missing):
+    if ran and not target.dense and not set(PRODUCTS) & set(missing):
         prices = {t: target.terms[t].interval for t in priced if t in here}
         its = {t: twin.terms[t].interval for t in priced if t in there}
         if twin != target:

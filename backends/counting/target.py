@@ -98,6 +98,7 @@ class Target:
 
     idle_watts  its power when nothing runs, None where no citable figure was found
     twin        the target where a dense counterpart of an event-driven run would run, None: the same
+    dense       whether it skips no zeros, so that every executed product is a multiply-accumulate there
     """
 
     name: str
@@ -106,6 +107,7 @@ class Target:
     terms: Mapping[str, Quantity]
     idle_watts: Quantity | None = None
     twin: str | None = None
+    dense: bool = False
 
 
 def target_names() -> list[str]:
@@ -114,7 +116,7 @@ def target_names() -> list[str]:
 
 
 def load_target(name_or_path: str | Path) -> Target:
-    """Read a target by its name, or a TOML file of one's own: title, note, twin, [terms.NAME], [idle_watts].
+    """Read a target by its name, or a TOML file of one's own: title, note, twin, dense, [terms.NAME], [idle_watts].
 
     Each constant has `value` (the central figure), `unit`, `source`, `confidence`, `node`, `precision` and `scope`,
     and `low` and `high` unless its source gives one figure alone.
@@ -142,6 +144,9 @@ def load_target(name_or_path: str | Path) -> Target:
     idle, twin = table.get("idle_watts"), table.get("twin")
     if twin is not None and twin not in target_names():
         raise FormatError(f"{path} twin", "a known target", repr(twin), nearest(str(twin), target_names()))
+    dense = table.get("dense", False)
+    if not isinstance(dense, bool):
+        raise FormatError(f"{path} dense", "true or false", repr(dense), "say whether it skips no zeros")
     return Target(
         name=path.stem,
         title=table.get("title", path.stem),
@@ -149,6 +154,7 @@ def load_target(name_or_path: str | Path) -> Target:
         terms=terms,
         idle_watts=None if idle is None else read_quantity(f"{path} idle_watts", idle, POWERS),
         twin=twin,
+        dense=dense,
     )
 
 
