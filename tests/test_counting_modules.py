@@ -58,6 +58,15 @@ def test_the_state_of_every_recurrent_module_of_torch():
         assert total.state_bytes == 2 * x.element_size() * values
 
 
+def test_states_within_states_of_other_libraries():
+    """snnTorch's SLSTM has an LSTMCell inside, whose state is its own; Norse's refractory LIF a state in its state."""
+    snntorch, norse = pytest.importorskip("snntorch"), pytest.importorskip("norse.torch")
+    neuron = snntorch.SLSTM(5, 6)
+    lstm = Call(lambda x, n: n(x[:, 0], *n.reset_mem())[0], neuron)
+    assert count(lstm, SEQUENCE).state_updates == 2 * B * 6
+    assert count(Call(lambda x, n: n(x[:, 0])[0], norse.LIFRefracCell()), SEQUENCE).state_updates == 3 * B * 5
+
+
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_multihead_attention_is_counted_and_not_named_as_one_operator(need_weights):
     net = Call(lambda x, a: a(x, x, x, need_weights=need_weights)[0], nn.MultiheadAttention(8, 2, batch_first=True))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rheobase.backends.counting.libraries import neuron_state
+from rheobase.backends.counting.libraries import holds_parts, neuron_state
 from rheobase.backends.counting.operators import (
     ARRIVALS,
     CREATIONS,
@@ -96,7 +96,7 @@ class CountingMode(TorchDispatchMode):
         self.product(x, weight, name)
 
     def leave(self, module: nn.Module, output, ours: bool) -> None:
-        """The end of a module's call; `ours`: one of our own cells around it tells of its state."""
+        """The end of a module's call; `ours`: a neuron around it tells of its state."""
         found = None if ours else neuron_state(module, output)
         if found:
             spikes, parts = found
@@ -248,7 +248,7 @@ def count(
         mode.data[given] = True
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    cells = [path for path, module in model.named_modules() if isinstance(module, Cell)]
+    cells = [path for path, module in model.named_modules() if isinstance(module, Cell) or holds_parts(module)]
     with contextlib.ExitStack() as stack:
         for module, training in modes.items():
             stack.callback(setattr, module, "training", training)

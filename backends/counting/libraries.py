@@ -2,14 +2,25 @@
 
 from torch import Tensor, nn
 
+from rheobase.backends.counting.operators import tensors
+
 SNNTORCH = ("syn", "syn_exc", "syn_inh", "mem")
 """names under which snnTorch's neurons keep their state where they keep it themselves"""
+
+
+def holds_parts(module: nn.Module) -> bool:
+    """Whether it is a snnTorch neuron, of whose state that of the modules inside is a part."""
+    return "snntorch" in _libraries(module) and hasattr(module, "threshold")
+
+
+def _libraries(module: nn.Module) -> set[str]:
+    return {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
 
 
 def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
     """What such a layer sent in a call, and how many values a unit and step it keeps: LSTM's cells, GRU's units, a
     neuron's currents and membrane. None of other modules; 0 where it is a neuron whose state is not known."""
-    libraries = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
+    libraries = _libraries(module)
     first, *rest = output if isinstance(output, tuple) else (output,)
     first = first.data if isinstance(first, nn.utils.rnn.PackedSequence) else first
     if not isinstance(first, Tensor):
@@ -19,10 +30,10 @@ def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
         return first[..., :1].expand(*first.shape[:-1], width), module.num_layers
     if isinstance(module, nn.RNNCellBase):
         return first, 1
-    if "snntorch" in libraries and hasattr(module, "threshold"):
+    if holds_parts(module):
         return first, len(rest) or sum(isinstance(getattr(module, name, None), Tensor) for name in SNNTORCH)
     if "norse" in libraries and rest and hasattr(rest[0], "_fields"):
-        return first, sum(isinstance(part, Tensor) for part in rest[0])
+        return first, len(tensors(rest))
     if "spikingjelly" in libraries and isinstance(getattr(module, "v", None), Tensor):
         return first, 1
     return None
