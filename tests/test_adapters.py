@@ -7,6 +7,7 @@ import sys
 import warnings
 import weakref
 
+import nir_nets
 import numpy as np
 import pytest
 import torch
@@ -128,6 +129,23 @@ def test_both_counters_agree_on_what_the_spikes_cost(key):
         assert watched == simulated
     elif key == "norse:LIF":
         assert watched.products == simulated.products and watched.adds > simulated.adds
+
+
+@pytest.mark.parametrize(
+    ("op", "products", "adds"),
+    [
+        (CubaLIFCell(), 2, 3),  # beta v + x; h - theta; h - s h
+        (CubaLIFCell(v_reset=None), 2, 3),
+        (CubaLIFCell(alpha=0.5, gain=0.3, v_reset=-0.1), 4, 5),  # alpha i + x too, and h - v_reset
+        (CubaLIFCell(reset="next"), 2, 4),  # v - theta too
+        (CubaLIFCell(reset="never"), 1, 2),
+    ],
+)
+def test_a_cell_of_currents_by_hand(op, products, adds):
+    """Each form of the equation takes what it says, a unit and step, and no more."""
+    counts = simulate(nir_nets.net(op), nir_nets.FRAMES[:, :9]).tally.operators["n1"]
+    steps = 9 * nir_nets.HIDDEN
+    assert (counts.products, counts.adds) == (products * steps, adds * steps)
 
 
 @pytest.mark.parametrize("kind", ["Leaky", "Synaptic"])

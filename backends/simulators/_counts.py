@@ -142,9 +142,10 @@ def lifcell(at: Seen) -> dict:
 
 def cubalifcell(at: Seen) -> dict:
     op, n, parts = at.op, at.values("x"), 1 + (at.op.alpha != 0)
+    reset = {"never": 0, "now": 1, "next": 2}[op.reset] + bool(op.reset != "never" and op.v_reset)
     return {
         "products": (parts + (op.gain != 1) + (op.reset != "never")) * n,
-        "adds": (3 + 2 * (op.reset != "never")) * n,
+        "adds": (parts + 1 + reset) * n,
         "comparisons": (1 + (op.reset == "next")) * n,
         "state_updates": parts * n,
         "event_updates": parts * _reached(at),
