@@ -172,6 +172,13 @@ BY_HAND = {
         {"macs": 60, "adds": 12, "products": 24},
     ),
     "max pool": (nn.MaxPool2d(2), X.view(1, 1, 4, 5), {"comparisons": 12}),
+    "max pool, padded": (nn.MaxPool2d(3, 1, padding=1), X.view(1, 1, 4, 5), {"comparisons": 10 * 13 - 20}),
+    "average pool, padded": (
+        nn.AvgPool2d(3, 1, padding=1, count_include_pad=False),
+        X.view(1, 1, 4, 5),
+        {"adds": 10 * 13 - 20, "products": 20},
+    ),
+    "max pool, sizes rounded up": (nn.MaxPool1d(2, ceil_mode=True), X, {"comparisons": 4 * 2}),
     "put and add": (
         lambda x: torch.zeros(4).index_put((torch.tensor([0, 1, 1]),), x[0, :3], accumulate=True),
         X,

@@ -231,9 +231,11 @@ def _pad(mode, args, outputs):
 
 def _max_pool(mode, args, outputs):
     """What is pooled of events is sent on as events."""
-    kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
-    area = math.prod(kernel if len(kernel) > 1 else kernel * 2)
-    mode.add(comparisons=(area - 1) * outputs[0].numel(), activation_bytes=n_bytes([args[0], outputs[0]]))
+    if len(args) > 4 and set(args[4]) != {1}:
+        mode.uncounted.add("aten.max_pool2d_with_indices, dilated")
+    else:
+        read = _pooled(mode, args[0], *args[1:4], *args[5:6])
+        mode.add(comparisons=read - outputs[0].numel(), activation_bytes=n_bytes([args[0], outputs[0]]))
     kind = mode.kinds.get(args[0], DENSE)
     if kind in EVENT_KINDS:
         mode.mark(outputs[0], kind, sent=True)
@@ -441,10 +443,15 @@ def _cumsum(mode, args, outputs):
 
 
 def _average_pool(mode, args, outputs):
-    kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]] * 2
-    area = math.prod(kernel if len(kernel) > 1 else kernel * 2)
     n = outputs[0].numel()
-    mode.add(adds=(area - 1) * n, products=n, activation_bytes=n_bytes([args[0], *outputs]))
+    mode.add(adds=_pooled(mode, *args[:5]) - n, products=n, activation_bytes=n_bytes([args[0], *outputs]))
+
+
+def _pooled(mode, x, *geometry) -> int:
+    """Elements of all windows, those of padding left out: kernel, stride, padding, and whether sizes round up."""
+    with mode.paused():
+        ones = torch.ones_like(x, dtype=torch.float64)
+        return round(aten.avg_pool2d(ones, *geometry, divisor_override=1).sum().item())
 
 
 def _scatter_add(mode, args, outputs):
