@@ -50,7 +50,10 @@ class Watch(TorchDispatchMode):
         made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         places = {t.device.type for t in (*given, *made)}
         if {"cpu", "cuda"} <= places and name in COPIES:
-            if not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])):
+            # what is not contiguous goes by way of a copy that is not pinned
+            if not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])) or (
+                given[-1].device.type == "cpu" and not given[-1].is_contiguous()
+            ):
                 self.waits.append(f"{tuple(made[0].shape)} from {given[-1].device.type} to {made[0].device.type}")
         view = func.is_view or name in VIEWS or name in EMPTY
         if "cuda" in places and not view and any(t.numel() for t in made):
