@@ -129,8 +129,8 @@ def apply(self: nn.Module, function, recurse: bool = True) -> nn.Module:
 @contextlib.contextmanager
 def fake_cuda():
     """Inside, device "cuda" is at hand, every new tensor is fake, and a number asked of one raises. Yields a Watch."""
-    yes = {"is_available": True, "is_bf16_supported": True, "current_device": 0, "is_initialized": False}
-    yes |= {"is_current_stream_capturing": False}
+    yes = {"is_available": True, "is_bf16_supported": True, "current_device": 0, "device_count": 1}
+    yes |= {"is_initialized": False, "is_current_stream_capturing": False}
     yes |= dict.fromkeys(("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats"), 0)
     with contextlib.ExitStack() as stack:
         stack.enter_context(fake_tensor.FakeTensorMode(allow_non_fake_inputs=True))

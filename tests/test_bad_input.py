@@ -122,6 +122,14 @@ def test_configurations(tmp_path, say, change, line):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:one"])
+def test_a_gpu_to_train_on(device, tmp_path, say, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    line = say(*train_on(tmp_path, b"some words " * 99, CONFIG, "--set", f"train.device={device}"))
+    assert f"train.device: expected a device of this machine, got '{device}'" in line
+
+
 def test_a_device_to_simulate_on(small_run, say, monkeypatch):
     for on in ("event", "integer"):
         line = say("simulate", small_run.folder, "--on", on, "--device", "cpu")

@@ -11,7 +11,7 @@ import torch
 
 from rheobase.backends import count, simulate
 from rheobase.backends.simulators._executor import execute
-from rheobase.backends.simulators._gpu import GPUKernels
+from rheobase.backends.simulators._gpu import GPUKernels, exact
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.backends.trace import Later
@@ -407,10 +407,29 @@ def test_probes_keep_what_is_asked_for():
         simulate(graph, x, record=["layers.0.cc"])
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="expected a device of this machine, got 'cuda'"):
-        simulate(egru().lower(), tokens(5), on="torch", device="cuda")
+@pytest.mark.parametrize("gpus, device", [(0, "cuda"), (1, "cuda:1")])
+def test_a_device_that_is_not_there_is_refused(gpus, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ConfigError, match=f"expected a device of this machine, got '{device}'"):
+        simulate(egru().lower(), tokens(5), on="torch", device=device)
+
+
+@pytest.mark.parametrize("place", [torch.backends.cudnn.conv, torch.backends], ids=["one op", "all"])
+def test_cudnn_computes_exactly_whatever_a_user_has_set(place):
+    """torch reads one setting by two names, which it does not keep in step."""
+    ops, before = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn), place.fp32_precision
+    assert [op.fp32_precision for op in ops] == ["tf32"] * 2
+    try:
+        place.fp32_precision = "tf32" if place is torch.backends else "ieee"
+        wanted = [op.fp32_precision for op in ops]
+        with exact():
+            assert [op.fp32_precision for op in ops] == ["ieee"] * 2
+        assert [op.fp32_precision for op in ops] == wanted
+    finally:
+        place.fp32_precision = before
+        for op in ops:
+            op.fp32_precision = "tf32"
 
 
 def test_a_graph_refuses_what_is_wrong_with_it():

@@ -4,6 +4,7 @@ Weights stay there as long as their graph lives. The host waits once, for the ta
 on the GPU until they are asked for.
 """
 
+import contextlib
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,16 +27,27 @@ COUNTED = LIFCell, TernaryLIFCell, Spike, Relu, SquaredRelu
 RNNS = {LSTMCell: nn.LSTM, GRUCell: nn.GRU}
 
 
+@contextlib.contextmanager
 def exact():
-    """cuDNN without its rounding to 10 bits, which would fire other spikes."""
-    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    """cuDNN without its rounding to 10 bits, which would fire other spikes, however it was asked for: `allow_tf32`
+    refuses to be read after torch's newer `fp32_precision` was set, and does not go before it."""
+    ops = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [op.fp32_precision for op in ops]
+    for op in ops:
+        op.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for op, was in zip(ops, before, strict=True):
+            op.fp32_precision = was
 
 
 class GPUKernels(TorchKernels):
     """TorchKernels for a device on which a kernel's launch and the bytes that it moves are what costs."""
 
     def __init__(self, device: str):
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device.startswith("cuda") and (not there or (torch.device(device).index or 0) >= there):
             raise ConfigError("simulate device", "a device of this machine", repr(device), 'use device="cpu"')
         self.device = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 

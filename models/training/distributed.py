@@ -115,17 +115,18 @@ def joined(device: str, accumulate: int):
 
     raises  ConfigError: no such device here
     """
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+    kind, _, number = device.partition(":")
+    there = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
+    if kind != "cpu" and not (there and (not number or (number.isdecimal() and int(number) < there))):
         raise ConfigError("train.device", "a device of this machine", repr(device), 'set train.device = "cpu"')
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks(device=device, accumulate=accumulate)
         return
     if kind == "cuda":
-        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= found:
-            raise ConfigError("torchrun", f"a GPU a rank, {found} here", f"local rank {local}", "start fewer ranks")
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= there:
+            raise ConfigError("torchrun", f"a GPU a rank, {there} here", f"local rank {local}", "start fewer ranks")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     ours = not dist.is_initialized()
