@@ -415,6 +415,15 @@ def test_a_device_that_is_not_there_is_refused(gpus, device, monkeypatch):
         simulate(egru().lower(), tokens(5), on="torch", device=device)
 
 
+def test_counts_are_exact_beyond_what_float32_holds(monkeypatch):
+    """On a GPU rows are counted in float32, each of which may hold 2^24 events, and there are many rows."""
+    most = 2**24 - 1
+    monkeypatch.setattr(GPUKernels, "count_nonzero", lambda self, array: torch.full(array.shape[:-1], float(most)))
+    graph, x = egru().lower(), tokens(5, 2)
+    tally = execute(graph, x, None, GPUKernels("cpu")).tally
+    assert tally.operators["layers.1.recurrent_kernel"].rows == 10 * most
+
+
 @pytest.mark.parametrize("place", [torch.backends.cudnn.conv, torch.backends], ids=["one op", "all"])
 def test_cudnn_computes_exactly_whatever_a_user_has_set(place):
     """torch reads one setting by two names, which it does not keep in step."""

@@ -157,7 +157,7 @@ class TorchKernels(Counting):
         run, after = egru(a_BTG, None, weight, None, bias, thr, before, surrogate=Triangle(), zoneout=cell.op.zoneout)
         y = run.y.transpose(0, 1)
         for read in (before.y, y[:-1]) if len(y) else ():
-            self.saw(linear, rows=self.count_nonzero(read).sum())
+            self.saw(linear, rows=torch.as_tensor(self.count_nonzero(read)).sum(dtype=torch.float64))
         self.saw(cell, events=self.count_nonzero(run.o))
         outputs = {f"{cell.name}.y": y}
         outputs |= {f"{cell.name}.{port}": getattr(run, port).transpose(0, 1) for port in ("c", "trace")}
