@@ -8,6 +8,7 @@ import torch
 from test_distributed import alone, assert_same, stopped, table, torchrun
 from test_distributed import every_step_is_logged as every_step_is_logged
 from test_distributed import text as text
+from torch.nn.parallel import DistributedDataParallel
 
 from rheobase.models.training import loop
 from rheobase.models.training.run import RunConfig
@@ -51,6 +52,18 @@ def test_the_gradients_are_the_same(model, recompute, text, traced):
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*found, strict=True))
     # EGRU: two layers of two sizes, without a state and with one; SpikeGPT: the first block and the other; the loss
     assert len(traced) == (5 if model == "egru" else 3)
+
+
+def test_ddp_leaves_a_stage_one_graph(text, traced):
+    """Also one whose parameters are more than the 1 MB of DDP's first bucket."""
+    config = RunConfig.from_table(table(text, "spikegpt", model={"embedding": 128, "depth": 1}))
+    task, net = loop.prepare(config, config.corpus())
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        DistributedDataParallel(MicroBatch(task, net, False, True))(0, 0).whole.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(traced) == 2, "the block and the loss"
 
 
 @pytest.mark.parametrize("model", ["egru", "spikegpt"])

@@ -43,6 +43,7 @@ def compile_stages(model) -> None:
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
     limits, stages = torch._dynamo.config, model.segments()
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(stages))  # each may have sizes of its own
+    limits.optimize_ddp = False  # inside DDP it would cut a stage at each of DDP's buckets, and fuse less
     for stage in stages:
         stage.forward = partial(_run, stage, stage.forward, torch.compile(stage.forward, fullgraph=True, dynamic=False))
 
