@@ -1,5 +1,7 @@
 """A module's forward and backward pass as CUDA graphs: the host launches each as one thing, whatever its kernels."""
 
+import contextlib
+import warnings
 from functools import partial
 
 import torch
@@ -64,7 +66,7 @@ class CudaGraphed:
         for sample, part in zip(samples, given, strict=True):
             sample.requires_grad_(part.requires_grad)
         try:
-            with torch.autocast("cuda", enabled=False):  # `_run` has it, and a backward pass is outside of it
+            with _capturing(x), torch.autocast("cuda", enabled=False):  # `_run` has it, and backward is outside of it
                 self.replay = torch.cuda.make_graphed_callables(self._run, samples, allow_unused_input=True)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
@@ -127,6 +129,21 @@ class CudaGraphed:
             remedy = "call backward once after each call, or the module itself"
             raise UnsupportedError(WHERE, "the backward pass of the last call, once", "another", remedy)
         self.turn += 1
+
+
+@contextlib.contextmanager
+def _capturing(x: Tensor):
+    """Inside, x's device is the current one, where torch warms up, and captures: on a stream that torch 2.11 keeps from
+    the first capture of all, on whichever device, so that another's kernels would run and not be captured."""
+    graph = torch.cuda.graph
+    kept, graph.default_capture_stream = getattr(graph, "default_capture_stream", None), None
+    try:
+        with torch.cuda.device_of(x), warnings.catch_warnings():
+            # there the warm-up is on another stream than the capture, which waits for it
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+            yield
+    finally:
+        graph.default_capture_stream = kept
 
 
 def _own(part: Tensor) -> Tensor:

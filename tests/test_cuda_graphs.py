@@ -2,6 +2,7 @@
 into the same memory, as a GPU's do."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -105,6 +106,29 @@ def layer_and_run(**options):
     torch.manual_seed(0)
     layer, x = EGRU(3, 4, **options), torch.randn(2, 5, 3)
     return layer, x, CudaGraphed(layer, x)
+
+
+def test_it_is_captured_on_the_device_of_its_tensors(monkeypatch):
+    """And torch 2.11's word about its own two streams, for warming up and for capturing, is not passed on."""
+    current, make = [], torch.cuda.make_graphed_callables
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.remove(tensor)
+
+    def captured(*args, **options):
+        assert current == [x] and torch.cuda.graph.default_capture_stream is None
+        warnings.warn("The AccumulateGrad node's stream does not match the stream of the node", stacklevel=1)
+        return make(*args, **options)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", captured)
+    torch.cuda.graph.default_capture_stream = "of another device"
+    layer, x = EGRU(3, 4), torch.randn(2, 5, 3)
+    CudaGraphed(layer, x)
+    assert torch.cuda.graph.default_capture_stream == "of another device" and not current
 
 
 def test_from_rest_and_under_no_grad():
