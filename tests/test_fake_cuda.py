@@ -207,8 +207,8 @@ def test_what_is_timed_runs_on_the_gpu(part):
     with fake_cuda() as gpu:
         runs = [run for case in parts("cuda")[part](Setting(device="cuda", small=True)) for run in case.runs.items()]
         for name, run in runs:
-            # cuDNN and graphs have no fake form, and SpikingJelly asks the driver for the device's name
-            if not name.startswith(("loop", "nn.", "SpikingJelly")) and "graph" not in name:
+            # cuDNN, graphs and fla have no fake form, and SpikingJelly asks the driver for the device's name
+            if not name.startswith(("loop", "nn.", "SpikingJelly", "fla")) and "graph" not in name:
                 gpu.forget()
                 run()
                 assert gpu.launches, name
