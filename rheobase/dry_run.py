@@ -86,13 +86,13 @@ def measure(table: dict, began: float, clock: str) -> Measured:
 
     def ended(*_):
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(config.train.device)
         ends.append(now())
 
     hook = register_optimizer_step_post_hook(ended)
     with tempfile.TemporaryDirectory() as folder:
         run = _train(config, FIRST, Path(folder) / "first")
-        peak, gpu = peak_memory(torch.device("cpu")), torch.cuda.max_memory_allocated() if cuda else None
+        peak, gpu = peak_memory(torch.device("cpu")), peak_memory(torch.device(config.train.device)) if cuda else None
         first, found = ends[0], _gaps(ends, FIRST)
         blocks = min(MOST, int(SECONDS / found["update_s"])) // FIRST
         if blocks > 1:

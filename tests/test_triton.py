@@ -105,6 +105,30 @@ def test_operators_have_names_of_their_own(op):
     assert getattr(native, f"{op}_backward").operator._qualname != getattr(kernels, f"_{op}_backward")._qualname
 
 
+@pytest.mark.parametrize("op", ["lif", "wkv", "egru"])
+def test_a_batch_of_any_size_fits_on_a_gpu(op):
+    """Which takes 2^31 - 1 programs on its first axis, and 65,535 on another."""
+    import torch
+
+    module, grids = importlib.import_module(f"rheobase.spiking.ops.{op}.triton"), []
+
+    class Kernel:
+        arg_names = ()
+
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **options: None
+
+    x = torch.zeros(70_000, 1, 1)
+    if op == "lif":
+        module._launch(Kernel(), [x], (2.0, 1.0, 0.0), True)
+    elif op == "wkv":
+        module._launch(Kernel(), [], x)
+    else:
+        module._launcher(Kernel(), [], x)(0)
+    assert grids[0][0] == 70_000 and max((*grids[0][1:], 1)) == 1
+
+
 @pytest.mark.parametrize("name", ["_forward", "_backward"])
 def test_egru_s_later_launches_have_the_first_one_s_arguments(name):
     """What Triton compiled is called with every argument of the kernel in order, constants too, and addresses."""

@@ -5,6 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
+def place(D: tl.constexpr, BLOCK: tl.constexpr):
+    """The sequence and the units of a program; blocks of a sequence lie side by side. All are on one axis, since a GPU
+    takes no more than 65,535 programs on another."""
+    at, blocks = tl.program_id(0), tl.cdiv(D, BLOCK)
+    return (at // blocks).to(tl.int64), at % blocks * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def within(d, D: tl.constexpr, BLOCK: tl.constexpr):
     """Which units of a block there are: all, said so that no load has to ask, where blocks fill D."""
     if D % BLOCK == 0:

@@ -19,7 +19,7 @@ from rheobase.spiking.ops.lif import triton as kernels
 from rheobase.spiking.ops.native import library
 
 STEPS = 4
-SIZES = [(3, 7, 5), (1, 1, 1), (1, STEPS, kernels.BLOCK), (1, STEPS + 1, 40), (1, 23, 3), (0, 3, 2), (2, 0, 3)]
+SIZES = [(3, 7, 5), (1, 1, 1), (1, STEPS, kernels.BLOCK), (2, STEPS + 1, 40), (1, 23, 3), (0, 3, 2), (2, 0, 3)]
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ def _forward(
 ):  # fmt: skip
     """Step t: gates is a on entry and z, r, g on return, q the bare product, events what the next one reads [B, H]. All
     numbers are of a TYPE within."""
-    b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b, j = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
     gates += 3 * (b * T + t) * H + j
     q += 3 * b * H + j
@@ -97,7 +97,7 @@ def _backward(
     and c <= thr. (Where outputs are float16 and thr is near 0, a unit that fired at a p too small for that type, below
     3e-8, passes for silent.)
     """
-    b, j = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b, j = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
     gates += 3 * (b * T + t) * H + j
     z, r = tl.load(gates, mask=inside).to(TYPE), tl.load(gates + H, mask=inside).to(TYPE)
@@ -143,7 +143,7 @@ def _launcher(kernel, tensors: list[Tensor | None], y_BTH: Tensor, **options) ->
     with addresses, since nothing but t changes. (Its interpreter gives nothing, and goes that way at every step.)
     """
     batch, steps, units = y_BTH.shape
-    grid, sizes = (triton.cdiv(units, BLOCK), batch, 1), (steps, units)
+    grid, sizes = (batch, triton.cdiv(units, BLOCK), 1), (steps, units)
     options = {"DECAY": TRACE_DECAY, "TYPE": _wide(y_BTH.dtype)[1], "BLOCK": BLOCK, **options}
     constants = [options[name] for name in kernel.arg_names if name in options]
     addresses = [t if t is None else t.data_ptr() for t in tensors]

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import before, load, within
+from rheobase.spiking.ops.rows import before, load, place, within
 
 STEPS, BLOCK, WARPS = 32, 32, 1
 """One unit a thread; 32 steps forward take a warp about as long as memory takes to answer."""
@@ -95,7 +95,7 @@ def _forward(
     TERNARY: tl.constexpr, ALL_V: tl.constexpr, WITH_H: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr,
     STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b, d = place(D, BLOCK)
     inside, row = within(d, D, BLOCK), b * T * D + d
     now = tl.load(v0 + b * D + d, mask=inside, other=0.0)
     tau, theta = _constants(tau, theta, d, inside, now, TAU, THETA)
@@ -133,7 +133,7 @@ def _backward(
     SECOND: tl.constexpr, ALL_V: tl.constexpr, WITH_H: tl.constexpr, LEARNS: tl.constexpr, WHOLE: tl.constexpr,
     STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b, d = place(D, BLOCK)
     inside, stretches = within(d, D, BLOCK), tl.cdiv(T, STEPS)
     carried = tl.load(g_last + b * D + d, mask=inside, other=0.0)
     tau, theta = _constants(tau, theta, d, inside, carried, TAU, THETA)
@@ -197,9 +197,9 @@ def _launch(kernel, tensors: list[Tensor | None], numbers: Sequence[float], hard
     batch, steps, units = tensors[0].shape
     options |= {"TAU": tau, "INVERSE": 1 / tau if math.frexp(tau)[0] == 0.5 else None, "THETA": theta}
     options |= {"REST": v_reset, "HARD": hard, "WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
-    with torch.cuda.device_of(tensors[0]):
-        grid = triton.cdiv(units, BLOCK), batch
-        kernel[grid](*tensors, steps, units, **options, num_warps=WARPS, enable_fp_fusion=False)
+    if programs := batch * triton.cdiv(units, BLOCK):
+        with torch.cuda.device_of(tensors[0]):
+            kernel[(programs,)](*tensors, steps, units, **options, num_warps=WARPS, enable_fp_fusion=False)
 
 
 @torch.library.custom_op("rheobase::lif_triton", mutates_args=())

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import before, within
+from rheobase.spiking.ops.rows import before, place, within
 from rheobase.spiking.ops.rows import load as _load
 from rheobase.spiking.ops.rows import store as _store
 from rheobase.spiking.ops.wkv.reference import FIRST, WKVState
@@ -64,7 +64,7 @@ def _forward(
     D: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr,
     STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b, d = place(D, BLOCK)
     inside, row = within(d, D, BLOCK), b * T * D + d
     w, u, p, q, o = _begin(time_decay, time_first, state, b, d, inside, D, FIRST)
     k, v, gate, y, kept = k + row, v + row, gate + row, y + row, kept + b * tl.cdiv(T, STEPS) * 3 * D + d
@@ -98,7 +98,7 @@ def _backward(
     D: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr, WHOLE: tl.constexpr, STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    b, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b, d = place(D, BLOCK)
     inside, stretches = within(d, D, BLOCK), tl.cdiv(T, STEPS)
     w, u, p_0, q_0, _ = _begin(time_decay, time_first, state, b, d, inside, D, FIRST)
     p, q, _ = _load(last + b * 3 * D + d, D, 0, 3, 3, inside)
@@ -158,9 +158,9 @@ def _backward(
 def _launch(kernel, tensors: list[Tensor | None], k_BTD: Tensor, **options) -> None:
     batch, steps, channels = k_BTD.shape
     options |= {"FIRST": FIRST, "WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
-    with torch.cuda.device_of(k_BTD):
-        grid = triton.cdiv(channels, BLOCK), batch
-        kernel[grid](*tensors, steps, channels, **options, num_warps=WARPS)
+    if programs := batch * triton.cdiv(channels, BLOCK):
+        with torch.cuda.device_of(k_BTD):
+            kernel[(programs,)](*tensors, steps, channels, **options, num_warps=WARPS)
 
 
 def _prepared(inputs: list[Tensor | None], k_BTD: Tensor) -> list[Tensor | None]:
