@@ -417,6 +417,7 @@ def test_a_device_that_is_not_there_is_refused(gpus, device, monkeypatch):
 
 def test_counts_are_exact_beyond_what_float32_holds(monkeypatch):
     """On a GPU rows are counted in float32, each of which may hold 2^24 events, and there are many rows."""
+    assert GPUKernels("cpu").count_nonzero(torch.ones(2, 5001).half()).tolist() == [5001] * 2
     most = 2**24 - 1
     monkeypatch.setattr(GPUKernels, "count_nonzero", lambda self, array: torch.full(array.shape[:-1], float(most)))
     graph, x = egru().lower(), tokens(5, 2)

@@ -88,7 +88,9 @@ class GPUKernels(TorchKernels):
 
     def count_nonzero(self, array):
         """Of each row, in one kernel; float32 holds it exactly."""
-        return torch.linalg.vector_norm(array, 0, -1) if array.is_floating_point() else array.count_nonzero(-1)
+        if not array.is_floating_point():
+            return array.count_nonzero(-1)
+        return torch.linalg.vector_norm(array, 0, -1, dtype=torch.promote_types(array.dtype, torch.float32))
 
     def per_pixel(self, images):
         return torch.linalg.vector_norm(images, 0, (0, 1), dtype=torch.float64)

@@ -5,8 +5,9 @@ B batch, T steps, D units. The rule of the backward pass is that of `ops/native/
 A program runs BLOCK units of one sequence through time, in stretches of STEPS steps. It asks for a stretch two ahead
 of the one that it works on, since where in a stretch the loads are issued is the compiler's choice, so that the chain
 of membranes waits for no memory. The membrane before each stretch is kept; backward runs the stretch again before it
-walks back through it. No product is fused with a sum and divisions round as torch's do, so
-that spikes are the reference's; a division, the longest link of the chain, is a product where tau is a power of two.
+walks back through it. No product is fused with a sum and divisions round as torch's do on a CPU (on a GPU it multiplies
+by 1/tau, if tau is a number), so that spikes are those of the reference there; a division, the longest link of the
+chain, is a product where tau is a power of two.
 """
 
 import dataclasses
@@ -43,8 +44,8 @@ def _slope(u, SURROGATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr
 
 @triton.jit
 def _divide(a, b, INVERSE: tl.constexpr):
-    """As torch rounds it: of float32, `/` is within two units in the last place only; by an INVERSE that is exact, a
-    power of two, a product rounds the same."""
+    """As torch rounds it on a CPU: of float32, `/` is within two units in the last place only; by an INVERSE that is
+    exact, a power of two, a product rounds the same."""
     if INVERSE is not None:
         return a * INVERSE
     elif a.dtype == tl.float32:
