@@ -44,8 +44,8 @@ def _strange(packet, values: list[Tensor]) -> str:
     """What no rule for this operator counts, although there is a rule; "" if it is nothing."""
     if any(t.is_complex() for t in values):
         return "complex numbers"
-    layouts = {str(t.layout) for t in values if t.layout != torch.strided}
-    return "" if packet in SPARSE_PRODUCTS else ", ".join(sorted(layouts))
+    layouts = {t.layout for t in values} - {torch.strided}
+    return "" if packet in SPARSE_PRODUCTS else ", ".join(sorted(map(str, layouts)))
 
 
 class CountingMode(TorchDispatchMode):
@@ -153,10 +153,9 @@ class CountingMode(TorchDispatchMode):
         if func._schema.is_mutable:
             self.forget(outputs)
         if any(t in self.data for t in inputs):
-            for t in outputs:
+            written = [t._base for t in outputs if t._base is not None] if func._schema.is_mutable else []
+            for t in (*outputs, *written):
                 self.data[t] = True
-                if func._schema.is_mutable and t._base is not None:
-                    self.data[t._base] = True
         for t in outputs:
             self.kinds.pop(t, None)
             self.constants.pop(t, None)
