@@ -7,6 +7,7 @@ from torch import nn
 
 from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
+from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
 
 B, T = 2, 7
 X, SEQUENCE = torch.randn(4, 5), torch.randn(B, T, 5)
@@ -179,6 +180,14 @@ def test_tokens_of_frames_are_steps_whatever_their_type(dtype):
     assert count(nn.Identity(), frames).tokens == B * T
     assert count(nn.Identity(), frames[:, :, 0, 0]).tokens == B * T
     assert count(nn.Identity(), torch.ones(B, T, dtype=torch.uint8)).tokens == B * T
+
+
+def test_a_fused_recurrence_moves_what_its_graph_moves():
+    """In float32, where torch's LSTM is one operator, every byte is that of the graph's products and cell."""
+    model, tokens = LSTMLM(LSTMLMConfig(vocabulary=11, embedding=6, layers=(6,))).eval(), torch.randint(11, (B, T))
+    seen, simulated = count(model, tokens).operators, simulate(model.lower(), tokens).tally.operators
+    layer = [name for name in simulated if name.startswith("layers.0")]
+    assert len(layer) == 3 and all(seen[name] == simulated[name] for name in layer)
 
 
 def test_a_mix_reads_its_share_and_the_rest_whoever_counts():

@@ -292,7 +292,7 @@ def _mkldnn_rnn(mode, args, outputs):
         products=(gates - 1) * n,
         adds=5 * n,
         transcendentals={"sigmoid": (gates - 1) * n, "tanh": (gates - 2) * n},
-        activation_bytes=2 * n * size,
+        activation_bytes=(2 * gates + 1) * n * size,  # both products' results are read, an output is written
     )
 
 
