@@ -140,6 +140,19 @@ def test_attention_reads_no_weights():
     assert count(Call(lambda x: x @ (0.1 * stored.float()).t()), X).weight_bytes == 4 * 5 * 3 * 4, "weights in int8"
 
 
+def test_events_on_either_side_of_an_attention_are_delivered():
+    """Spiking attention: q k^T reads the spikes of both, and (q k^T) v those of v, whatever the other operand is."""
+    q, k, v = (torch.rand(B, T, 5) > 0.6 for _ in range(3))
+
+    def attend(x):
+        q, k, v = (x > 0.5).float().chunk(3, -1)
+        return (q @ k.mT) * 0.125 @ v
+
+    total = count(Call(attend), torch.cat([q, k, v], -1).float()).total
+    assert total.deliveries == int(q.sum() + k.sum() + v.sum())
+    assert total.acs == int((q.double() @ k.double().mT).sum()) + T * int(v.sum()) and total.macs == 0
+
+
 UNKNOWN = {
     "aten.mm of complex numbers": lambda x: x.cfloat() @ x.t().cfloat(),
     "aten.mul of complex numbers": lambda x: x.cfloat() * 2,

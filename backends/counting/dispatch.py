@@ -201,7 +201,8 @@ class CountingMode(TorchDispatchMode):
                 done = columns * x.shape[-2]
             else:
                 done = int(((x != 0).sum(-2) * (y != 0).sum(-1)).sum())
-        read, sent_by = (columns, of_y) if weights_left else (rows, of_x)
+        read = columns if weights_left else rows
+        delivered = sum(n for n, kind in ((rows, of_x), (columns, of_y)) if kind in EVENT_KINDS)
         weight, acts = (x, y) if weights_left else (y, x)
         n_out = math.prod(x.shape[:-1]) * y.shape[-1]
         read_once = weight.numel() if of_data else 0
@@ -209,7 +210,7 @@ class CountingMode(TorchDispatchMode):
             operator,
             dense_macs=math.prod(x.shape) * y.shape[-1],
             rows=read,
-            deliveries=read if sent_by in EVENT_KINDS else 0,
+            deliveries=delivered,
             weight_bytes=0 if of_data else done * weight.element_size(),
             activation_bytes=(acts.numel() + read_once + n_out) * acts.element_size(),
             **{"acs" if {of_x, of_y} & {BINARY, TERNARY} else "macs": done},
