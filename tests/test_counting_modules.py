@@ -153,6 +153,10 @@ def test_events_on_either_side_of_an_attention_are_delivered():
     assert total.acs == int((q.double() @ k.double().mT).sum()) + T * int(v.sum()) and total.macs == 0
 
 
+def test_a_square_reads_its_operand_once_however_it_is_written():
+    assert count(Call(lambda x: x * x), X) == count(Call(lambda x: x**2), X) == count(Call(torch.square), X)
+
+
 UNKNOWN = {
     "aten.mm of complex numbers": lambda x: x.cfloat() @ x.t().cfloat(),
     "aten.mul of complex numbers": lambda x: x.cfloat() * 2,

@@ -174,7 +174,7 @@ class CountingMode(TorchDispatchMode):
     def elementwise(self, each: dict[str, int], inputs: list[Tensor], outputs: list[Tensor]) -> None:
         n, size = outputs[0].numel(), outputs[0].element_size()
         weights = [t for t in inputs if t in self.constants and t.numel() > 1]
-        read = n_bytes(t for t in inputs if t not in self.constants)
+        read = n_bytes({id(t): t for t in inputs if t not in self.constants}.values())  # x * x reads x once
         plain = {name: n * times for name, times in each.items() if name not in TRANSCENDENTAL}
         kinds = {name: n * times for name, times in each.items() if name in TRANSCENDENTAL}
         self.add(
