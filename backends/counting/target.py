@@ -28,6 +28,7 @@ TERMS = {
 """What a target may price, by field of `Counts`, and how it is called; a field that `Counts` lacks is passed over."""
 
 TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan", "sin", "cos", "erf")
+KEYS = ("title", "note", "twin", "dense", "terms", "idle_watts")
 TEXTS = ("unit", "source", "confidence", "node", "precision", "scope")
 
 
@@ -136,6 +137,12 @@ def load_target(name_or_path: str | Path) -> Target:
     entries = table.get("terms")
     if not isinstance(entries, dict):
         raise FormatError(path, "a table [terms.NAME] for each constant", "none", "write a target's file")
+    for key in table:
+        if key not in KEYS:
+            raise FormatError(path, "known keys", repr(key), nearest(key, KEYS))
+    for key in ("title", "note"):
+        if not isinstance(table.get(key, ""), str):
+            raise FormatError(f"{path} {key}", "a text", repr(table[key]), "put it in quotes")
     terms = {}
     for term, entry in entries.items():
         if term not in (*TERMS, *TRANSCENDENTALS):
