@@ -8,6 +8,7 @@ from torch import nn
 from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
+from rheobase.spiking.errors import UnsupportedError
 
 B, T = 2, 7
 X, SEQUENCE = torch.randn(4, 5), torch.randn(B, T, 5)
@@ -173,6 +174,12 @@ def test_what_no_rule_counts_is_named_and_nothing_is_counted_for_it(name):
     net = Call(lambda x, part: part(x, x), act) if isinstance(act, nn.Module) else Call(act)
     tally = count(net, X)
     assert name in tally.uncounted and (tally.macs, tally.products) == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_module_is_refused_in_a_line():
+    with pytest.raises(UnsupportedError, match="count parts.0: expected modules that take hooks"):
+        count(Call(lambda x, part: part(x), torch.jit.script(nn.Linear(5, 3))), X)
 
 
 def test_sparse_weights_and_empty_batches():
