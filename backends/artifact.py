@@ -12,6 +12,8 @@ from rheobase.spiking.files import new_folder, read_bytes, sha256
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+_FIELDS = dict.fromkeys(("format", "exporter", "version", "graph", "not_claimed"), str) | {"coverage": dict}
+"""What every manifest holds, and `inspect` shows"""
 LONGEST_NAME, MOST_BYTES = 200, 1 << 30
 
 
@@ -90,10 +92,12 @@ def open_artifact(path: str | Path) -> Artifact:
         manifest = json.loads(text.decode())
         files = manifest["files"]
         sound = all(type(entry["bytes"]) is int and type(entry["sha256"]) is str for entry in files.values())
+        sound &= all(type(manifest[field]) is kind for field, kind in _FIELDS.items())
+        sound &= type(manifest.get("notes", [])) is list
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise FormatError(folder / MANIFEST, "JSON with a table of files", "other", "export it anew")
+        raise FormatError(folder / MANIFEST, "JSON with the fields of a manifest", "other", "export it anew")
     for name in files:
         if len(name) > LONGEST_NAME or not _SAFE.fullmatch(name):
             raise FormatError(folder / MANIFEST, "paths inside the directory", repr(name), "do not use this artefact")

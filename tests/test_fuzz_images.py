@@ -220,10 +220,10 @@ def test_manifests_that_no_parser_likes(artefact):
     manifest = json.loads((artefact / MANIFEST).read_bytes())
     utf_16 = json.dumps(manifest).encode("utf-16-le")
     for text in (utf_16, b"[" * 100_000, b"null", b"5", b"\xff", b'{"files": {"x": {"bytes": 1e999, "sha256": ""}}}'):
-        assert "JSON with a table of files" in sealed(artefact, text)
+        assert "JSON with the fields of a manifest" in sealed(artefact, text)
     for entry in ({"bytes": True, "sha256": ""}, {"bytes": 1, "sha256": 5}, {"bytes": 1}, None):
         table = {**manifest, "files": {**manifest["files"], "dram.bin": entry}}
-        assert "JSON with a table of files" in sealed(artefact, json.dumps(table).encode())
+        assert "JSON with the fields of a manifest" in sealed(artefact, json.dumps(table).encode())
     long = {**manifest, "files": {**manifest["files"], "a" * 5000: manifest["files"]["dram.bin"]}}
     assert "paths inside the directory" in sealed(artefact, json.dumps(long).encode())
 

@@ -40,3 +40,12 @@ def test_a_manifest_that_lacks_its_probes_is_refused(small_image):
     reseal(small_image)
     with pytest.raises(FormatError, match="expected a well-formed image, got KeyError"):
         describe(open_artifact(small_image))
+
+
+@pytest.mark.parametrize("field", ["format", "exporter", "version", "graph", "coverage", "not_claimed", "tick_plan"])
+def test_a_manifest_that_lacks_what_is_shown_is_refused(small_image, capsys, field):
+    manifest = json.loads((small_image / "manifest.json").read_text())
+    (small_image / "manifest.json").write_text(json.dumps(manifest | {field: None}))
+    reseal(small_image)
+    assert run(["inspect", str(small_image)]) == 1
+    assert "internal error" not in capsys.readouterr().err

@@ -48,7 +48,7 @@ def open_overview(artifact: Artifact, dram: Image | None, pes: Pes, levels: tupl
     manifest, trace = artifact.manifest, artifact_trace(artifact)
     fired = fired_of(pes, trace.signals, manifest["probes"], trace.tokens)
     at = routing.read_places(artifact.read(routing.PLACEMENTS), pes)
-    return Overview(dram, pes, at, fired, manifest["tick_plan"], levels)
+    return Overview(dram, pes, at, fired, {**manifest["tick_plan"]}, levels)
 
 
 def stage_of(image: Image) -> str:
