@@ -176,6 +176,16 @@ def test_what_has_no_integer_form_is_refused_and_leaves_nothing(tmp_path):
         export(model, "spinnaker2", tmp_path / "other", calibration=TEXT + 0.5)
 
 
+def test_more_tokens_than_a_key_can_name(tmp_path):
+    """WikiText-103 has 267,735 words; a key's unit has 16 bits."""
+    model = EGRULM(EGRULMConfig(vocabulary=70_000, embedding=2, layers=(3, 2), thr_mean=0.1))
+    export(model, "spinnaker2", tmp_path / "image", calibration=np.arange(69_990, 70_000)[None])
+    report = verify(tmp_path / "image")
+    assert report.ok and report.compared == 10 * (2 + 2 * 9 + 2 * 6 + 2 * 3 + 2 * 2 + 70_000)
+    with pytest.raises(ConfigError, match="chips: expected at least 1, got 0"):
+        export(model, "spinnaker2", tmp_path / "none", calibration=TEXT, chips=0)
+
+
 @pytest.mark.parametrize("to", ["spinnaker2", "onnx"])
 def test_one_stream_of_calibration_may_be_given_as_such(to, tmp_path):
     model = EGRULM(EGRULMConfig(embedding=16, layers=(16,)))

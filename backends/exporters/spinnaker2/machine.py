@@ -277,15 +277,19 @@ def dram_vectors(dram: Image) -> np.ndarray:
     return _shaped("dram.bin", dram.regions["vectors"], (f["vocabulary"], f["embedding"])).astype(np.int64)
 
 
-def dram_head(dram: Image) -> Image:
-    """The head in DRAM as the image of one large head."""
+def dram_heads(dram: Image) -> list[Image]:
+    """The head in DRAM as images of large heads, each of as many tokens as keys can name."""
     f, r = dram.fields, dram.regions
     units = r["bias"].size
     weight = _shaped("dram.bin", r["weight"], (units, f["head_inputs"]))
     slices = _shaped("dram.bin", r["slices"], (f["slices"], 3)).astype(np.int64)
     keys = np.concatenate([slices, np.zeros_like(slices[:, :1])], 1)
     bias, shift = (_shaped("dram.bin", r[name], (units,)) for name in ("bias", "shift"))
-    return head_image({"layer": f["stage"], "slice": 0, "unit_lo": 0}, weight.T, bias, shift, keys)
+    cuts = [(lo, min(lo + MOST_UNITS, units)) for lo in range(0, max(units, 1), MOST_UNITS)]
+    return [
+        head_image({"layer": f["stage"], "slice": n, "unit_lo": lo}, weight[lo:hi].T, bias[lo:hi], shift[lo:hi], keys)
+        for n, (lo, hi) in enumerate(cuts)
+    ]
 
 
 class Machine:
@@ -386,7 +390,7 @@ def stages(dram: Image | None, pes: Iterable[tuple[str, Image]]) -> list[list[tu
             raise FormatError(where, f"slice {len(found[-1])}", str(image.fields["slice"]), "export it anew")
         found[-1].append((where, image))
     if dram is not None:
-        found.append([("dram.bin", dram_head(dram))])
+        found.append([("dram.bin", head) for head in dram_heads(dram)])
     kinds = [stage[0][1].kind for stage in found]
     middle = [(kind, stage[0][1].fields["layer"]) for kind, stage in zip(kinds, found, strict=True)]
     middle = [pair for pair in middle if pair[0] in (EGRU, PROGRAM)]
