@@ -151,6 +151,16 @@ def test_a_reset_that_nir_would_turn_into_another_is_refused(tmp_path, op, messa
     assert not (tmp_path / "net").exists()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    """NaN never fires, so that a replay of silence would agree."""
+    graph = net()
+    name = next(n.arrays["weight"] for n in graph.nodes if "weight" in n.arrays)
+    arrays = graph.arrays | {name: np.full_like(graph.arrays[name], value)}
+    with pytest.raises(UnsupportedError, match=f"{name}: expected finite numbers"):
+        export(EventGraph(graph.nodes, graph.edges, arrays, graph.outputs), "nir", tmp_path / "net")
+
+
 def test_a_graph_without_lif_units_is_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="nir: expected LIF units .* got EGRUCell"):
         export(EGRULM(EGRULMConfig(vocabulary=20)), "nir", tmp_path / "net")

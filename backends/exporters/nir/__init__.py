@@ -19,7 +19,7 @@ from rheobase.backends.exporters.nir.interpreter import run_nir
 from rheobase.backends.exporters.nir.writer import GAINS, Written, build, nir_bytes, restored
 from rheobase.backends.nir_file import load_nir, read_nir, read_nirdata
 from rheobase.backends.simulators import simulate
-from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError
+from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, UnsupportedError
 from rheobase.spiking.graph import EventGraph, Input, Tokens
 from rheobase.spiking.graph.images import LEVELS
 from rheobase.spiking.graph.stored import arrays_bytes, arrays_of_bytes, graph_of, graph_table, parse_table
@@ -49,12 +49,16 @@ def export(
                  where the membrane does not divide its input by tau (snn-mlir, older tools)
     relay        recurrences through a Flatten that does nothing: snnTorch 1.0 misreads a cycle of two nodes
     legacy       without v_reset, for nir before 1.0.6; it must be 0
-    raises       UnsupportedError: no LIF units, or a reset by subtraction, which NIR cannot say;
+    raises       UnsupportedError: no LIF units, a reset by subtraction, which NIR cannot say, or numbers not finite;
                  LossyExportError: the file's spikes are not the graph's, and not `allow_lossy`
     """
     load_nir()
     if gain not in GAINS or not dt_s > 0:
         raise ConfigError("export nir", f"gain one of {GAINS}, dt_s above 0", f"{gain!r}, {dt_s}", "mend it")
+    for node in graph.nodes:
+        for role, name in node.arrays.items():
+            if role != "tau" and not np.isfinite(graph.arrays[name]).all():  # without a leak tau is infinite
+                raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
     wiring = wire(graph)
     said = {"dt": dt_s, "format": FORMAT, "integrator": "forward_euler", "reset": "to v_reset, in the spike's step"}
     kinds = {name: edge.kind for name, edge in wiring.inputs.items()}
