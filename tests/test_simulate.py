@@ -265,14 +265,18 @@ def test_a_cell_whose_product_reads_something_else_goes_step_by_step():
 
 
 class OneLayer(torch.nn.Module):
-    """Embedding, LIF, linear layer; and the same by hand as a graph."""
+    """Embedding, LIF, linear layer, and LIF that its bias drives too; and the same by hand as a graph."""
 
     def __init__(self, **options):
         super().__init__()
         self.emb, self.lif, self.out = torch.nn.Embedding(7, 5), LIF(5, **options), torch.nn.Linear(5, 3)
+        self.last = LIF(3)
+        torch.nn.init.zeros_(self.out.bias)
 
     def forward(self, tokens):
-        return self.out(self.lif(self.emb(tokens))[0])
+        logits = self.out(self.lif(self.emb(tokens))[0])
+        self.last(logits)
+        return logits
 
     def lower(self):
         nodes = (
@@ -280,11 +284,13 @@ class OneLayer(torch.nn.Module):
             Node("emb", Embedding(), {"table": "emb.weight"}),
             Node("lif", self.lif.lower()),
             Node("out", Linear(transposed=True), {"weight": "out.weight", "bias": "out.bias"}),
+            Node("last", self.last.lower()),
         )
         edges = (
             Edge("tokens.out", "emb.token", BINARY, (7,)),
             Edge("emb.out", "lif.x", DENSE, (5,)),
             Edge("lif.s", "out.x", TERNARY if self.lif.ternary else BINARY, (5,)),
+            Edge("out.out", "last.x", DENSE, (3,)),
         )
         arrays = {name: p.detach().numpy() for name, p in self.named_parameters()}
         return EventGraph(nodes, edges, arrays, {"logits": "out.out"})
@@ -308,6 +314,7 @@ def test_lif_nodes_give_the_layers_spikes_and_both_counts(ternary, fire, v_reset
     assert set(spikes.unique().tolist()) == ({-1, 0, 1} if ternary else {0, 1})
     assert tally.operators["lif"].comparisons == 2 * 50 * 5 * (2 if ternary else 1)
     assert tally.operators["out"].acs == 3 * int((spikes != 0).sum()) and tally.operators["out"].macs == 0
+    assert (spikes == 0).all(-1).any() and tally.operators["last"].event_updates == 2 * 50 * 3, "its bias may be zeros"
 
 
 def test_rows_gathered_are_events_delivered(model):
