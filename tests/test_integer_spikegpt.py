@@ -124,6 +124,17 @@ def test_wide_graded_products_are_made_to_fit():
     assert weight.max() == 16 and integer.arrays["blocks.0.att.output.weight"].max() > 63
 
 
+def test_both_products_of_a_mix_fit_int32_together():
+    """Factors of 1.99 twice: in Q14, where each fits, two of them and a bias could pass 2^31."""
+    graph = model_of(depth=1, norm="static").lower()
+    mix = graph.node("blocks.0.att.time_mix_k")
+    wide = {mix.arrays[role]: np.full_like(graph.arrays[mix.arrays[role]], 1.99) for role in ("share", "rest")}
+    integer, _ = quantise(EventGraph(graph.nodes, graph.edges, {**graph.arrays, **wide}, graph.outputs), TEXT)
+    share, rest, bias = (integer.arrays_of(integer.node(mix.name))[role] for role in ("share", "rest", "bias"))
+    assert share.tolist() == rest.tolist() == [int(1.99 * 2**13 + 0.5)] * len(share)
+    assert (32768 * (share + rest.astype(np.int64)) + np.abs(bias.astype(np.int64))).max() < 3 << 29
+
+
 TRAINED = {
     "plain": {},
     "graded": {"graded": True, "tau": 1.0, "head": "spiking", "binary_embedding": False, "learn": ["theta"]},
