@@ -15,7 +15,7 @@ import torch
 
 from rheobase.models import EGRULM, EGRULMConfig, load_model
 from rheobase.models.training import loop
-from rheobase.models.training.checkpoint import alone, load_checkpoint, newest_checkpoint
+from rheobase.models.training.checkpoint import alone, load_checkpoint, newest_checkpoint, save_checkpoint
 from rheobase.models.training.corpus import load_corpus
 from rheobase.models.training.data import Batches, DataConfig, each_once, read_texts
 from rheobase.models.training.evaluate import evaluate
@@ -127,6 +127,13 @@ def test_a_run_is_a_whole_folder_and_learns(small_run):
     thresholds = torch.cat([layer.thr for layer in small_run.model().layers])
     assert thresholds.min() >= 0 and thresholds.max() <= 1
     assert load_model(small_run.folder).n_parameters == small_run.metrics()["parameters"]
+
+
+def test_the_newest_two_checkpoints_are_kept(tmp_path):
+    for step in (5, 30, 200, 1000):
+        save_checkpoint(tmp_path, step, {"step": step})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000200.ckpt", "step-00001000.ckpt"]
+    assert load_checkpoint(newest_checkpoint(tmp_path)) == {"step": 1000}
 
 
 def test_built_in_configurations_are_valid():
