@@ -237,8 +237,10 @@ def test_fine_tuning_starts_from_a_language_model(language, folder, tmp_path):
     for name, tensor in theirs.state_dict().items():
         assert torch.allclose(model.trunk.state_dict()[name], tensor, atol=1e-9)
     assert tuned.tokenizer().digest == language.tokenizer().digest
+    two_words = Words([b"fine", b"dull"])
+    assert config.corpus(two_words).tokenizer is two_words, "a run's own comes before what its configuration names"
     other = tmp_path / "other.json"
-    other.write_text(Words([b"fine", b"dull"]).to_json())
+    other.write_text(two_words.to_json())
     for wrong, message in (
         ({"data": {"tokenizer": str(other)}}, "data.tokenizer: expected the tokenizer of"),
         ({"model": {"depth": 2}}, "model.depth: expected 1, as .* has it, got 2; copy its settings"),
