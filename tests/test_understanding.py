@@ -267,6 +267,10 @@ def test_what_a_classifier_does_not_take_is_refused(folder, scratch, tmp_path):
         ({"model": {"name": "classifier"}}, "a language model"),
         ({"sentences": {"held_out": 0.0}}, "some and not all"),
         ({"train": {"batch": 0}}, "at least 1"),
+        (
+            {"data": {"tokenizer": "bytes"}, "model": {"vocabulary": 120}, "train": {"context": 99}},
+            "from 0 to 119, got 121",
+        ),
     ):
         with pytest.raises((ConfigError, ShapeError), match=message):
             loop.start(tmp_path / "run", RunConfig.from_table(table(folder, **wrong)), quiet=True)

@@ -7,7 +7,7 @@ from rheobase.models import load_model
 from rheobase.models._moving import moved
 from rheobase.models.classifier import places, real_tokens
 from rheobase.models.training.classify import LabelledCorpus, SentenceBatches, judge
-from rheobase.models.training.data import DataConfig
+from rheobase.models.training.data import DataConfig, require_below
 from rheobase.models.training.distributed import Ranks
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.models.training.run import require_tokens_of
@@ -38,6 +38,8 @@ class SentenceTask(Task):
             wanted = "of [data] `tokenizer` and `unknown` alone, and no train.restart"
             raise ConfigError("sentences", wanted, "more", "drop it")
         ranks.require_one("sentences")
+        for rows in (corpus.train, corpus.held_out, corpus.dev):
+            require_below(config.settings.vocabulary, np.concatenate(rows.tokens), "the sentences")
         self.batches = SentenceBatches(corpus.train + corpus.held_out if self._all else corpus.train, t.batch, t.seed)
 
     @property
