@@ -20,6 +20,7 @@ from rheobase.models import LSTMLM, LSTMLMConfig
 from rheobase.models.training import cache, corpus, datasets, tokenizers
 from rheobase.models.training.corpus import encode, load_corpus
 from rheobase.models.training.data import DataConfig
+from rheobase.models.training.datasets import DATA_SETS, DataSet
 from rheobase.models.training.evaluate import evaluate_part
 from rheobase.models.training.run import Run, RunConfig, TrainConfig, config_path
 from rheobase.models.training.shards import Shards, read_shards
@@ -150,6 +151,22 @@ def test_a_file_for_each_part(tmp_path):
     assert (len(two.train), len(two.valid), len(two.test)) == (60, 30, 30)
     with pytest.raises(ConfigError, match="data.valid_text beside it"):
         load_corpus(DataConfig(text=a, test_text=c), 4)
+    with pytest.raises(ConfigError, match="data.splits: expected none where parts are files of their own"):
+        load_corpus(DataConfig(text=a, valid_text=b, splits=(100, 50, 50)), 4)
+
+
+def test_files_for_parts_are_refused_where_the_text_has_its_own(tmp_path, monkeypatch):
+    (tmp_path / "two").mkdir()
+    for name in ("two/a", "two/b", "c"):
+        (tmp_path / name).write_bytes(b"some words\n" * 20)
+    monkeypatch.setitem(DATA_SETS, "two", DataSet(address="http://x", licence="none", files=("a", "b")))
+    np.arange(200).astype("<u2").tofile(tmp_path / "0.bin")
+    (tmp_path / "t.json").write_text(Words([b"some", b"words"]).to_json())
+    for text, tokenizer in (("two", "bytes"), (str(tmp_path), str(tmp_path / "t.json"))):
+        config = DataConfig(text=text, folder=str(tmp_path), tokenizer=tokenizer)
+        assert set(load_corpus(config, 4).splits.parts) == {"train", "valid", "test"}
+        with pytest.raises(ConfigError, match="data.valid_text, data.test_text: expected none beside"):
+            load_corpus(replace(config, valid_text=str(tmp_path / "c")), 4)
 
 
 def test_counts_cut_exactly_and_a_missing_test_part_is_said(tmp_path):

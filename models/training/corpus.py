@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.models.training.cache import cached_array
-from rheobase.models.training.data import BUILT_IN, DataConfig, read_texts, unknown_option
+from rheobase.models.training.data import BUILT_IN, DataConfig, read_texts, require_no_files, unknown_option
 from rheobase.models.training.datasets import DATA_SETS
 from rheobase.models.training.shards import Shards, read_shards
 from rheobase.models.training.token_folder import is_prepared, open_tokens
@@ -111,6 +111,9 @@ def encode(tokenizer: Tokenizer, text: np.ndarray, where: str = "text") -> np.nd
 
 def _cut(texts: list[np.ndarray], config: DataConfig, boundary) -> dict[str, np.ndarray]:
     """The bytes of each part. Of two files the second is halved; one is cut by counts or by fractions."""
+    if len(texts) > 1 and config.splits:
+        wanted = "none where parts are files of their own"
+        raise ConfigError("data.splits", wanted, str(list(config.splits)), "leave it out")
     if len(texts) == 3:
         return dict(zip(PARTS, texts, strict=True))
     if len(texts) == 2:
@@ -167,6 +170,7 @@ def _load_prepared(config: DataConfig, context: int, given: Tokenizer | None) ->
 
 
 def _cut_shards(shards: Shards, digest: str, config: DataConfig, context: int, tokenizer: Tokenizer) -> Corpus:
+    require_no_files(config, f"none beside {config.text}, a folder of tokens, which data.splits cuts")
     ends = _ends(len(shards), config.splits, config)
     parts = {name: shards.cut(low, high) for name, low, high in zip(PARTS, [0, *ends[:-1]], ends, strict=True)}
     parts = {name: part for name, part in parts.items() if len(part) or name != "test"}

@@ -67,6 +67,13 @@ def unknown_option(config: DataConfig) -> dict[str, str]:
     return {"unknown": config.unknown} if config.unknown else {}
 
 
+def require_no_files(config: DataConfig, wanted: str) -> None:
+    """Refuse files for the parts of a text that is cut otherwise; raises ConfigError."""
+    if config.valid_text or config.test_text:
+        got = repr(config.valid_text or config.test_text)
+        raise ConfigError("data.valid_text, data.test_text", wanted, got, "leave them out")
+
+
 def read_texts(config: DataConfig, *, utf8: bool = False) -> list[np.ndarray]:
     """The bytes of the text, or of its training, validation and test files, memory-mapped where they are files.
 
@@ -87,6 +94,8 @@ def read_texts(config: DataConfig, *, utf8: bool = False) -> list[np.ndarray]:
         first = [_read(path, path, encoding) for path in paths]
     else:
         first = [_read_file(config.text, encoding)]
+    if len(first) > 1:
+        require_no_files(config, f"none beside {config.text}, which has parts of its own")
     return first + [_read_file(name, encoding) for name in (config.valid_text, config.test_text) if name]
 
 
