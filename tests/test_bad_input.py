@@ -114,6 +114,11 @@ def test_a_text_that_is_not_there(tmp_path, say):
         ("prune.sparsty=0.5", "prune: expected a known key, got 'sparsty'; did you mean 'sparsity'?"),
         ("quantise.weights=4", "quantise.weights: expected 8 bits, or 0, got 4"),
         ("quantise.start=1.0", "quantise.start: expected at least 0 and below 1, got 1.0"),
+        (
+            "sentences.dev=dev.txt",
+            "sentences.train: expected what is classified, got none; name it, or drop [sentences]",
+        ),
+        ("events.steps=5", "events.set: expected what is classified, got none; name it, or drop [events]"),
         ("train.device=cuda:9", "train.device: expected a device of this machine, got 'cuda:9'"),
     ],
 )

@@ -159,6 +159,9 @@ class RunConfig:
             raise ConfigError(where, 'a model, such as [model] name = "egru_lm"', repr(name), "name one")
         module = registry.get("rheobase.models", name)
         sections = {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
+        for section, key in (("sentences", "train"), ("events", "set")):
+            if getattr(sections[section], key) is None and sections[section] != SECTIONS[section]():
+                raise ConfigError(f"{section}.{key}", "what is classified", "none", f"name it, or drop [{section}]")
         sees = sections["events"].set is not None
         kind, wanted, such = (
             (FrameModel, "a classifier of recordings", "gesture")
