@@ -46,7 +46,8 @@ def _convert(where: str, value: Any, kind: Any) -> Any:
         return float(value)
     if (origin or kind) is Any or type(value) is (origin or kind):
         return value
-    raise ConfigError(where, getattr(kind, "__name__", str(kind)), f"{value!r}", "mend the value")
+    wanted = "a list" if origin is tuple else getattr(kind, "__name__", str(kind))
+    raise ConfigError(where, wanted, f"{value!r}", "mend the value")
 
 
 def checked(table: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def test_a_text_that_is_not_there(tmp_path, say):
             "model.layers=[9]",
             "expected a last layer of 8 units, as wide as the embedding that the decoder shares, got 9",
         ),
+        ("model.layers=9", "model.layers: expected a list, got 9"),
         ("model.zoneout=1.0", "EGRU zoneout: expected a probability below 1, got 1.0"),
         ("data.test=1.5", "expected fractions with a sum below 1"),
         ("prune.sparsity=1.0", "prune.sparsity: expected at least 0 and below 1, got 1.0"),
