@@ -97,6 +97,91 @@ def test_a_constant_that_nirtorch_would_drop_is_refused():
         import_module(Adds())
 
 
+def _twice(net, x, mem):
+    return net.first(net.middle(net.first(x))), mem
+
+
+def _of_a_membrane(net, x, mem):
+    s, mem = net.last(net.layer(x), mem)
+    return net.layer(s + mem), mem
+
+
+def _of_another(net, x, mem):
+    _, mem = net.last(net.layer(x), mem)
+    s, _ = net.other(net.layer(x), mem)
+    return s, mem
+
+
+def _membrane_first(net, x, mem):
+    s, mem = net.last(net.layer(x), mem)
+    return mem, s
+
+
+def _two_outputs(net, x, mem):
+    s, mem = net.last(net.layer(x), mem)
+    return net.layer(s), net.middle(s), mem
+
+
+def _of_what_comes_in(net, x, mem):
+    return net.first(net.layer(x) + mem)
+
+
+def _begins_anew(net, x, mem):
+    return net.last(net.layer(x), net.last.init_leaky())
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (_twice, "each neuron once a step, got first twice"),
+        (_of_a_membrane, "layers that read spikes .* got add of"),
+        (_of_another, "their own state .* got other of"),
+        (_membrane_first, "one output, got getitem_1 .a state., getitem"),
+        (_two_outputs, "one output, got layer_1, middle, getitem_1 .a state."),
+        (_of_what_comes_in, "layers that read spikes .* got add of mem"),
+        (_begins_anew, "got last.mem; let forward take it, None at first"),
+    ],
+)
+def test_what_nirtorch_would_take_for_something_else_is_refused(forward, message):
+    """It gave graphs of other spikes without a word: states read as spikes or dropped, a neuron's two calls as two
+    neurons, two outputs as their sum."""
+    snntorch, _ = pytest.importorskip("snntorch"), pytest.importorskip("nirtorch")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.middle, self.first = (
+                nn.Linear(6, 6),
+                nn.Linear(6, 6),
+                snntorch.Leaky(0.5, init_hidden=True),
+            )
+            self.last, self.other = snntorch.Leaky(0.5), snntorch.Leaky(0.5)
+
+        def forward(self, x, mem=None):
+            return forward(self, x, mem)
+
+    with pytest.raises(UnsupportedError, match=message):
+        import_module(Net())
+
+
+@pytest.mark.parametrize("library", ["snntorch", "norse"])
+def test_a_neuron_that_no_graph_op_computes_is_named(library):
+    module = pytest.importorskip({"norse": "norse.torch"}.get(library, library))
+    pytest.importorskip("nirtorch")
+    neuron = module.LIFAdExCell() if library == "norse" else module.SLSTM(6, 6, init_hidden=True)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.neuron = nn.Linear(6, 6), neuron
+
+        def forward(self, x, state=None):
+            return self.neuron(self.layer(x), state)
+
+    with pytest.raises(UnsupportedError, match="norse:LIFAdEx: expected|snntorch:SLSTM: expected"):
+        import_module(Net() if library == "norse" else nn.Sequential(nn.Linear(6, 6), neuron))
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [

@@ -20,10 +20,8 @@ from rheobase.spiking.adapters._library import load
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
-NEURONS = {  # of which the adapters refuse some, and say why
-    "snntorch": ("Leaky", "Lapicque", "Synaptic", "Alpha", "RLeaky", "RSynaptic"),
-    "norse.torch": ("LIFBoxCell", "LIFCell", "IAFCell"),
-}
+NEURONS = {"snntorch": "", "norse.torch": "Cell"}
+"""library -> how the names of its neurons of one step end; the adapters refuse most of them, and say why"""
 
 
 def import_named(source: str, **options) -> EventGraph:
@@ -66,7 +64,7 @@ def import_module(
     layers = {nn.Conv2d: _conv2d, nn.Flatten: _flatten, nn.Dropout: _nothing, nn.Identity: _nothing}
     given = {"state": None} if "state" in inspect.signature(net.forward).parameters else None
     try:
-        _refuse_constants(nirtorch, net, (*neurons, *layers), given)
+        _refuse_what_is_dropped(nirtorch, net, tuple(neurons), (*neurons, *layers), given)
         stateful = {"stateful_modules": set(neurons), "concrete_args": given, "type_check": False}
         traced = nirtorch.torch_to_nir(net, neurons | layers, **stateful)
     except RheobaseError:
@@ -87,7 +85,8 @@ def import_module(
 def _kinds(library: str) -> list[type]:
     """The neurons of a library, if the program that is imported has loaded it at all."""
     loaded = sys.modules.get(library)
-    return [getattr(loaded, name) for name in NEURONS[library]] if loaded else []
+    named = [value for name, value in vars(loaded).items() if name.endswith(NEURONS[library])] if loaded else []
+    return [value for value in named if isinstance(value, type) and issubclass(value, nn.Module)]
 
 
 def _neuron_map(library: str):
@@ -146,11 +145,37 @@ def _nothing(module):
     return nir.Flatten(None, 0, 0)
 
 
-def _refuse_constants(nirtorch, net, leaves, given) -> None:
-    """nirtorch drops a constant or a parameter that is added; refuse it."""
+def _refuse_what_is_dropped(nirtorch, net, neurons, leaves, given) -> None:
+    """Refuse what nirtorch drops or misreads without a word."""
+    fired, states, handed = {}, set(), set()  # what neurons gave, by their names; their states after this step, before
+    first = True
     for node in nirtorch.torch_tracer.NIRTorchTracer(leaves).trace(net, concrete_args=given).nodes:
-        added = node.target in (operator.add, "add")
-        alone = added and len(set(node.all_input_nodes)) != 2
-        if alone or node.op == "get_attr" or (added and node.kwargs):
+        read, added = node.all_input_nodes, node.target in (operator.add, "add")
+        fires = node.op == "call_module" and isinstance(net.get_submodule(node.target), neurons)
+        owner = net.get_submodule(node.target.rpartition(".")[0]) if node.op == "get_attr" else None
+        if isinstance(owner, neurons):
+            remedy = "let forward take it, None at first, as in forward(x, mem=None), or set init_hidden=True"
+            raise UnsupportedError("forward", "a state that comes in from the step before", node.target, remedy)
+        if owner is not None or (added and (len(set(read)) != 2 or node.kwargs)):
             got = f"{node.format_node()}"
             raise UnsupportedError("forward", "sums of two layers' outputs", got, "put it into a layer's bias")
+        if node.op == "output":
+            if not read or read[0] in states or not (states | handed).issuperset(read[1:]):
+                got = ", ".join(f"{n}{' (a state)' if n in states else ''}" for n in read) or "none"
+                remedy = "return the last layer's output, and after it nothing but states"
+                raise UnsupportedError("forward", "one output", got, remedy)
+        elif node.op == "placeholder":
+            handed |= set() if first else {node}
+            first = False
+        elif node.target is operator.getitem and read[0] in (*fired.values(), *states, *handed):
+            if read[0] in handed:
+                handed.add(node)
+            elif read[0] in states or node.args[1] != 0:
+                states.add(node)
+        elif node.users and (wrong := (states if fires else states | handed).intersection(read)):
+            wanted = "layers that read spikes or the first argument, neurons their own state of the step before"
+            raise UnsupportedError("forward", wanted, f"{node} of {min(map(str, wrong))}", "rewire it")
+        elif fires:
+            if node.target in fired:
+                raise UnsupportedError("forward", "each neuron once a step", f"{node.target} twice", "use two neurons")
+            fired[node.target] = node

@@ -22,6 +22,8 @@ from rheobase.spiking.tally import BINARY, announce, mark
 REQUIREMENT = "norse>=1.1"
 METHODS = ("super", "triangle", "tanh", "circ", "heavi_erfc")
 RESETS = ("reset_value", "reset_subtract")
+LOWERED = ("norse:LIF", "norse:LIFBox", "norse:IAF")
+"""those that a graph op computes"""
 
 
 class Norse(Cell):
@@ -75,9 +77,7 @@ class Norse(Cell):
             raise UnsupportedError(
                 self.name, what, f"v_leak = {p.v_leak}", f"set v_leak to {rest} and shift the others"
             )
-        raise UnsupportedError(
-            self.name, what, "equations of no graph op", "lower norse:LIF, norse:LIFBox or norse:IAF"
-        )
+        raise UnsupportedError(self.name, what, "equations of no graph op", f"lower one of {', '.join(LOWERED)}")
 
 
 def reset_of(name: str):
@@ -163,6 +163,8 @@ def op_of(cell) -> Op:
     raises  UnsupportedError: no graph op computes it, or its units differ in a parameter
     """
     name = f"norse:{type(cell).__name__.removesuffix('Cell')}"
+    if name not in LOWERED:
+        raise UnsupportedError(name, f"one of {', '.join(LOWERED)}", "equations of no graph op", "replace it")
     numbers = {
         k: alike(f"{name} {k}", v) if isinstance(v, Number | torch.Tensor) else v for k, v in cell.p._asdict().items()
     }
