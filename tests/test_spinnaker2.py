@@ -1,6 +1,7 @@
 """The SpiNNaker 2 image: integers that agree everywhere, and damage that is always named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.models.training.evaluate import bits_per_token
 from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, ShapeError, UnsupportedError
-from rheobase.spiking.graph import EventGraph
+from rheobase.spiking.graph import Add, Edge, Embedding, EventGraph, LIFCell, Linear, Node, Tokens
+from rheobase.spiking.tally import BINARY, DENSE
 
 TEXT = np.arange(600).reshape(2, 300) * 7 % 256
 
@@ -270,6 +272,42 @@ def test_the_exporter_goes_by_what_nodes_are_and_not_by_their_names(tmp_path):
     assert verify(tmp_path / "other").ok
     integer, again = quantise(graph, TEXT)[0], quantise(other, TEXT)[0]
     assert all(np.array_equal(a, again.arrays[n]) for n, a in integer.arrays.items())
+
+
+def test_products_may_be_stored_either_way_round(tmp_path):
+    graph = EGRULM(EGRULMConfig(embedding=16, layers=(16,), thr_mean=0.1)).lower()
+    head = {"weight": "head", "bias": "decoder.bias"}
+    nodes = [replace(n, arrays=head) if n.name == "decoder" else n for n in graph.nodes]  # else it is the embedding's
+    untied = replace(graph, nodes=tuple(nodes), arrays={**graph.arrays, "head": graph.arrays["embedding.weight"]})
+    weights = {n.arrays["weight"] for n in nodes if isinstance(n.op, Linear)}
+    nodes = [replace(n, op=Linear(not n.op.transposed)) if isinstance(n.op, Linear) else n for n in nodes]
+    arrays = {name: array.T if name in weights else array for name, array in untied.arrays.items()}
+    turned = replace(untied, nodes=tuple(nodes), arrays=arrays)
+    for dram in (True, False):
+        made = {}
+        for name, graph in (("untied", untied), ("turned", turned)):
+            out = tmp_path / f"{name}{dram}"
+            export(graph, "spinnaker2", out, calibration=TEXT[:, :200], dram=dram)
+            assert verify(out).ok
+            made[name] = [path.read_bytes() for path in sorted(out.rglob("*.bin"))]
+        assert made["untied"] == made["turned"] and made["untied"]
+
+
+def test_integers_that_are_read_a_step_late_begin_as_integers():
+    """A recurrence whose product is late: what it gives before the first step was a float, which cannot be shifted."""
+    rng = np.random.default_rng(0)
+    arrays = {name: 3 * rng.standard_normal(shape) for name, shape in (("e", (5, 6)), ("w", (6, 6)), ("h", (6, 5)))}
+    weights = {"embedding": {"table": "e"}, "back": {"weight": "w"}, "head": {"weight": "h"}}
+    ops = {"tokens": Tokens(5), "embedding": Embedding(), "back": Linear(), "sum": Add(), "n": LIFCell()}
+    nodes = tuple(Node(name, op, weights.get(name, {})) for name, op in {**ops, "head": Linear()}.items())
+    edges = Edge("tokens.out", "embedding.token", BINARY, (5,)), Edge("embedding.out", "sum.a", DENSE, (6,))
+    edges += Edge("back.out", "sum.b", DENSE, (6,), 1), Edge("sum.out", "n.x", DENSE, (6,))
+    edges += Edge("n.s", "back.x", BINARY, (6,)), Edge("n.s", "head.x", BINARY, (6,))
+    graph = EventGraph(nodes, edges, arrays, {"logits": "head.out"})
+    tokens = rng.integers(0, 5, (1, 30))
+    got = simulate(quantise(graph, tokens)[0], tokens, on="integer", record=["n.s"]).recorded["n.s"]
+    wanted = simulate(graph, tokens, record=["n.s"]).recorded["n.s"]
+    assert got.dtype == np.int64 and (got != wanted).mean() < 0.1 < wanted.mean()
 
 
 def test_a_bias_shared_by_two_products_keeps_its_value():

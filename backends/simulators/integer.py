@@ -18,6 +18,9 @@ class IntegerKernels(Kernels):
     def zeros(self, *shape):
         return np.zeros(shape, np.int64)
 
+    def full(self, shape, value):
+        return np.full(shape, value, np.int64)
+
     def from_numpy(self, array):
         return np.asarray(array, np.int64)
 

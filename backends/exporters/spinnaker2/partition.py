@@ -9,7 +9,7 @@ from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import products
 from rheobase.backends.exporters.spinnaker2.image import DRAM, EGRU, EMBEDDING, HEAD, Image, key
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear
-from rheobase.backends.exporters.spinnaker2.sections import Slices, images_of, plan_of, weights_of
+from rheobase.backends.exporters.spinnaker2.sections import Slices, images_of, plan_of, weight_of, weights_of
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.graph import EventGraph, Node, Tokens
@@ -200,7 +200,7 @@ def _build_egru(graph: EventGraph, dram: bool, most: int) -> Partition:
         def layer_images(slices, index=index, layer=layer):
             return _layer_images(graph, index, layer, sends[layer.stream_in], slices)
 
-        weights = [graph.arrays_of(graph.node(name))["weight"] for name in (layer.kernel, layer.recurrent)]
+        weights = [weight_of(graph, graph.node(name)) for name in (layer.kernel, layer.recurrent)]
         images = fewest(layer.name, layer.units, layer_images, weights, most)
         sends[index + 1] = place(layer.name, images)
     where = {node: layer.name for layer in layers for node in (layer.name, layer.kernel, layer.recurrent)}
@@ -215,8 +215,8 @@ def _build_egru(graph: EventGraph, dram: bool, most: int) -> Partition:
     def head_images(slices):
         return _head_images(graph, head, len(layers), keys, slices)
 
-    weight = graph.arrays_of(head)["weight"]
-    place(head.name, fewest(head.name, len(weight), head_images, [weight.T], most))
+    weight = weight_of(graph, head)
+    place(head.name, fewest(head.name, weight.shape[1], head_images, [weight], most))
     where |= {node.name: node.name for node in (embedding, head)}
     return Partition(placed, None, probes, where)
 
@@ -261,7 +261,7 @@ def _layer_images(graph: EventGraph, index: int, layer: Layer, sends: Slices, sl
             arrays = graph.arrays_of(node)
             regions |= {f"bias_{port}": arrays["bias"][columns]}
             regions |= {f"shift_{port}": node.op.shift(arrays["exponent"])[columns]}
-            regions |= _product(arrays["weight"][:, columns], port)
+            regions |= _product(weight_of(graph, node)[:, columns], port)
         regions |= {"sigmoid": ints.sigmoid_table(), "tanh": ints.tanh_table(), "keys": np.array(keys)}
         fields = {"layer": index, "slice": number, "unit_lo": lo, "units": hi - lo, "inputs": layer.inputs}
         fields |= {"layer_units": layer.units, "listens": len(keys), "zoneout": layer.zoneout}
@@ -283,7 +283,7 @@ def _head_images(graph: EventGraph, head: Node, stage: int, keys, slices: Slices
     images = []
     for number, (lo, hi) in enumerate(slices):
         fields = {"layer": stage, "slice": number, "unit_lo": lo}
-        weight = arrays["weight"][lo:hi].T
+        weight = weight_of(graph, head)[:, lo:hi]
         images.append(head_image(fields, weight, arrays["bias"][lo:hi], shift[lo:hi], keys))
     return images
 
@@ -325,7 +325,7 @@ def values_by_token(graph: EventGraph, source: str):
 
 def _dram_image(graph: EventGraph, embedded: str, head: Node, stage: int, keys) -> Image:
     arrays = graph.arrays_of(head)
-    vectors, weight = values_by_token(graph, embedded), arrays["weight"]
+    vectors, weight = values_by_token(graph, embedded), weight_of(graph, head).T
     fields = {"vocabulary": len(vectors), "embedding": vectors.shape[1], "stage": stage, "slices": len(keys)}
     fields["head_inputs"] = weight.shape[1]
     shift = head.op.shift(arrays["exponent"])

@@ -236,11 +236,13 @@ def _emit(graph: EventGraph, section: Section, node: Node, edges: dict[str, Edge
 
 def weights_of(graph: EventGraph, section: Section) -> list[np.ndarray]:
     """The weights of its products, [sources, units] each."""
-    found = []
-    for node, _ in section.products:
-        weight = graph.arrays_of(node)["weight"]
-        found.append(weight.T if node.op.transposed else weight)
-    return found
+    return [weight_of(graph, node) for node, _ in section.products]
+
+
+def weight_of(graph: EventGraph, node: Node) -> np.ndarray:
+    """The weight of a product, [sources, units], however it is stored."""
+    weight = graph.arrays_of(node)["weight"]
+    return weight.T if node.op.transposed else weight
 
 
 def images_of(graph: EventGraph, plan: Plan, stage: int, sent: dict[str, Slices], slices: Slices) -> list[Image]:
