@@ -16,8 +16,9 @@ from rheobase.backends.nir_file import read_nir, read_nirdata
 from rheobase.models import EGRULM, EGRULMConfig, Gesture, GestureConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import _hdf5_program, hdf5
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
-from rheobase.spiking.graph import CubaLIFCell, EventGraph, LIFCell, Node
+from rheobase.spiking.graph import Conv2d, CubaLIFCell, Edge, EventGraph, Frames, LIFCell, Node
 from rheobase.spiking.graph.stored import graph_table, load_graph, save_graph
+from rheobase.spiking.tally import BINARY, DENSE
 
 nir = pytest.importorskip("nir")
 h5py = pytest.importorskip("h5py")
@@ -143,6 +144,8 @@ def changed(graph, name, op):
         (LIFCell(2.0, 1.0, None, True, ">"), "n1: expected a reset to a value, .* got a reset by subtraction"),
         (CubaLIFCell(0.5, 0.75, reset="next"), "n1: .* got a reset 'next'"),
         (CubaLIFCell(0.5, 0.75, reset="never"), "n1: .* got a reset 'never'"),
+        (CubaLIFCell(0.0, 1.0, v_reset=0.1), "n1: .* begin at v_reset, got v = 0 at rest and v_reset = 0.1"),
+        (CubaLIFCell(0.5, 1.0), "n1: .* got a synapse of its own"),
     ],
 )
 def test_a_reset_that_nir_would_turn_into_another_is_refused(tmp_path, op, message):
@@ -159,6 +162,22 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     arrays = graph.arrays | {name: np.full_like(graph.arrays[name], value)}
     with pytest.raises(UnsupportedError, match=f"{name}: expected finite numbers"):
         export(EventGraph(graph.nodes, graph.edges, arrays, graph.outputs), "nir", tmp_path / "net")
+
+
+def test_a_kernel_whose_image_nir_would_get_wrong_is_refused(tmp_path):
+    nodes = (
+        Node("x", Frames((1, 4, 6), BINARY)),
+        Node("c", Conv2d((4, 6)), {"weight": "w"}),
+        Node("n", LIFCell(fire=">")),
+    )
+    for kernel, units in (((1, 3), 16), ((3, 3), 8)):
+        edges = Edge("x.out", "c.x", BINARY, (24,)), Edge("c.out", "n.x", DENSE, (units,))
+        graph = EventGraph(nodes, edges, {"w": np.ones((1, 1, *kernel), np.float32)}, {"s": "n.s"})
+        if kernel == (3, 3):
+            export(graph, "nir", tmp_path / "net")
+        else:
+            with pytest.raises(UnsupportedError, match="c: expected a square kernel"):
+                export(graph, "nir", tmp_path / "net")
 
 
 def test_a_graph_without_lif_units_is_refused(tmp_path):

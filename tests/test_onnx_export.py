@@ -107,6 +107,14 @@ def test_a_fragment_by_hand():
     assert requantise(halves, 1, 0).tolist() == [-2, 0, 0, 2, 2, 3] and requantise(halves, 0, 1).tolist()[0] == -6
 
 
+def test_a_product_that_nothing_reads_is_no_file(tmp_path):
+    graph = one(np.eye(2), [0, 0])
+    nodes, arrays = (*graph.nodes, Node("dead", Linear(), {"weight": "d"})), {**graph.arrays, "d": np.eye(2)}
+    graph = EventGraph(nodes, (*graph.edges, Edge("f.out", "dead.x", DENSE, (2,))), arrays, graph.outputs)
+    made = export(graph, "onnx", tmp_path / "x", calibration=np.ones((1, 4, 1, 1, 2)))
+    assert made.manifest["coverage"]["dead"] == "outside: Linear" and verify(tmp_path / "x").ok
+
+
 def test_no_int8_sigmoid_is_near_a_half_in_the_formats_that_it_reads():
     def margin(frac):
         exact = 128 / (1 + np.exp(-np.arange(-128, 128) * 2.0**-frac))

@@ -118,9 +118,13 @@ class _Writer:
             wanted = np.ones(1) if op.decay_input else tau
         else:
             tau, leak, alpha = np.asarray(1 / (1 - op.beta) if op.beta < 1 else math.inf), 0.0, op.alpha
+            if np.isinf(tau) and (alpha or op.v_reset):
+                got = "a synapse of its own" if alpha else f"v = 0 at rest and v_reset = {op.v_reset:g}"
+                wanted = "units without a leak that read their input and begin at v_reset"
+                raise UnsupportedError(name, wanted, got, "give them a leak, beta below 1")
             wanted = np.asarray(op.gain) * (1.0 if alpha or np.isinf(tau) else tau)
         if np.isinf(tau).any():
-            if not np.isinf(tau).all() or alpha:
+            if not np.isinf(tau).all():
                 raise UnsupportedError(
                     name, "a leak in every unit, or in none", "some", "give all of them a finite tau"
                 )
@@ -180,7 +184,12 @@ class _Writer:
         if isinstance(op, Conv2d):
             pair = lambda n: (n, n)  # noqa: E731
             bias = written.get("bias", np.zeros(len(written["weight"]), self.dtype))
-            return nir.Conv2d(op.size, written["weight"], pair(op.stride), pair(op.padding), pair(1), 1, bias)
+            made = nir.Conv2d(op.size, written["weight"], pair(op.stride), pair(op.padding), pair(1), 1, bias)
+            image, believed = op.image(arrays["weight"]), tuple(map(int, made.output_type["output"]))
+            if image != believed:  # nir 1.0.8 takes the kernel's height for its width too
+                got = f"{arrays['weight'].shape[2:]}, of which nir expects an image {believed} in place of {image}"
+                raise UnsupportedError(name, "a square kernel", got, "fill it up with zeros")
+            return made
         return nir.Affine(**written) if "bias" in written else nir.Linear(**written)
 
 

@@ -50,7 +50,10 @@ def input_name(edge: Edge) -> str:
 
 
 def fragments(graph: EventGraph) -> list[Fragment]:
-    """The dense fragments of a graph in the order in which they can run; raises UnsupportedError: there are none."""
+    """The dense fragments of a graph in the order in which they can run, those of which something is read.
+
+    raises  UnsupportedError: there are none
+    """
     order = [name for group in graph.order() for name in group]
     dense = [name for name in order if type(graph.node(name).op) in DENSE_OPS]
     if not any(isinstance(graph.node(name).op, Linear | Conv2d | Embedding) for name in dense):
@@ -65,7 +68,8 @@ def fragments(graph: EventGraph) -> list[Fragment]:
             group |= dict.fromkeys(group[b], group[a])
     found = [(level[name], order.index(name), group[name]) for name in dense]
     first = {id(nodes): (at, place, nodes) for at, place, nodes in reversed(found)}
-    return [_fragment(graph, order, nodes, at) for at, _, nodes in sorted(first.values(), key=lambda item: item[:2])]
+    every = [_fragment(graph, order, nodes, at) for at, _, nodes in sorted(first.values(), key=lambda item: item[:2])]
+    return [part for part in every if part.outputs]
 
 
 def _levels(graph: EventGraph, order: list[str], dense: set[str]) -> dict[str, int]:
