@@ -18,7 +18,7 @@ from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
-from rheobase.spiking.graph import Add, Edge, Embedding, EventGraph, LIFCell, Linear, Node, Tokens
+from rheobase.spiking.graph import Add, Edge, Embedding, EventGraph, Frames, LIFCell, Linear, Node, Tokens
 from rheobase.spiking.ops.native import Gather, library
 from rheobase.spiking.ops.native.egru import egru_sequence
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
@@ -469,6 +469,41 @@ def test_a_graph_refuses_what_is_wrong_with_it():
     for message, parts in cases.items():
         with pytest.raises(GraphError, match=message):
             EventGraph(*parts)
+
+
+@pytest.mark.parametrize("on", ["event", "torch"])
+def test_arrays_of_any_type_are_numbers(on):
+    """Whole weights of whole type, mixed types and turned arrays give what the same numbers in doubles do."""
+    rng = np.random.default_rng(0)
+    weight, theta, x = rng.integers(-3, 4, (4, 3)), np.array([1.0, 2.0, 1.5]), rng.standard_normal((2, 9, 4, 1, 1))
+    nodes = (Node("x", Frames((4, 1, 1), DENSE)), Node("l", Linear(), {"weight": "w"}))
+    nodes += (Node("n", LIFCell(), {"theta": "t"}),)
+    edges = Edge("x.out", "l.x", DENSE, (4,)), Edge("l.out", "n.x", DENSE, (3,))
+
+    def run(weight, theta, x=x):
+        graph = EventGraph(nodes, edges, {"w": weight, "t": theta}, {"s": "n.s", "a": "l.out"})
+        return simulate(graph, x, on=on).outputs
+
+    wanted = run(weight.astype(float), theta)
+    assert wanted["s"].sum() > 5
+    turned = np.asfortranarray(weight[:, ::-1].astype(float))[:, ::-1]
+    for w, t in (
+        (weight, theta),
+        (weight.astype(np.int8), theta.astype(np.float32)),
+        (turned, theta.astype(np.float32)),
+    ):
+        got = run(w, t)
+        assert np.array_equal(got["s"], wanted["s"]) and np.allclose(got["a"], wanted["a"], atol=1e-5)
+    assert np.array_equal(run(weight, theta, x[:, ::-1][:, ::-1])["s"], wanted["s"])
+    assert np.array_equal(run(weight, theta, x > 0)["s"], run(weight, theta, (x > 0) * 1.0)["s"])
+
+
+def test_a_graph_of_two_inputs_is_refused():
+    nodes = Node("x", Frames((2, 1, 1), DENSE)), Node("y", Frames((2, 1, 1), DENSE)), Node("sum", Add())
+    edges = Edge("x.out", "sum.a", DENSE, (2,)), Edge("y.out", "sum.b", DENSE, (2,))
+    graph = EventGraph(nodes, edges, {}, {"out": "sum.out"})
+    with pytest.raises(GraphError, match="a graph of one input, got x, y"):
+        simulate(graph, np.zeros((1, 3, 2, 1, 1)))
 
 
 def test_the_hash_names_the_content():

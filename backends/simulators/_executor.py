@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from rheobase.backends.trace import Trace, expand
-from rheobase.spiking.errors import ShapeError, UnsupportedError
+from rheobase.spiking.errors import GraphError, ShapeError, UnsupportedError
 from rheobase.spiking.events import Events
 from rheobase.spiking.graph import EventGraph, Input, Node, Tokens
 from rheobase.spiking.tally import EVENT_KINDS, Tally
@@ -194,9 +194,19 @@ def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) ->
     return previous
 
 
+def number_type(graph: EventGraph) -> np.dtype:
+    """The widest floating type of a graph's arrays; float32 where none is, since whole numbers are weights like any."""
+    floats = [a.dtype for a in graph.arrays.values() if a.dtype.kind == "f"]
+    return np.result_type(*floats or [np.float32])
+
+
 def feed(graph: EventGraph, values) -> tuple[Node, np.ndarray]:
     """The input of a graph, and what it is fed, checked: a vector a step, [B, T, n]."""
-    source = next(n for n in graph.nodes if isinstance(n.op, Input))
+    sources = [n for n in graph.nodes if isinstance(n.op, Input)]
+    if len(sources) != 1:
+        got = ", ".join(n.name for n in sources) or "none"
+        raise GraphError("simulate", "a graph of one input", got, "join the inputs into one")
+    (source,) = sources
     return source, source.op.accept(source.name, np.asarray(values))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
-from rheobase.backends.simulators._executor import by
+from rheobase.backends.simulators._executor import by, number_type
 from rheobase.spiking.graph import Conv2d, GradedLIFCell, Linear, WKVCell
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import Gather
@@ -32,9 +32,9 @@ class EventKernels(Counting):
 
     def begin(self, graph):
         super().begin(graph)
-        self.arrays = {}
+        self.arrays, self.dtype = {}, number_type(graph)
         for node in graph.nodes:
-            arrays = graph.arrays_of(node)
+            arrays = {role: np.asarray(array, self.dtype) for role, array in graph.arrays_of(node).items()}
             if isinstance(node.op, Linear):
                 weight = arrays["weight"].T if node.op.transposed else arrays["weight"]
                 arrays = {"product": Gather(weight, arrays.get("bias"))}
@@ -44,7 +44,6 @@ class EventKernels(Counting):
             if isinstance(node.op, WKVCell):
                 arrays = {**arrays, "w": -np.exp(arrays["time_decay"])}
             self.arrays[node.name] = arrays
-        self.dtype = np.result_type(*(a.dtype for a in graph.arrays.values()) if graph.arrays else (np.float32,))
 
     def zeros(self, *shape):
         return np.zeros(shape, self.dtype)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
-from rheobase.backends.simulators._executor import arriving, execute
+from rheobase.backends.simulators._executor import arriving, execute, number_type
 from rheobase.backends.trace import Trace
 from rheobase.spiking.graph import Conv2d, GradedLIFCell, LIFCell, Linear, Mix, WKVCell
 from rheobase.spiking.neurons.egru import EGRUState
@@ -37,7 +37,8 @@ class TorchKernels(Counting):
 
     def upload(self, graph) -> tuple[dict, torch.dtype]:
         """(Node -> role -> tensor, with what follows from the arrays alone; the type of the numbers)."""
-        table = {name: torch.tensor(array, device=self.device) for name, array in graph.arrays.items()}
+        dtype = number_type(graph)
+        table = {n: torch.tensor(np.ascontiguousarray(a, dtype), device=self.device) for n, a in graph.arrays.items()}
         arrays = {n.name: {role: table[name] for role, name in n.arrays.items()} for n in graph.nodes}
         for node in graph.nodes:
             own = arrays[node.name]
@@ -49,7 +50,7 @@ class TorchKernels(Counting):
             if isinstance(node.op, Mix):
                 own["share"] = own["share"].reshape(-1)
                 own.setdefault("rest", 1 - own["share"])
-        return arrays, next((array.dtype for array in table.values()), torch.float32)
+        return arrays, torch.from_numpy(np.empty(0, dtype)).dtype
 
     def transposed(self, weight, by_rows: bool):
         """A weight [O, I] as [I, O]; by_rows: where events read its rows."""
@@ -59,7 +60,7 @@ class TorchKernels(Counting):
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def from_numpy(self, array):
-        return torch.as_tensor(array, dtype=self.dtype, device=self.device)
+        return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
 
     def indices(self, array):
         return torch.tensor(array, dtype=torch.long, device=self.device)
