@@ -11,7 +11,7 @@ from torch import nn
 from rheobase.backends import count
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
 
 STEPS, BATCH, SIZES = 16, 4, (20, 30, 10)
@@ -138,6 +138,12 @@ BY_HAND = {
     "LayerNorm": (nn.LayerNorm(5), X, {"products": 60 + 8, "adds": 80 - 4, "rsqrt": 4}),
     "GroupNorm": (nn.GroupNorm(1, 5), X[..., None], {"products": 60 + 8, "adds": 80 - 4, "rsqrt": 4}),
     "BatchNorm": (nn.BatchNorm1d(5), X, {"products": 20, "adds": 20}),
+    "InstanceNorm": (nn.InstanceNorm1d(4), X[None], {"products": 40 + 8, "adds": 60 - 4, "rsqrt": 4}),
+    "BatchNorm of its own statistics": (
+        nn.BatchNorm1d(5, track_running_stats=False),
+        X,
+        {"products": 60 + 10, "adds": 80 - 5, "rsqrt": 5},
+    ),
     "embedding": (nn.Embedding(9, 3), torch.tensor([[1, 2, 8]]), {"rows": 3, "weight_bytes": 36}),
     "exp": (torch.exp, X, {"exp": 20}),
     "softmax": (lambda x: x.softmax(1), X, {"exp": 20, "division": 20, "adds": 36, "comparisons": 16}),
@@ -252,6 +258,13 @@ PRODUCTS = {
     "times a datum": (lambda x: (x > 0).float() * x.mean(), "macs", lambda x: x > 0),
     "padded": (lambda x: F.pad((x > 0).float(), (1, 0))[:, 1:], "acs", lambda x: x > 0),
     "padded with a value": (lambda x: F.pad((x > 0).float(), (1, 0), value=5.0)[:, 1:], "macs", lambda x: x < 99),
+    "a step late": (lambda x: torch.cat([x.new_zeros(2, 5)[:1], (x > 0).float()[:-1]]), "acs", lambda x: x[:-1] > 0),
+    "after ones": (lambda x: torch.cat([x.new_ones(1, 5), (x > 0).float()[:-1]]), "macs", lambda x: x < 99),
+    "after zeros that were written": (
+        lambda x: torch.cat([x.new_zeros(1, 5).add_(x[:1]), (x > 0).float()[:-1]]),
+        "macs",
+        lambda x: x < 99,
+    ),
     "written through a view": (lambda x: _written((x > 0).float(), x), "macs", lambda x: x < 99),
     "one less": (lambda x: 1 - (x > 0).float(), "macs", lambda x: x < 99),
     "lucky values": (lambda x: x.clamp(0, 1).round(), "macs", lambda x: x < 99),
@@ -443,6 +456,30 @@ def test_a_neuron_of_another_library_alone_and_one_derived_from_it():
         assert tally.state_updates == 8
     lstm = count(nn.LSTM(4, 3, batch_first=True), torch.randn(2, 5, 4))
     assert lstm.state_updates == 2 * 5 * 3
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_torchs_own_cells_keep_a_value_a_unit_and_step(kind):
+    cell = kind(4, 3)
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x):
+            state = None
+            for x_B4 in x.unbind(1):
+                state = self.cell(x_B4, state)
+            return state
+
+    net = Loop() if kind.__name__.endswith("Cell") else cell
+    assert count(net, torch.randn(2, 5, 4), strict=True).state_updates == 2 * 5 * 3
+
+
+def test_several_inputs_are_refused_in_one_line():
+    with pytest.raises(ShapeError, match="count tokens: expected one tensor, got tuple; wrap a module of several"):
+        count(nn.Bilinear(5, 5, 3), (X, X))
 
 
 def test_counting_leaves_the_modes_of_modules_as_they_were():

@@ -20,16 +20,18 @@ from rheobase.backends.counting.operators import (
     ELEMENTWISE,
     FACTORS,
     FREE,
+    JOINS,
     MATRIX_PRODUCTS,
     RULES,
     SPARSE_PRODUCTS,
     TRANSCENDENTAL,
     VIEWS,
+    ZEROS,
     kind_of,
     n_bytes,
     tensors,
 )
-from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.ops.choice import wanted
 from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, Counts, Tally, listening
@@ -55,8 +57,7 @@ class CountingMode(TorchDispatchMode):
         super().__init__()
         self.watches = watches
         self.kinds = WeakIdKeyDictionary()
-        self.constants = WeakIdKeyDictionary()
-        self.data = WeakIdKeyDictionary()
+        self.constants, self.zeros, self.data = (WeakIdKeyDictionary() for _ in range(3))
         named = ((name, p) for name, p in module.named_parameters() if p.layout == torch.strided and p.numel())
         self.parameters = {p.data_ptr(): name for name, p in named}
         for constant in (*module.parameters(), *(b for b in module.buffers() if b.dim() == 0)):
@@ -130,7 +131,8 @@ class CountingMode(TorchDispatchMode):
         kind = DENSE
         strange = "" if packet in VIEWS or packet in FREE else _strange(packet, [*inputs, *outputs])
         if packet in VIEWS:
-            kinds = {self.kinds.get(t, DENSE) for t in inputs}
+            joined = [t for t in inputs if t not in self.zeros] if packet in JOINS else inputs
+            kinds = {self.kinds.get(t, DENSE) for t in joined or inputs}
             kind = kinds.pop() if len(kinds) == 1 else DENSE
         elif strange:
             self.uncounted.add(f"{packet} of {strange}")
@@ -150,6 +152,7 @@ class CountingMode(TorchDispatchMode):
         factors = sum(kwargs.get(name, 1) not in (-1, 0, 1) for name in FACTORS) if packet not in FREE else 0
         if factors and not strange:
             self.add(products=factors * outputs[0].numel())
+        silent = packet in ZEROS or (packet in VIEWS and bool(inputs) and all(t in self.zeros for t in inputs))
         if func._schema.is_mutable:
             self.forget(outputs)
         if any(t in self.data for t in inputs):
@@ -157,8 +160,10 @@ class CountingMode(TorchDispatchMode):
             for t in (*outputs, *written):
                 self.data[t] = True
         for t in outputs:
-            self.kinds.pop(t, None)
-            self.constants.pop(t, None)
+            for known in (self.kinds, self.constants, self.zeros):
+                known.pop(t, None)
+            if silent:
+                self.zeros[t] = True
             if kind != DENSE:
                 self.kinds[t] = kind
         return out
@@ -166,7 +171,7 @@ class CountingMode(TorchDispatchMode):
     def forget(self, written: list[Tensor]) -> None:
         """What is written in place is no longer what it was, under whatever other name it goes."""
         places = {t.untyped_storage().data_ptr() for t in written if t.layout == torch.strided}
-        for known in (self.kinds, self.constants):
+        for known in (self.kinds, self.constants, self.zeros):
             for t in list(known):
                 if t.layout == torch.strided and t.untyped_storage().data_ptr() in places:
                     known.pop(t, None)
@@ -234,7 +239,7 @@ def count(
     returns  a Tally whose `tokens` is B x T (B where there is no T), by operator: a parameter's or a module's path;
              operators without a rule are named in `uncounted`
     raises   UnsupportedError: an operator without a rule, where strict, or a module of torch.jit.script
-             ConfigError: no such kind
+             ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor
 
     Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
     state of neurons written by hand, and elementwise arithmetic on int64 and bool, which is taken for addressing.
@@ -245,7 +250,11 @@ def count(
         if isinstance(module, torch.jit.RecursiveScriptModule):
             where, got = f"count {path}".rstrip(), "one of torch.jit.script"
             raise UnsupportedError(where, "modules that take hooks", got, "count it as it was before")
-    tokens = torch.as_tensor(tokens)
+    try:
+        tokens = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError):
+        remedy = "wrap a module of several inputs in one that takes them out of one tensor"
+        raise ShapeError("count tokens", "one tensor", type(tokens).__name__, remedy) from None
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind

@@ -83,6 +83,8 @@ PRODUCTS, QUOTIENTS = _packets("mul mul_"), _packets("div div_")
 SUMS, DIFFERENCES = _packets("add add_ sub sub_"), _packets("sub sub_")
 SPARSE_PRODUCTS = _packets("mm addmm _sparse_mm _sparse_addmm")
 MATRIX_PRODUCTS = SPARSE_PRODUCTS | _packets("_int_mm bmm baddbmm mv addmv dot vdot convolution")
+ZEROS, JOINS = _packets("zeros zeros_like new_zeros"), _packets("cat stack")
+"""zeros put before or after events are silence, as those of a padding are"""
 FACTORS = ("alpha", "beta", "value")
 """keyword arguments that multiply an operand, at the cost of a product an element"""
 CREATIONS = _packets(
