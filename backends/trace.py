@@ -72,7 +72,8 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class StoredTrace:
-    """A trace as it lies in a file: tokens [B, T], signals "node.port" -> array, final state, kinds and origin."""
+    """A trace as it lies in a file: tokens [B, T], or frames [B, T, C, H, W], signals "node.port" -> array, final
+    state, kinds and origin."""
 
     tokens: np.ndarray
     signals: Mapping[str, np.ndarray]
@@ -139,7 +140,9 @@ def load_trace(path: str | Path) -> StoredTrace:
         said = file.items[""].attributes
         attributes = {p.removeprefix("signals/"): i.attributes for p, i in file.items.items() if p in tensors}
         kinds = {name: a["kind"] for name, a in attributes.items() if "kind" in a}
-        return _stored(path, file.read("tokens"), tensors, kinds, said["graph"], said["simulator"])
+        tokens = file.read("tokens")
+        frames = tokens.ndim == 5 and tokens.dtype.kind in "biuf"
+        return _stored(path, tokens, tensors, kinds, said["graph"], said["simulator"], frames=frames)
 
 
 def trace_tensors(trace: StoredTrace) -> bytes:
@@ -171,14 +174,14 @@ def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
     return _stored(where, tokens, tensors, kinds, graph, simulator)
 
 
-def _stored(where, tokens, tensors, kinds, graph, simulator) -> StoredTrace:
+def _stored(where, tokens, tensors, kinds, graph, simulator, *, frames: bool = False) -> StoredTrace:
     """A trace of tensors "signals/NAME" and "state/NAME", once their shapes are checked."""
-    if tokens.ndim != 2 or tokens.dtype.kind != "i":
+    if not frames and (tokens.ndim != 2 or tokens.dtype.kind != "i"):
         raise _refusal(where, "integer tokens [B, T]", f"{tokens.dtype} {tokens.shape}")
     tables: dict[str, dict[str, np.ndarray]] = {"signals": {}, "state": {}}
     for name, array in tensors.items():
         group, _, own = name.partition("/")
-        if group not in tables or (group == "signals" and (array.ndim != 3 or array.shape[:2] != tokens.shape)):
+        if group not in tables or (group == "signals" and (array.ndim != 3 or array.shape[:2] != tokens.shape[:2])):
             raise _refusal(where, "signals [B, T, n] of these tokens, and a state", f"{name} {array.shape}")
         tables[group][own] = array
     return StoredTrace(tokens, **tables, kinds=kinds, graph=graph, simulator=simulator)

@@ -43,6 +43,8 @@ def _read(args) -> EventGraph:
 
         _refuse(args.source, of_file)
         return import_named(args.source, input_kind=args.input_kind, **of_module)
+    if path.suffix == ".py":
+        raise ConfigError("import", "FILE.py:NAME", args.source, "name the network in it, or what makes it")
     _refuse(args.source, of_module)
     return import_file(path, input_kind=args.input_kind, **of_file)
 

@@ -211,6 +211,9 @@ def test_the_commands_from_a_network_to_its_events(tmp_path, network, capsys):
     np.save(tmp_path / "x.npy", X)
     assert "1,000 steps of" in ask("simulate", graph, "--input", tmp_path / "x.npy")
     assert "noise" in ask("simulate", graph, "--on", "torch", "--tokens", 20)
+    recorded = "--input", tmp_path / "x.npy", "--record", "*.s", "--out", tmp_path / "trace.h5"
+    ask("simulate", graph, *recorded)
+    assert "(1, 1000, 16)" in ask("inspect", tmp_path / "trace.h5")
     assert json.loads(ask("count", graph, "--input", tmp_path / "x.npy", "--target", "loihi1", "--json"))["tally"]
     assert "100 % of weights in NIR" in ask("export", graph, "--to", "nir", "--out", out, "--relay")
     assert "joined again to graph" in ask("verify", out) and "net.nir" in ask("inspect", out)
@@ -229,6 +232,7 @@ def test_the_commands_refuse_options_without_effect(tmp_path, network, capsys):
     save_graph(tmp_path / "graph", net())
     for words, message in (
         (["import", f"{network}:zero", "--out", "g", "--dt", "1"], "got --dt"),
+        (["import", network, "--out", "g", "--shape", "1", "2", "2"], "expected FILE.py:NAME"),
         (["import", tmp_path / "graph", "--out", "g"], "HDF5|a NIR file"),
         (["export", tmp_path / "graph", "--to", "spinnaker2", "--out", "g", "--relay"], "got 'relay'"),
         (["simulate", tmp_path / "graph", "--on", "integer"], "event or torch for a stored graph"),
