@@ -46,11 +46,13 @@ def export(
     calibration  tokens [B, T] of real text; the first 256 of its first stream make the reference trace. Where the graph
                  reads frames, those of recordings [B, T, C, H, W]; the host's table holds them, and the first 256, one
                  recording after the other, make the trace
-    raises       as `quantise` and `partition.build`; ConfigError: no calibration
+    raises       as `quantise` and `partition.build`; ConfigError: no calibration, or no chip
     """
     refuse_other_ops(graph)
     if calibration is None:
         raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
+    if chips < 1:
+        raise ConfigError("spinnaker2 export chips", "at least 1", str(chips), "give one")
     made, (calibration,) = as_tokens(graph, np.atleast_2d(np.asarray(calibration)))
     integer, deviations = quantise(made, calibration, allow_lossy=allow_lossy)
     partition = build(integer, dram=dram, chips=chips)

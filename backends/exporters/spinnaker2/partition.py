@@ -11,7 +11,7 @@ from rheobase.backends.exporters.spinnaker2.image import DRAM, EGRU, EMBEDDING, 
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear
 from rheobase.backends.exporters.spinnaker2.sections import Slices, images_of, plan_of, weight_of, weights_of
 from rheobase.spiking import registry
-from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import EventGraph, Node, Tokens
 
 PE_BYTES = 93_184
@@ -136,10 +136,7 @@ def build(graph: EventGraph, *, dram: bool = True, chips: int = 1) -> Partition:
     dram     embedding and head lie in DRAM; False: they are on PEs too, and there is no dram image
     chips    how many chips there are
     raises   UnsupportedError: a layer, or the whole, does not fit; the message says by how much
-             ConfigError: no chip
     """
-    if chips < 1:
-        raise ConfigError("spinnaker2 export chips", "at least 1", str(chips), "give one")
     if any(isinstance(n.op, IntegerEGRUCell) for n in graph.nodes):
         made = _build_egru(graph, dram, chips * PES)
     elif dram:
