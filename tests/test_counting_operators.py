@@ -111,6 +111,7 @@ BY_HAND = {
     "@": (lambda x: x @ W, X, {"macs": 60}),
     "@ of vectors": (lambda x: x[0] @ x[1], X, {"macs": 5}),
     "matrix @ vector": (lambda x: W.t() @ x[0], X, {"macs": 15}),
+    "matrix @ vector, and a vector": (lambda x: torch.addmv(x[0, :3], W.t(), x[0]), X, {"macs": 15, "adds": 3}),
     "batched @": (lambda x: x.view(2, 2, 5) @ W, X, {"macs": 60}),
     "baddbmm": (
         lambda x: torch.baddbmm(x.new_ones(2, 2, 2), x.view(2, 2, 5), x.view(2, 5, 2)),

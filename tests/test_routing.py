@@ -67,6 +67,19 @@ def test_hops_by_hand_and_by_walking():
         assert chip.hops(quads[0], quads[1:]) == len(links)
 
 
+def test_links_by_hand():
+    """8 units from quad (1, 1) to (3, 2): 2 + 1 links. On another chip from its (0, 0): 3 along x, 1 and 2 along y."""
+    stream = routing.Stream(key(1, 0), 8, "a", ("b", "c", "d"))
+    here, there = (0, 0), (1, 0)
+    at = {
+        "a": chip.Place(here, 1, (1, 1), 0),
+        "b": chip.Place(here, 2, (3, 2), 0),
+        "c": chip.Place(there, 1, (1, 1), 0),
+        "d": chip.Place(there, 2, (3, 2), 0),
+    }
+    assert routing.links_crossed([stream], at) == 8 * (3 + 6)
+
+
 def test_our_order_crosses_fewer_links_than_that_of_the_numbers():
     pes = stack(9, 16, 9)
     found = routing.streams(HOST, pes)

@@ -18,7 +18,20 @@ from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
-from rheobase.spiking.graph import Add, Edge, Embedding, EventGraph, Frames, LIFCell, Linear, Node, Tokens
+from rheobase.spiking.graph import (
+    Add,
+    Edge,
+    EGRUCell,
+    Embedding,
+    EventGraph,
+    Frames,
+    GRUCell,
+    LIFCell,
+    Linear,
+    LSTMCell,
+    Node,
+    Tokens,
+)
 from rheobase.spiking.ops.native import Gather, library
 from rheobase.spiking.ops.native.egru import egru_sequence
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
@@ -461,10 +474,22 @@ def test_a_graph_refuses_what_is_wrong_with_it():
             graph.arrays,
             graph.outputs,
         ),
+        "ports that exist": (
+            graph.nodes,
+            (*graph.edges, Edge("layers.0.y", "layers.1.b", GRADED, (56,))),
+            graph.arrays,
+            graph.outputs,
+        ),
         "in the table": (graph.nodes, graph.edges, {}, graph.outputs),
         "one node a name": (graph.nodes + graph.nodes[:1], graph.edges, graph.arrays, graph.outputs),
         "a node's output": (graph.nodes, graph.edges, graph.arrays, {"logits": "decoder.in"}),
         "shape": (graph.nodes, graph.edges, {**graph.arrays, "layers.0.thr": np.zeros(3)}, graph.outputs),
+        "token lines": (
+            graph.nodes,
+            graph.edges,
+            {**graph.arrays, "embedding.weight": np.zeros((9, 40))},
+            graph.outputs,
+        ),
     }
     for message, parts in cases.items():
         with pytest.raises(GraphError, match=message):
@@ -504,6 +529,19 @@ def test_a_graph_of_two_inputs_is_refused():
     graph = EventGraph(nodes, edges, {}, {"out": "sum.out"})
     with pytest.raises(GraphError, match="a graph of one input, got x, y"):
         simulate(graph, np.zeros((1, 3, 2, 1, 1)))
+
+
+def test_gates_side_by_side_of_unequal_width_are_no_cell():
+    for cell, gates in ((LSTMCell(), 4), (GRUCell(), 3), (EGRUCell(), 3)):
+        with pytest.raises(GraphError, match="a"):
+            cell.shapes("cell", {port: (6 * gates + 1,) for port in cell.inputs}, {"thr": np.zeros(6)})
+
+
+@pytest.mark.parametrize(("make", "read"), [(lstm, 4), (gru, 3)])
+def test_the_bytes_of_a_gated_cell_by_hand(make, read):
+    """It reads both pre-activations and writes what it sends; its state is read and written."""
+    cell = simulate(make().lower(), tokens(30, 2)).tally.operators["layers.0"]
+    assert cell.activation_bytes == 60 * 56 * (2 * read + 1) * 8 and cell.state_bytes == 60 * 56 * 2 * 8
 
 
 def test_the_hash_names_the_content():

@@ -43,6 +43,15 @@ def test_the_work_of_a_tick_by_hand():
     assert work.instructions(image, {"tick": 1, "unit": 2}) == pytest.approx(prices["tick"] + 2 * prices["unit"])
 
 
+def test_a_norm_s_work_is_by_what_it_hears():
+    """It reads all 8 numbers of the stream, once a processing element."""
+    model = SpikeGPT(SpikeGPTConfig(embedding=8, depth=1, placement="spike_fed")).eval()
+    tokens = np.arange(40).reshape(1, 40)
+    model.wake(torch.as_tensor(tokens))
+    sources = [work.worst(p.image)["norm_source"] for p in build(quantise(model.lower(), tokens)[0]).placed]
+    assert sorted(sources)[-4:] == [0, 8, 8, 8], "of both halves of the block, and of the head"
+
+
 def test_rates_by_hand():
     """Three layers and the host at 1 ms: 250 tokens a second, whatever the clock."""
     found = plan.clock(300, {"worst": 150_000, "busiest": 30_000, "typical": 15_000}, 4, 1)
