@@ -1,12 +1,14 @@
 """Kernels in C against their references."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
 from rheobase.models import SpikeGPT, SpikeGPTConfig
-from rheobase.spiking import ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
+from rheobase.spiking import EGRU, LIF, ATan, FastSigmoid, Sigmoid, StraightThrough, Surrogate, Triangle
+from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.ops import WKVState, lif, wkv
 from rheobase.spiking.ops.lif import native as lif_in_c
 from rheobase.spiking.ops.native import library, threads
@@ -166,6 +168,35 @@ def test_memory_is_used_again_once_its_tensor_is_gone(poisoned):
     again = empty(size, torch.float32)
     assert again.data_ptr() == place and again.isnan().all() and b.data_ptr() == other
     assert empty((2, 0), torch.float32).shape == (2, 0) and empty((), torch.float64).isnan()
+
+
+@needs_c
+@pytest.mark.parametrize("neuron", [LIF(5), EGRU(5, 4)])
+def test_a_second_derivative_in_c_is_refused(neuron, monkeypatch):
+    """It would be without what goes through the tensors that the backward pass keeps."""
+    x = torch.randn(2, 9, 5, requires_grad=True)
+    with pytest.raises(UnsupportedError, match="expected one derivative, got create_graph=True; set the environment"):
+        torch.autograd.grad(neuron(x)[0].sum(), x, create_graph=True)
+    monkeypatch.setenv("RHEOBASE_KERNELS", "reference")
+    (g,) = torch.autograd.grad(neuron(x)[0].sum(), x, create_graph=True)
+    g.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@needs_c
+def test_a_surrogate_of_ones_own_may_call_anything_alpha():
+    @dataclasses.dataclass(frozen=True)
+    class PerUnit(Surrogate):
+        alpha: torch.Tensor
+
+        def slope(self, u):
+            return torch.exp(-self.alpha * u.abs())
+
+    x, gradients = torch.randn(2, 9, 5, requires_grad=True), []
+    for kernels in ("native", "reference"):
+        s, _ = lif(x, surrogate=PerUnit(torch.arange(1.0, 6)), kernels=kernels)
+        gradients += torch.autograd.grad(s.sum(), x)
+    assert torch.allclose(*gradients, atol=1e-6)
 
 
 @needs_c

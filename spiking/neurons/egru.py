@@ -43,6 +43,8 @@ class EGRU(Cell):
         thr_mean: float = 0.3,
     ):
         super().__init__()
+        if not isinstance(surrogate, Surrogate):
+            raise ConfigError("EGRU surrogate", "a Surrogate, such as Triangle()", repr(surrogate), "make one")
         if not 0 < thr_mean < 1:
             raise ConfigError("EGRU thr_mean", "a number between 0 and 1", str(thr_mean), "choose for instance 0.3")
         for name, p in (("zoneout", zoneout), ("dropconnect", dropconnect)):

@@ -59,6 +59,12 @@ class LIF(Cell):
         super().__init__()
         if fire not in FIRE_RULES:
             raise ConfigError("LIF fire", "'>' or '>='", repr(fire), "name the firing rule")
+        if not isinstance(surrogate, Surrogate):
+            raise ConfigError("LIF surrogate", "a Surrogate, such as ATan()", repr(surrogate), "make one")
+        for name, value in (("tau", tau), ("theta", theta)):
+            if isinstance(value, Tensor) and value.numel() != 1:
+                remedy = f'name it in learn=("{name}",) and copy the values into the parameter'
+                raise ConfigError(f"LIF {name}", "one number", f"{value.numel()} of them", remedy)
         if not tau >= TAU_MIN:
             raise ConfigError("LIF tau", "at least 1 step", str(tau), "raise it")
         if not theta >= THETA_MIN:

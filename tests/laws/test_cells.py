@@ -10,6 +10,7 @@ from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.neurons import EGRU, LIF, Cell, EGRUState, LIFState
 from rheobase.spiking.ops import egru, lif
+from rheobase.spiking.surrogates import ATan
 
 OURS, ADAPTERS = "rheobase.spiking.neurons", "rheobase.spiking.adapters"
 NEURONS = [f"{package}.{name}" for package in (OURS, ADAPTERS) for name in registry.names(package)]
@@ -249,6 +250,17 @@ def test_lif_takes_whole_numbers_and_refuses_what_is_no_number():
     for name in ("tau", "theta"):
         with pytest.raises(ConfigError, match=f"LIF {name}: expected at least"):
             LIF(**{name: float("nan")})
+        with pytest.raises(
+            ConfigError, match=f'LIF {name}: expected one number, got 2 of them; name it in learn=."{name}"'
+        ):
+            LIF(2, **{name: torch.tensor([2.0, 3.0])})
+
+
+@pytest.mark.parametrize("make", [lambda s: LIF(2, surrogate=s), lambda s: EGRU(2, 2, s)])
+def test_a_surrogate_that_is_none_is_refused_at_once(make):
+    for wrong in ("atan", ATan):
+        with pytest.raises(ConfigError, match="surrogate: expected a Surrogate, such as"):
+            make(wrong)
 
 
 class StepOnly(Cell):

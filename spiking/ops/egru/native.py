@@ -13,11 +13,11 @@ import ctypes
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY, EGRUState, EGRUTrajectory
 from rheobase.spiking.ops.native import function
+from rheobase.spiking.ops.native.once import once
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.product import few, product
 from rheobase.spiking.surrogates import Triangle
@@ -160,7 +160,7 @@ class _EGRU(torch.autograd.Function):
         return y, c, o, trace
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, *outer):
         x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o = ctx.saved_tensors
         if type(ctx.surrogate) is Triangle:

@@ -8,11 +8,11 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.native import function
 from rheobase.spiking.ops.native.memory import empty
+from rheobase.spiking.ops.native.once import once
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.surrogates import ATan
@@ -105,7 +105,7 @@ class _LIF(torch.autograd.Function):
         return s_BTD, v_BTD if whole else last_BD, h_BTD
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, g_s, g_v, g_h):
         x, v0, tau, theta, kept = ctx.saved_tensors
         g_s, g_v, g_h = (None if g is None else g.contiguous() for g in (g_s, g_v, g_h))
@@ -133,7 +133,7 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     units = x_BTD.shape[2:]
     tau, theta = (torch.as_tensor(p, dtype=x_BTD.dtype).expand(units).contiguous() for p in (tau, theta))
     learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
-    numbers = v_reset or 0.0, getattr(surrogate, "alpha", 0.0)
+    numbers = v_reset or 0.0, surrogate.alpha if type(surrogate) is ATan else 0.0
     flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns
     settings = [float(setting) for setting in (*numbers, *flags)]
     tensors = [x_BTD, v, tau, theta]

@@ -7,11 +7,11 @@ import ctypes
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.native import function
 from rheobase.spiking.ops.native.memory import empty
+from rheobase.spiking.ops.native.once import once
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.ops.wkv.reference import WKVState
@@ -74,7 +74,7 @@ class _WKV(torch.autograd.Function):
         return y, last
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, g_y, g_last):
         w, u, k, v, state, last, kept = ctx.saved_tensors
         g_y = torch.zeros_like(k) if g_y is None else g_y.contiguous()

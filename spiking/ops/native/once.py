@@ -1,0 +1,29 @@
+"""Backward passes in C: one derivative, no second."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from rheobase.spiking.errors import UnsupportedError
+
+
+def once(backward: Callable) -> Callable:
+    """Decorator of an autograd.Function's `backward` that can itself not be differentiated.
+
+    torch's `once_differentiable` alone refuses a second derivative through the gradients that come in, and loses that
+    through the tensors that were kept without a word.
+
+    raises  UnsupportedError: it runs for `create_graph=True`
+    """
+    only = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx, *gradients):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            remedy = "set the environment variable RHEOBASE_KERNELS=reference"
+            raise UnsupportedError("kernels in C", "one derivative", "create_graph=True", remedy)
+        return only(ctx, *gradients)
+
+    return run
