@@ -22,7 +22,6 @@ from rheobase.backends.counting.operators import (
     FREE,
     JOINS,
     MATRIX_PRODUCTS,
-    RULES,
     SPARSE_PRODUCTS,
     TRANSCENDENTAL,
     VIEWS,
@@ -31,6 +30,7 @@ from rheobase.backends.counting.operators import (
     n_bytes,
     tensors,
 )
+from rheobase.backends.counting.rules import RULES
 from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.ops.choice import wanted

@@ -1,0 +1,161 @@
+"""What an aten operator that reads weights costs, or one that multiplies matrices: rules of `rules.py`."""
+
+import math
+
+import torch
+
+from rheobase.backends.counting.operators import ARRIVALS, aten, n_bytes
+from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, TERNARY
+
+
+def mm(mode, args, outputs):
+    x, y = args[-2:] if len(args) < 4 else args[1:3]
+    name = mode.operator_of(y, x)
+    if len(args) > 2:
+        mode.add(name, adds=outputs[0].numel(), weight_bytes=n_bytes(outputs))
+    if x.layout != torch.strided or y.layout != torch.strided:
+        return _sparse(mode, x, y, name)
+    kind = mode.product(x, y, name)
+    return kind if len(args) == 2 else DENSE
+
+
+def mv(mode, args, outputs):
+    matrix, x = args[-2:]
+    if len(args) > 2:
+        mode.add(adds=outputs[0].numel())
+    mode.product(matrix, x, mode.operator_of(matrix))
+
+
+def dot(mode, args, outputs):
+    x, y = args[:2]
+    mode.product(x, y, mode.operator_of(y, x))
+
+
+def bmm(mode, args, outputs):
+    x, y = args[-2:] if len(args) < 4 else args[1:3]
+    if len(args) > 2:
+        mode.add(adds=outputs[0].numel())
+    kind = mode.product(x, y, mode.operator_of(y, x))
+    return kind if len(args) == 2 else DENSE
+
+
+def _sparse(mode, x, y, name):
+    """A sparse matrix times a dense one, or the other way round: each stored value meets one row."""
+    sparse, other = (x, y) if x.layout != torch.strided else (y, x)
+    if other.layout != torch.strided:
+        mode.uncounted.add("aten.mm of two sparse matrices")
+        return DENSE
+    across = other.shape[1] if sparse is x else other.shape[0]
+    stored = sparse._nnz()
+    mode.add(
+        name,
+        dense_macs=x.shape[0] * x.shape[1] * y.shape[1],
+        macs=stored * across,
+        rows=stored,
+        weight_bytes=stored * across * other.element_size(),
+        activation_bytes=stored * sparse.element_size(),
+    )
+    return DENSE
+
+
+def embedding(mode, args, outputs):
+    table, ids = args[:2]
+    size = n_bytes(outputs)
+    mode.add(mode.operator_of(table), rows=ids.numel(), weight_bytes=size, activation_bytes=size)
+
+
+def gather(mode, args, outputs):
+    """Values by their places: weights where they are a parameter's, whole rows where the first axis is indexed; else
+    a copy of what they hold."""
+    source, out = args[0], outputs[0]
+    if source not in mode.constants:
+        mode.add(activation_bytes=2 * n_bytes(outputs))
+        return mode.kinds.get(source, DENSE)
+    by_index = isinstance(args[1], list | tuple)  # else by `index_select`'s axis
+    by_rows = len(args[1]) == 1 and args[1][0] is not None if by_index else args[1] == 0
+    rows = out.numel() // max(source[0].numel(), 1) if by_rows else 0
+    mode.add(mode.operator_of(source), rows=rows, weight_bytes=n_bytes(outputs), activation_bytes=n_bytes(outputs))
+    return DENSE
+
+
+def gather_elements(mode, args, outputs):
+    """A value of each place, along an axis."""
+    size = n_bytes(outputs)
+    constant = args[0] in mode.constants
+    mode.add(weight_bytes=size if constant else 0, activation_bytes=size if constant else 2 * size)
+    return DENSE if constant else mode.kinds.get(args[0], DENSE)
+
+
+def convolution(mode, args, outputs):
+    """Every input element meets the kernels of its group at the places where they reach it. What would meet padding
+    is no product, in the dense form neither."""
+    x, weight, bias, *geometry = args[:9]
+    name, kind = mode.operator_of(weight), mode.kinds.get(x, DENSE)
+    transposed, groups = geometry[3], geometry[5]
+    with mode.paused():
+        one = weight[:, :1] if transposed else weight[:groups]  # an output channel a group: each has as many products
+        reach, times = torch.ones_like(one, dtype=torch.float64), weight.numel() // one.numel()
+
+        def reached(elements):
+            return times * round(aten.convolution(elements.double(), reach, None, *geometry).sum().item())
+
+        dense = reached(torch.ones_like(x))
+        done = reached(x != 0) if kind in EVENT_KINDS else dense
+        rows = int(torch.count_nonzero(x)) if kind in EVENT_KINDS else x.numel()
+    if bias is not None:
+        mode.add(name, adds=outputs[0].numel(), weight_bytes=n_bytes(outputs))
+    mode.add(
+        name,
+        dense_macs=dense,
+        rows=rows,
+        deliveries=rows if kind in EVENT_KINDS else 0,
+        weight_bytes=done * weight.element_size(),
+        activation_bytes=rows * x.element_size() + n_bytes(outputs),
+        **{"acs" if kind in (BINARY, TERNARY) else "macs": done},
+    )
+    return ARRIVALS if kind in EVENT_KINDS and bias is None else DENSE
+
+
+def mkldnn_rnn(mode, args, outputs):
+    x, w_in, w_rec, n_units = args[0], args[1], args[2], args[10]
+    gates = {2: 4, 3: 3}.get(args[9])
+    if gates is None:
+        mode.uncounted.add(f"aten.mkldnn_rnn_layer of mode {args[9]}")
+        return
+    n_items = math.prod(x.shape[:-1])
+    n, size = n_items * n_units, x.element_size()
+    kind = mode.kinds.get(x, DENSE)
+    with mode.paused():
+        operands = x.reshape(n_items, -1), x.new_ones(n_items, n_units)
+    for operand, weight, kinds in zip(operands, (w_in, w_rec), ((kind, DENSE), (DENSE, DENSE)), strict=True):
+        name = mode.operator_of(weight)
+        mode.product(operand, weight.t(), name, kinds)
+        if args[12]:
+            mode.add(name, adds=gates * n, weight_bytes=gates * n * size)
+    mode.add(
+        products=(gates - 1) * n,
+        adds=5 * n,
+        transcendentals={"sigmoid": (gates - 1) * n, "tanh": (gates - 2) * n},
+        activation_bytes=(2 * gates + 1) * n * size,  # both products' results are read, an output is written
+    )
+
+
+def attention(mode, args, outputs, attn_mask=None, scale=None):
+    """softmax(q k^T scale) v, fused; a causal mask leaves out what it hides."""
+    q, k, v = args[:3]
+    causal = len(args) > 4 and bool(args[4])
+    *outer, queries, width = q.shape
+    keys, heads = k.shape[-2], math.prod(outer)
+    pairs = sum(min(i + 1, keys) for i in range(queries)) if causal else queries * keys
+    pairs, rows = heads * pairs, heads * queries
+    products = pairs * (width + v.shape[-1])
+    mode.add(
+        dense_macs=heads * queries * keys * (width + v.shape[-1]),
+        macs=products,
+        rows=q.numel() + pairs,
+        products=pairs,
+        adds=(2 if attn_mask is None else 3) * pairs - rows,
+        comparisons=pairs - rows,
+        transcendentals={"exp": pairs, "division": pairs},
+        activation_bytes=n_bytes([q, k, v, outputs[0]]),
+    )
