@@ -522,6 +522,14 @@ def test_arrays_of_any_type_are_numbers(on):
     assert np.array_equal(run(weight, theta, x[:, ::-1][:, ::-1])["s"], wanted["s"])
 
 
+def test_a_graph_may_be_deeper_than_pythons_stack():
+    n = 1500
+    nodes = Node("x", Frames((1, 1, 1), DENSE)), *(Node(f"l{i}", Linear(), {"weight": "w"}) for i in range(n))
+    edges = Edge("x.out", "l0.x", DENSE, (1,)), *(Edge(f"l{i}.out", f"l{i + 1}.x", DENSE, (1,)) for i in range(n - 1))
+    graph = EventGraph(nodes, edges, {"w": np.ones((1, 1))}, {"out": f"l{n - 1}.out"})
+    assert graph.order() == [["x"], *([f"l{i}"] for i in range(n))]
+
+
 def test_a_graph_of_two_inputs_is_refused():
     nodes = Node("x", Frames((2, 1, 1), DENSE)), Node("y", Frames((2, 1, 1), DENSE)), Node("sum", Add())
     edges = Edge("x.out", "sum.a", DENSE, (2,)), Edge("y.out", "sum.b", DENSE, (2,))

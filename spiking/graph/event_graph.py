@@ -172,39 +172,46 @@ class EventGraph:
 
 
 def _groups(nodes: Mapping[str, Node], edges: tuple[Edge, ...]) -> list[list[str]]:
-    """Strongly connected groups in topological order, each ordered within a step by its undelayed edges."""
-    after = {name: [e.target_node for e in edges if e.source_node == name] for name in nodes}
-    index, low, stack, groups = {}, {}, [], []
+    """Strongly connected groups in topological order, each ordered within a step by its undelayed edges. Without
+    recursion, since a graph may be deeper than Python's stack."""
+    after, now = {name: [] for name in nodes}, {name: set() for name in nodes}
+    for edge in edges:
+        after[edge.source_node].append(edge.target_node)
+        if not edge.delay:
+            now[edge.target_node].add(edge.source_node)
+    index, low, stack, groups = {}, {}, {}, []  # the stack is a dict, in which a name is found at once
+    for root in nodes:
+        path = [(root, iter(after[root]))] if root not in index else []
+        while path:
+            name, rest = path[-1]
+            if name not in index:
+                index[name] = low[name] = len(index)
+                stack[name] = None
+            for nxt in rest:
+                if nxt not in index:
+                    path.append((nxt, iter(after[nxt])))
+                    break
+                if nxt in stack:
+                    low[name] = min(low[name], index[nxt])
+            else:
+                path.pop()
+                if path:
+                    low[path[-1][0]] = min(low[path[-1][0]], low[name])
+                if low[name] == index[name]:
+                    groups.append([stack.popitem()[0]])
+                    while groups[-1][-1] != name:
+                        groups[-1].append(stack.popitem()[0])
+    return [_within_a_step(group[::-1], now) for group in reversed(groups)]
 
-    def visit(name):
-        index[name] = low[name] = len(index)
-        stack.append(name)
-        for nxt in after[name]:
-            if nxt not in index:
-                visit(nxt)
-            if nxt in stack:
-                low[name] = min(low[name], low[nxt])
-        if low[name] == index[name]:
-            cut = stack.index(name)
-            groups.append(stack[cut:])
-            del stack[cut:]
 
-    for name in nodes:
-        if name not in index:
-            visit(name)
-    return [_within_a_step(group, edges) for group in reversed(groups)]
-
-
-def _within_a_step(group: list[str], edges: tuple[Edge, ...]) -> list[str]:
-    waiting, done = list(group), []
+def _within_a_step(group: list[str], now: Mapping[str, set[str]]) -> list[str]:
+    """now: the sources of each node's undelayed edges."""
+    waiting, done = dict.fromkeys(group), []
     while waiting:
-        ready = [
-            n
-            for n in waiting
-            if not any(e.target_node == n and e.source_node in waiting and not e.delay for e in edges)
-        ]
+        ready = [name for name in waiting if now[name].isdisjoint(waiting)]
         if not ready:
             raise GraphError("graph", "a delay in every cycle", f"none among {', '.join(waiting)}", "delay one edge")
         done += ready
-        waiting = [n for n in waiting if n not in ready]
+        for name in ready:
+            del waiting[name]
     return done
