@@ -128,6 +128,13 @@ def test_configurations(tmp_path, say, change, line):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_restart_of_what_has_no_c(tmp_path, say):
+    line = say(
+        *train_on(tmp_path, b"some words " * 99, CONFIG.replace("egru_lm", "lstm_lm"), "--set", "train.restart=true")
+    )
+    assert "train.restart: expected an EGRU, whose c it zeroes, got lstm_lm; drop it" in line
+
+
 @pytest.mark.parametrize("device", ["cuda:1", "cuda:one"])
 def test_a_gpu_to_train_on(device, tmp_path, say, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -5,6 +5,7 @@ import math
 import torch
 
 from rheobase.models._moving import moved
+from rheobase.models._pretrained import LanguageModel
 from rheobase.models.training.corpus import Corpus
 from rheobase.models.training.data import Batches, require_below
 from rheobase.models.training.distributed import Ranks
@@ -13,6 +14,7 @@ from rheobase.models.training.objective import Objective, warm_start
 from rheobase.models.training.prefetch import prefetched
 from rheobase.models.training.run import require_tokens_of
 from rheobase.models.training.task import Loss, Task
+from rheobase.spiking.errors import ConfigError
 
 
 class LanguageTask(Task):
@@ -28,6 +30,8 @@ class LanguageTask(Task):
         self.label = f"bits/{self.unit}"
         order, vocabulary = config.data.order, config.settings.vocabulary
         train, unit = self.splits.train, self.unit
+        if t.restart and type(model).restart is LanguageModel.restart:
+            raise ConfigError("train.restart", "an EGRU, whose c it zeroes", config.model, "drop it")
         if vocabulary < corpus.tokenizer.vocabulary:
             for name, part in self.splits.parts.items():
                 require_below(vocabulary, part, f"the {name} part of the text")

@@ -10,7 +10,7 @@ from rheobase.backends.exporters.spinnaker2.quantise.writer import Writer
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import GradedLIFCell, Node, TernaryLIFCell
 
-MAX_UNITS = 1 << 14
+MAX_UNITS = (1 << 14) - 1
 MIN_K_FRAC = 7
 LARGEST_EXPONENT = 2.0**8
 
