@@ -85,8 +85,9 @@ def test_numpy_and_c_agree_on_every_hash(seed, extreme, density, zoneout):
     assert np.array_equal(np.concatenate([first[0], second[0]]), logits)
     assert np.array_equal(np.concatenate([first[1], second[1]]), hashes)
     assert joined.events == c.events / 2
-    with pytest.raises(ShapeError, match="token ids from 0 to 6"):
-        c.run([7])
+    for wrong in (-1, 7):
+        with pytest.raises(ShapeError, match=f"token ids from 0 to 6, got {wrong}"):
+            c.run([0, wrong, 6])
 
 
 @needs_c
@@ -177,6 +178,21 @@ def test_a_flipped_weight_shows_in_the_emulation():
     image.regions["weight_a"][:] ^= 64
     found = emulate.alone(machine, np.arange(7))
     assert found.different and "layer 0.0" in found.first
+
+
+@needs_qemu
+def test_events_that_differ_under_equal_hashes_show_in_the_emulation(monkeypatch):
+    emulated = firmware.emulate
+
+    def one_off(*args, **kwargs):
+        run = emulated(*args, **kwargs)
+        run.events["payload"][:1] += 1
+        return run
+
+    monkeypatch.setattr(firmware, "emulate", one_off)
+    machine, pes = random_machine(1)
+    found = emulate.alone(machine, np.arange(7))
+    assert found.different == len(pes) and "embedding" in found.first
 
 
 @needs_qemu

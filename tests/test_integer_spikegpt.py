@@ -1,5 +1,7 @@
 """SpikeGPT's graphs in the integers of SpiNNaker 2: cut anywhere, within their formats, and close to float32."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,12 @@ from rheobase import cli
 from rheobase.backends import simulate
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerLinear, errors, formats, quantise
+from rheobase.backends.exporters.spinnaker2.quantise.weights import fit_exponents
 from rheobase.models.training import loop
 from rheobase.models.training.evaluate import bits_per_token
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking.errors import UnsupportedError
-from rheobase.spiking.graph import EventGraph
+from rheobase.spiking.graph import EventGraph, LIFCell
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -81,6 +84,20 @@ def test_formats_leave_a_bit_of_room_and_what_they_hold_is_recorded(form):
     assert formats(held)[name].frac <= formats(integer)[name].frac
 
 
+def test_recorded_bounds_by_hand():
+    """1/3 in Q14 is 5461, which lacks 1/3 of 2^-14; halves of a last digit; signs are what is read."""
+    graph = model_of(depth=1).lower()
+    soft = {n.name: replace(n.op, tau=3.0, v_reset=None) for n in graph.nodes if isinstance(n.op, LIFCell)}
+    nodes = tuple(replace(n, op=soft.get(n.name, n.op)) for n in graph.nodes)
+    integer, deviations = quantise(EventGraph(nodes, graph.edges, graph.arrays, graph.outputs), TEXT)
+    bounds = {(d.node, d.field): d.bound for d in deviations}
+    cell = "blocks.0.att.lif_k"
+    frac = formats(integer)[f"{cell}.v"].frac
+    assert bounds[cell, "tau"] == pytest.approx(2**-14 / 3)
+    assert bounds[cell, "v"] == bounds[cell, "theta"] == 2.0**-frac / 2
+    assert bounds["emb", "table"] == 0
+
+
 def test_another_librarys_neuron_has_no_integer_form():
     graph = model_of(depth=1, neuron="snntorch:Leaky", neuron_settings=("beta=0.5",)).lower()
     with pytest.raises(UnsupportedError, match="att.lif_k: expected an EGRU language model or a SpikeGPT, got Cuba"):
@@ -110,6 +127,12 @@ def test_a_gain_beyond_int16_is_named():
     arrays = {name: np.full_like(a, 0.4) if name.endswith(".tau") else a for name, a in graph.arrays.items()}
     with pytest.raises(UnsupportedError, match="tau: expected time constants of at least 1 step, got 0.4"):
         quantise(EventGraph(graph.nodes, graph.edges, arrays, graph.outputs), TEXT)
+
+
+def test_biases_below_zero_lower_exponents_as_those_above_do():
+    given = np.full((2, 3), 0.5), np.full(3, 7), np.array([0.0, 3e5, 1.0])
+    below = fit_exponents(given[0], given[1], -given[2], 11, 1 << 15)
+    assert below.tolist() == fit_exponents(*given, 11, 1 << 15).tolist() and below[1] < below[0]
 
 
 def test_wide_graded_products_are_made_to_fit():

@@ -41,6 +41,8 @@ def test_a_block_s_sections():
         {"ffn.receptance", "ffn.value", "ffn.gate", "ffn.product", "lif2.add"},
     ]
     assert [s.units for s in own] == [24, 24, 24, 24, 96, 24]
+    moves = sum(i.op == OPS.index("move") for s in plan.sections for i in s.program)
+    assert moves == len({e.source for e in graph.edges if e.delay})
     assert [sorted(s.sends) for s in own[:2]] == [
         [f"blocks.1.att.lif_{x}.s" for x in "krv"],
         ["blocks.1.att.lif_o.s"],
@@ -129,7 +131,13 @@ def test_every_op_agrees_in_c(seed, extreme, events):
 def test_programs_of_what_is_not_there_are_refused_by_both_readers():
     image, program = random_element(0)
     sizes = Sizes(21, len(image.regions["factors"]), 1, [8], 7, True, True)
-    assert check(program, sizes) is None
+    for format_ in (64, -64):
+        good = [*program[:8], program[8]._replace(s0=format_, s1=format_, s2=format_), *program[9:]]
+        assert check(good, sizes) is None
+        if host.library():
+            host.check(Image.of(PROGRAM, image.fields, {**image.regions, "program": np.array(good)}).pack(), "pe")
+    assert check(program, sizes._replace(vectors=[(1 << 14) - 1])) is None
+    assert check(program, sizes._replace(vectors=[1 << 14])) == "eps of norm"
     for at, change in (
         (0, {"op": len(OPS)}),
         (0, {"out": 21}),
@@ -142,6 +150,8 @@ def test_programs_of_what_is_not_there_are_refused_by_both_readers():
         (4, {"s0": 32}),
         (4, {"factor": -1}),
         (8, {"s0": 30}),
+        (8, {"s0": 64, "s1": 64, "s2": 65}),
+        (8, {"s0": -64, "s1": -64, "s2": -65}),
         (14, {"s1": -1}),
         (14, {"s0": 21}),
         (17, {"s0": 0}),

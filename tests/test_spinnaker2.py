@@ -13,6 +13,7 @@ from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.backends.exporters.spinnaker2.image import EGRU, FIELDS, unpack
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, build
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.exporters.spinnaker2.quantise.egru import table_error
 from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.models.training.evaluate import bits_per_token
 from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, ShapeError, UnsupportedError
@@ -35,11 +36,12 @@ def test_the_rounding_rule_by_hand():
 
 def test_the_tables_are_close_for_every_argument():
     x = np.arange(-32768, 32768)
-    for table, exact in (
-        (ints.sigmoid_table(), 1 / (1 + np.exp(-x / 2048))),
-        (ints.tanh_table(), np.tanh(x / 2048)),
+    for name, table, exact in (
+        ("sigmoid", ints.sigmoid_table(), 1 / (1 + np.exp(-x / 2048))),
+        ("tanh", ints.tanh_table(), np.tanh(x / 2048)),
     ):
-        assert np.abs(ints.look_up(table, x) / ints.ONE - exact).max() < 1.5e-4
+        largest = np.abs(ints.look_up(table, x) / ints.ONE - exact).max()
+        assert largest < 1.5e-4 and table_error(table, name) == pytest.approx(largest, rel=1e-9)
         assert (np.diff(ints.look_up(table, x)) >= 0).all()
     assert ints.look_up(ints.tanh_table(), 10**6) == ints.look_up(ints.tanh_table(), 32767)
 
@@ -159,8 +161,12 @@ def test_what_has_no_integer_form_is_refused_and_leaves_nothing(tmp_path):
             UnsupportedError, match="layers.0: expected an EGRU language model or a SpikeGPT, got LSTMCell"
         ):
             export(LSTMLM(LSTMLMConfig(embedding=16, layers=(16,))), "spinnaker2", out, calibration=calibration)
-    with pytest.raises(UnsupportedError, match="an accumulator below 2\\^31"):
-        export(edited(graph, **{"layers.0.bias": huge}), "spinnaker2", out, calibration=TEXT)
+    for bias in (huge, -huge):
+        with pytest.raises(UnsupportedError, match="an accumulator below 2\\^31"):
+            export(edited(graph, **{"layers.0.bias": bias}), "spinnaker2", out, calibration=TEXT)
+    late = tuple(replace(e, delay=1) if e.target == "layers.0.kernel.x" else e for e in graph.edges)
+    with pytest.raises(UnsupportedError, match="a layer fed by the one before and by itself"):
+        export(EventGraph(graph.nodes, late, graph.arrays, graph.outputs), "spinnaker2", out, calibration=TEXT)
     with pytest.raises(UnsupportedError, match="thresholds in \\[0, 1\\]"):
         export(edited(graph, **{"layers.0.thr": np.full(16, 1.5)}), "spinnaker2", out, calibration=TEXT)
     low = np.full(16, 0.01, np.float32)
