@@ -139,6 +139,20 @@ def test_a_clock_that_differs_by_half_a_window_changes_nothing(board, late):
     assert cycle.low <= 1e12 * CYCLE_J <= cycle.high and cycle.high - cycle.low < 1
 
 
+def test_a_clock_that_is_one_window_late_is_taken(board):
+    calibrate.check_clocks(power.read_recording(*board(late=0.2)))
+    with pytest.raises(FormatError, match=r"fits the trace better if it is \+0.4 s late"):
+        calibrate.check_clocks(power.read_recording(*board(late=0.4)))
+
+
+def test_a_window_is_ten_steps_of_the_slower_clock(board):
+    def tenth(ticks, cycles, **_):
+        return {"ticks": ticks[::10], "cycles": cycles[::10]}
+
+    windows = (power.read_recording(*board(change=change)).window_s for change in (dict, tenth))
+    assert list(windows) == pytest.approx([10 * 0.02, 10 * 10 * 0.005], rel=1e-4)
+
+
 def test_files_give_the_constants_back(board):
     found = calibrate.calibrate([board()])
     idle, cycle = found.after.constants.values()

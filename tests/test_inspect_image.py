@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rheobase.backends.artifact import open_artifact, reseal
-from rheobase.backends.exporters.spinnaker2 import describe, overview
+from rheobase.backends.exporters.spinnaker2 import describe, overview, work
 from rheobase.cli import run
 from rheobase.spiking.errors import FormatError
 
@@ -32,6 +33,24 @@ def test_what_ifs_cost_more_the_more_units_send(small_image):
     for found in overview.what_ifs(view).values():
         joules = [e.joules for e in found]
         assert joules == sorted(joules) and joules[0] < joules[-1]
+
+
+def test_the_shortest_tick_is_as_long_as_the_fullest_element_works(small_image):
+    """Cycles over cycles a microsecond; the other tick is of 1 ms or as long."""
+    view = describe(open_artifact(small_image))
+    found = overview.what_ifs(view)
+    for i, activity in enumerate(overview.ACTIVITIES):
+        fired = {
+            stream: np.full((1, row.shape[1]), activity) if stream and row.ndim == 2 else row
+            for stream, row in view.fired.items()
+        }
+        most = max(work.instructions(image, work.recorded(image, fired)).mean() for _, image in view.pes)
+        for level in view.levels:
+            need = most / level.mhz
+            assert found[f"{level.name}, shortest tick"][i].tick_us == pytest.approx(need)
+            assert found[f"{level.name}, tick of 1 ms, or longer"][i].tick_us == pytest.approx(
+                max(1000, most / level.mhz)
+            )
 
 
 def test_a_manifest_that_lacks_its_probes_is_refused(small_image):

@@ -8,8 +8,8 @@ import pytest
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact, reseal
+from rheobase.backends.exporters.spinnaker2 import _narrow, run_machine
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
-from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.backends.exporters.spinnaker2.image import EGRU, FIELDS, unpack
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES, build
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
@@ -46,6 +46,12 @@ def test_the_tables_are_close_for_every_argument():
     assert ints.look_up(ints.tanh_table(), 10**6) == ints.look_up(ints.tanh_table(), 32767)
 
 
+@pytest.mark.parametrize(("ends", "dtype"), [((-32768, 32767), "int16"), ((0, 32768), "int32"), ((-32769, 0), "int32")])
+def test_recorded_signals_keep_their_integers(ends, dtype):
+    narrow = _narrow(np.array(ends))
+    assert narrow.dtype == dtype and narrow.tolist() == list(ends)
+
+
 def test_an_egru_tick_by_hand():
     """Gates at 0 give z = r = 1/2, g = 0; c = 0.5 becomes p = 0.25, which fires over 0.2 and resets to 0.05."""
     zero = np.zeros(3, np.int64)
@@ -67,6 +73,7 @@ def test_the_packed_image_replays_its_trace(small_image):
     assert report.compared == 128 * widths
     assert manifest["coverage"]["layers.0.kernel"] == "PEs of layers.0"
     assert all(d["bound"] >= 0 for d in manifest["deviations"])
+    assert manifest["arithmetic"]["formats"]["layers.0.y"] == [16, 14]
     assert "not run on silicon" in manifest["not_claimed"]
 
 
