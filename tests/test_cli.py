@@ -89,6 +89,9 @@ def test_export_verify_inspect(small_run, tmp_path, ask):
     assert text.startswith("s2lm/1") and "pe/000.bin" in text and "not claimed" in text
     assert "differ" in ask("diff", tmp_path / "image", tmp_path / "image")
     assert "egru_lm" in ask("inspect", small_run.folder)
+    for path in (small_run.folder, tmp_path / "none"):
+        error = ask("verify", path, "--json", status=1)["error"]
+        assert error == f"{path}: expected an exported directory, got none; name the --out of an export"
 
 
 def test_inspect_says_what_it_reads_off_an_originals_file(ask):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rheobase.backends.artifact import Artifact, Report, open_artifact
+from rheobase.backends.artifact import MANIFEST, SEAL, Artifact, Report, open_artifact
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
@@ -38,10 +38,10 @@ def verify(path: str | Path, **options) -> Report:
 
     options  the exporter's own, such as emulation="qemu" of spinnaker2
     returns  Report(ok, compared, mismatches, problem); a damaged file gives ok=False and is named in `problem`
-    raises   FormatError: `path` is no directory
+    raises   FormatError: `path` is no exported directory
     """
-    if not Path(path).is_dir():
-        raise FormatError(path, "an exported directory", "none", "check the path")
+    if not any((Path(path) / name).exists() for name in (MANIFEST, SEAL)):
+        raise FormatError(path, "an exported directory", "none", "name the --out of an export")
     try:
         artifact = open_artifact(path)
         name = artifact.manifest.get("exporter", "")

@@ -336,7 +336,14 @@ class Run:
     def corpus(self) -> Corpus | LabelledCorpus | EventCorpus:
         """What the run was trained on, cut and encoded; raises FormatError if it is no longer the same."""
         config = self.config
-        corpus = config.corpus(None if config.sees else self.tokenizer())
+        try:
+            corpus = config.corpus(None if config.sees else self.tokenizer())
+        except FormatError as error:
+            if not self.shipped:
+                raise
+            name = self.folder.name
+            remedy = f"the package has an excerpt alone; test figures: rheobase card {name}"
+            raise FormatError(f"{name}: {error.where}", error.expected, error.got, remedy) from None
         if self.metrics().get("text_sha256") not in (None, corpus.digest):
             text = config.events.set or config.sentences.train or config.data.text
             what = "recordings" if config.sees else "text"
