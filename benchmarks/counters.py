@@ -47,7 +47,7 @@ def inputs() -> dict[str, tuple[Layers, Tensor, str]]:
         "binary, biases": (biased, ones, BINARY),
         "analogue": (layers, analogue, DENSE),
         "ternary": (layers, ones - (analogue < -0.7).float(), TERNARY),
-        "graded {0, 2}": (layers, 2 * ones, GRADED),
+        "graded, 0 or 2": (layers, 2 * ones, GRADED),
         "all zero": (layers, 0 * ones, BINARY),
     }
 

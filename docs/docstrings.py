@@ -5,6 +5,7 @@ import re
 import griffe
 
 ENTRY = re.compile(r"(\*{0,2}[A-Za-z_][\w.]*(?:, \*{0,2}[A-Za-z_][\w.]*)*) {2,}(\S.*)")
+ERROR = re.compile(r" +\w+Error: ")
 WORDS = ("returns", "raises")
 
 
@@ -34,6 +35,8 @@ def _part(part: str) -> str:
             name = f"*{entry[1]}*" if entry[1] in WORDS else f"`{entry[1]}`"
             out.append(f"- {name} {entry[2]}")
         elif line.startswith(" "):
+            if ERROR.match(line) and out[-1][-1] not in ";,:":
+                out[-1] += ";"  # lines of a docstring flow together on a page
             out.append(f"    {line.strip()}")
         else:
             out.append(f"\n{line}")
