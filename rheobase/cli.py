@@ -8,13 +8,15 @@ import traceback
 
 from rheobase import __version__
 
+ABOUT = "Train spiking and event-based language models, count and price a token, export and verify."
+
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    top = argparse.ArgumentParser(prog="rheobase", description=__doc__.splitlines()[0])
+    top = argparse.ArgumentParser(prog="rheobase", description=ABOUT)
     top.add_argument("--version", action="version", version=f"rheobase {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
