@@ -128,7 +128,7 @@ def test_every_surrogate_in_every_mode(surrogate, zoneout, training):
 def test_products_by_events_and_dense_ones_are_the_same(threads, dtype, monkeypatch):
     """Many threads make every product dense, hardly any gathers all of them; and x may hold events too."""
     monkeypatch.setattr(native.torch, "get_num_threads", lambda: threads)
-    for size in ((1, 30, 40), (20, 15, 40)):
+    for size in ((1, 30, 40), (20, 15, 40), (20, 1, 40)):
         tensors, weights = case(size, 3, inputs=30)
         tensors[0] = tensors[0].clamp(min=0) * (tensors[0] > 1)
         wanted = run(tensors, weights, "reference", surrogate=Triangle())

@@ -45,6 +45,7 @@ def egru_weight_gradient(x_NI: Tensor, g_NG: Tensor) -> Tensor:
     """x^T g."""
     if not few(int(torch.count_nonzero(x_NI)), x_NI):
         return x_NI.t() @ g_NG
+    x_NI = x_NI.contiguous()  # the outputs before each of one step are strided
     out_IG = x_NI.new_zeros(x_NI.shape[1], g_NG.shape[1])
     scatter = function(f"scatter_{SUFFIXES[x_NI.dtype]}", *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
     scatter(x_NI.data_ptr(), g_NG.data_ptr(), out_IG.data_ptr(), *x_NI.shape, g_NG.shape[1])
