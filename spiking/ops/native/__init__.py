@@ -32,9 +32,10 @@ def library() -> ctypes.CDLL | None:
 @functools.cache
 def function(name: str, *argument_types) -> ctypes._CFuncPtr | None:
     """A function of the library that returns nothing, or None where there is no library or it has no such function."""
-    found = getattr(library(), name, None)
-    if found is not None:
-        found.argtypes, found.restype = argument_types, None
+    if not hasattr(library(), name):
+        return None
+    found = library()[name]  # a new object: who asks with no types, or at the same time, leaves those of others alone
+    found.argtypes, found.restype = argument_types, None
     return found
 
 

@@ -6,6 +6,7 @@ here instead.
 """
 
 import mmap
+import os
 import threading
 import weakref
 from math import prod
@@ -20,6 +21,15 @@ MOST = 1 << 28
 
 _waiting: list[mmap.mmap] = []
 _lock = threading.RLock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)  # a thread that the child lacks may hold the old one
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -26,12 +26,21 @@ def spread(run: Callable[[int, int], None], blocks: int, elements: int) -> None:
 
     blocks    how many pieces there are that do not know of each other
     elements  how many numbers they have together
+
+    An interrupt may end the call before the others are done: `run` must hold the memory that it reads and writes.
     """
     threads = min(torch.get_num_threads(), blocks, elements // GRAIN)
     if threads < 2:
         return run(0, blocks)
     own, *others = pairwise(blocks * i // threads for i in range(threads + 1))
-    running = [_pool(threads - 1).submit(run, *part) for part in others]
+    running = []
+    for part in others:
+        try:
+            running.append(_pool(threads - 1).submit(run, *part))
+        except RuntimeError as error:
+            if "schedule" not in str(error):
+                raise
+            run(*part)  # the main thread has ended, and with it the pool; this one goes on
     run(*own)
     for part in running:
         part.result()
