@@ -25,8 +25,8 @@ ROW, LINEAR, EGRU, LIF, WKV, LAYER_NORM, AFFINE, MIX, SIGMOID, RELU, SQUARED_REL
     15
 )
 BY_EVENTS, HARD, DECAY_INPUT, STRICT, TERNARY, GRADED = (1 << bit for bit in range(6))
-FORMS = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64", np.dtype(np.int32): "i8"}
-"""type of the vectors -> how the name of the library's function ends"""
+FORMS = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
+"""type of the vectors of a graph in floating point -> how the name of the library's function ends"""
 
 
 class _Instruction(ctypes.Structure):
@@ -48,7 +48,7 @@ class Stream:
     graph    what `model.lower()` or `quantise` gives, with one output of size V
     tables   look up what depends on the token alone, at V rows of memory for each such value that is read
     dense    read every weight row, of silent units too: the same results, to see what events save
-    raises   UnsupportedError: no C library, an op without an instruction, or arrays of several types;
+    raises   UnsupportedError: no C library, an op without an instruction, or arrays of a type that C has not;
              ConfigError: a graph with more than one output
 
     The integers are those of the specification, bit for bit. In floating point the sums of a product are taken in
@@ -74,9 +74,10 @@ class Stream:
         self._output = self._values[output]
         self._room = np.empty(max(e.shape[0] for e in graph.edges), np.int32)
         types = [ctypes.c_void_p, ctypes.c_int64] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_void_p]
-        self._function = function(f"stream_{FORMS.get(self.dtype)}", *types)
+        form = "i8" if integer else FORMS.get(self.dtype)
+        self._function = function(f"stream_{form}", *types)
         if self._function is None:
-            got = "none" if self.dtype in FORMS else str(self.dtype)
+            got = "none" if form else str(self.dtype)
             raise UnsupportedError("Stream", "the C library's stream", got, 'simulate on="event", or reinstall')
         self.state = None
 
@@ -157,8 +158,13 @@ class Stream:
         return program
 
     def _make(self, op, out, *, inputs=(), arrays=(), state=(), numbers=(), flags=0, n_in=0) -> _Instruction:
-        """An instruction whose arrays are brought to the vectors' type, but for int8 weights, and kept alive."""
-        ready = [np.ascontiguousarray(a, np.int8 if a.dtype == np.int8 else self.dtype) for a in arrays]
+        """An instruction whose arrays are brought to the vectors' type, a quantised product's weights to int8, and kept
+        alive."""
+        ready = [np.ascontiguousarray(a, self.dtype) for a in arrays]
+        if op == LINEAR and self.dtype == np.int32:
+            ready[0] = np.ascontiguousarray(arrays[0], np.int8)
+            if not np.array_equal(ready[0], arrays[0]):
+                raise UnsupportedError(out, "weights that int8 holds", "others", "quantise the graph anew")
         self._keep += ready
         made = _Instruction(op=op, flags=flags, n_in=n_in, n_out=self._values[out].size)
         for to, given in (("input", inputs), ("array", ready), ("state", state)):

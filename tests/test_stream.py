@@ -145,6 +145,26 @@ def test_what_a_stream_cannot_do_is_said():
         Stream(EventGraph(graph.nodes, graph.edges, half, graph.outputs))
 
 
+@needs_c
+def test_arrays_of_any_type_give_what_the_simulators_give():
+    """C is told of no types: whatever is not brought to its own would be read as something else."""
+    graph, tokens = egru().lower(), TEXT[:20]
+    integer, _ = quantise(graph, TEXT[None, :400], allow_lossy=True)
+    for on, whole, types in (("event", graph, [np.int8, np.float32]), ("integer", integer, [np.int8, np.int64])):
+        for name, array in whole.arrays.items():
+            for other in (array.clip(-100, 100).astype(to) for to in types):
+                changed = EventGraph(whole.nodes, whole.edges, {**whole.arrays, name: other}, whole.outputs)
+                wanted = simulate(changed, tokens[None], on=on).outputs["logits"][0]
+                assert np.abs(Stream(changed)(tokens) - wanted).max() < 1e-9, (on, name, other.dtype)
+    wide = {name: array.astype(np.int32) for name, array in graph.arrays.items()}
+    with pytest.raises(UnsupportedError, match="int32"):
+        Stream(EventGraph(graph.nodes, graph.edges, wide, graph.outputs))
+    name = "layers.1.kernel"
+    wide = {**integer.arrays, name: integer.arrays[name].astype(np.int16) + 300}
+    with pytest.raises(UnsupportedError, match="int8"):
+        Stream(EventGraph(integer.nodes, integer.edges, wide, integer.outputs))
+
+
 def test_without_a_c_library_the_remedy_is_given(monkeypatch):
     monkeypatch.setattr(module, "function", lambda *_: None)
     with pytest.raises(UnsupportedError, match="C library's stream, got none"):
