@@ -325,18 +325,15 @@ def test_what_cannot_be_sampled_says_nothing_before(small_run, tmp_path, say, ca
     assert "character 2 of the prompt: expected one of the 8 characters of the vocabulary, got '?'" in line
 
 
-@pytest.fixture
-def no_space():
-    """While a test holds it, a file cannot grow beyond 4 KiB."""
+def test_a_full_disk_is_named(tmp_path):
+    """A file that cannot grow beyond 4 KiB, only while it is written: the log of the tests may be a file too."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_is_named(tmp_path, no_space):
     with pytest.raises(OSError, match="File too large: .*big'$"):
-        write_atomic(tmp_path / "big", bytes(5000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            write_atomic(tmp_path / "big", bytes(5000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not any(tmp_path.iterdir())
 
 
