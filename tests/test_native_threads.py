@@ -90,6 +90,7 @@ def test_memory_outlives_an_interrupt_until_no_thread_writes_it(op, module, monk
     pool.submit(gate.wait)  # the part that the pool is given waits
     x, zeros = torch.randn(4, 100, 512), torch.zeros(512)
     stop = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     try:
         with contextlib.suppress(KeyboardInterrupt):
             stop.start()
@@ -99,5 +100,6 @@ def test_memory_outlives_an_interrupt_until_no_thread_writes_it(op, module, monk
         assert made and all(storage() is not None for storage in made)
     finally:
         gate.set()
+        signal.signal(signal.SIGINT, before)
     pool.submit(int).result()
     pool.submit(int).result()
