@@ -141,7 +141,7 @@ def load_trace(path: str | Path) -> StoredTrace:
         attributes = {p.removeprefix("signals/"): i.attributes for p, i in file.items.items() if p in tensors}
         kinds = {name: a["kind"] for name, a in attributes.items() if "kind" in a}
         tokens = file.read("tokens")
-        frames = tokens.ndim == 5 and tokens.dtype.kind in "biuf"
+        frames = tokens.ndim == 5 and tokens.dtype.kind in "iuf"
         return _stored(path, tokens, tensors, kinds, said["graph"], said["simulator"], frames=frames)
 
 

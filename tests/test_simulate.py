@@ -2,7 +2,6 @@
 
 import pickle
 import time
-from dataclasses import replace
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -10,25 +9,19 @@ import pytest
 import torch
 
 from rheobase.backends import count, simulate
-from rheobase.backends.simulators._executor import execute
-from rheobase.backends.simulators._gpu import GPUKernels, exact
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
-from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
+from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.graph import (
-    Add,
     Edge,
-    EGRUCell,
     Embedding,
     EventGraph,
     Frames,
-    GRUCell,
     LIFCell,
     Linear,
-    LSTMCell,
     Node,
     Tokens,
 )
@@ -93,52 +86,6 @@ def test_events_and_logits_are_the_models_over_a_thousand_tokens(model, on):
         assert np.array_equal(events != 0, layer.o.numpy() != 0)
         assert np.abs(events - layer.y.numpy()).max() < 1e-9
         assert np.abs(trace.state[f"layers.{i}.c"] - state[i].c.numpy()).max() < 1e-9
-
-
-@pytest.mark.parametrize("name", [*MODELS, "spikegpt", "spikegpt graded", "spikegpt spike-fed"])
-def test_a_gpus_ways_give_the_same_events_and_tally(name):
-    """They run on the CPU here: how it counts, mixes and hands over."""
-    torch.manual_seed(1)
-    sizes = {"embedding": 24, "depth": 2, "placement": "reference" if name == "spikegpt" else "spike_fed"}
-    model = MODELS[name]() if name in MODELS else SpikeGPT(SpikeGPTConfig(**sizes, graded="graded" in name)).double()
-    model.wake(torch.from_numpy(tokens(100, 4)))
-    graph, x = model.eval().lower(), tokens(60, 3)
-    state = simulate(graph, x).state
-    wanted = simulate(graph, x, state, on="torch", record=["*"])
-    with torch.no_grad():
-        got = execute(graph, x, state, GPUKernels("cpu"), ["*"])
-        nothing, plain = (execute(graph, part, state, GPUKernels("cpu")) for part in (x[:, :0], x))
-    assert got.tally == plain.tally == wanted.tally
-    assert np.abs(plain.outputs["logits"] - wanted.outputs["logits"]).max() < 1e-12
-    assert all(np.abs(plain.state[name] - array).max() < 1e-12 for name, array in wanted.state.items())
-    assert nothing.tally == simulate(graph, x[:, :0]).tally
-    for name, events in wanted.events.items():
-        assert np.array_equal(got.events[name].to_dense() != 0, events.to_dense() != 0)
-    for part in ("outputs", "recorded", "state"):
-        assert list(getattr(got, part)) == list(getattr(wanted, part))
-        for name, array in getattr(wanted, part).items():
-            assert np.abs(getattr(got, part)[name] - array).max() < 1e-12
-
-
-@torch.no_grad()
-def test_a_gpus_lstm_may_follow_a_product_in_a_loop_of_its_own():
-    graph, product = (
-        LSTMLM(LSTMLMConfig(vocabulary=9, embedding=4, layers=(4,))).double().lower(),
-        "layers.0.weight_ih_l0",
-    )
-    (fed,) = (e for e in graph.edges if e.target == f"{product}.x")
-    loop = (
-        replace(fed, target="sum.a"),
-        Edge("back.out", "sum.b", DENSE, (4,)),
-        Edge("sum.out", fed.target, DENSE, (4,)),
-        Edge(f"{product}.out", "back.x", DENSE, (16,), delay=1),
-    )
-    nodes = (*graph.nodes, Node("back", Linear(transposed=False), {"weight": "back"}), Node("sum", Add()))
-    arrays = {**graph.arrays, "back": np.random.default_rng(0).normal(size=(16, 4)) / 10}
-    graph = EventGraph(nodes, (*(e for e in graph.edges if e is not fed), *loop), arrays, graph.outputs)
-    x = np.random.default_rng(1).integers(0, 9, (3, 4))
-    wanted, got = simulate(graph, x), execute(graph, x, None, GPUKernels("cpu"))
-    assert np.abs(got.outputs["logits"] - wanted.outputs["logits"]).max() < 1e-12
 
 
 def test_what_is_made_later_is_a_table_like_another():
@@ -427,79 +374,6 @@ def test_probes_keep_what_is_asked_for():
         simulate(graph, x, record=["layers.0.cc"])
 
 
-@pytest.mark.parametrize("gpus, device", [(0, "cuda"), (1, "cuda:1")])
-def test_a_device_that_is_not_there_is_refused(gpus, device, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(ConfigError, match=f"expected a device of this machine, got '{device}'"):
-        simulate(egru().lower(), tokens(5), on="torch", device=device)
-
-
-def test_counts_are_exact_beyond_what_float32_holds(monkeypatch):
-    """On a GPU rows are counted in float32, each of which may hold 2^24 events, and there are many rows."""
-    assert GPUKernels("cpu").count_nonzero(torch.ones(2, 5001).half()).tolist() == [5001] * 2
-    most = 2**24 - 1
-    monkeypatch.setattr(GPUKernels, "count_nonzero", lambda self, array: torch.full(array.shape[:-1], float(most)))
-    graph, x = egru().lower(), tokens(5, 2)
-    tally = execute(graph, x, None, GPUKernels("cpu")).tally
-    assert tally.operators["layers.1.recurrent_kernel"].rows == 10 * most
-
-
-@pytest.mark.parametrize("place", [torch.backends.cudnn.conv, torch.backends], ids=["one op", "all"])
-def test_cudnn_computes_exactly_whatever_a_user_has_set(place):
-    """torch reads one setting by two names, which it does not keep in step."""
-    ops, before = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn), place.fp32_precision
-    assert [op.fp32_precision for op in ops] == ["tf32"] * 2
-    try:
-        place.fp32_precision = "tf32" if place is torch.backends else "ieee"
-        wanted = [op.fp32_precision for op in ops]
-        with exact():
-            assert [op.fp32_precision for op in ops] == ["ieee"] * 2
-        assert [op.fp32_precision for op in ops] == wanted
-    finally:
-        place.fp32_precision = before
-        for op in ops:
-            op.fp32_precision = "tf32"
-
-
-def test_a_graph_refuses_what_is_wrong_with_it():
-    graph = egru().lower()
-    wrong_kind = tuple(Edge(e.source, e.target, DENSE, e.shape, e.delay) for e in graph.edges)
-    cases = {
-        "same kind": (graph.nodes, wrong_kind, graph.arrays, graph.outputs),
-        "one edge into each": (graph.nodes, graph.edges[:-1], graph.arrays, graph.outputs),
-        "a delay in every cycle": (
-            graph.nodes,
-            tuple(Edge(e.source, e.target, e.kind, e.shape) for e in graph.edges),
-            graph.arrays,
-            graph.outputs,
-        ),
-        "ports that exist": (
-            graph.nodes,
-            (*graph.edges, Edge("layers.0.y", "layers.1.b", GRADED, (56,))),
-            graph.arrays,
-            graph.outputs,
-        ),
-        r"arrays \('weight', .* got \(\)": (
-            tuple(replace(n, arrays={}) if n.name == "layers.0.kernel" else n for n in graph.nodes),
-            *(graph.edges, graph.arrays, graph.outputs),
-        ),
-        "in the table": (graph.nodes, graph.edges, {}, graph.outputs),
-        "one node a name": (graph.nodes + graph.nodes[:1], graph.edges, graph.arrays, graph.outputs),
-        "a node's output": (graph.nodes, graph.edges, graph.arrays, {"logits": "decoder.in"}),
-        "shape": (graph.nodes, graph.edges, {**graph.arrays, "layers.0.thr": np.zeros(3)}, graph.outputs),
-        "token lines": (
-            graph.nodes,
-            graph.edges,
-            {**graph.arrays, "embedding.weight": np.zeros((9, 40))},
-            graph.outputs,
-        ),
-    }
-    for message, parts in cases.items():
-        with pytest.raises(GraphError, match=message):
-            EventGraph(*parts)
-
-
 @pytest.mark.parametrize("on", ["event", "torch"])
 def test_arrays_of_any_type_are_numbers(on):
     """Whole weights of whole type, mixed types and turned arrays give what the same numbers in doubles do."""
@@ -526,40 +400,11 @@ def test_arrays_of_any_type_are_numbers(on):
     assert np.array_equal(run(weight, theta, x[:, ::-1][:, ::-1])["s"], wanted["s"])
 
 
-def test_a_graph_may_be_deeper_than_pythons_stack():
-    n = 1500
-    nodes = Node("x", Frames((1, 1, 1), DENSE)), *(Node(f"l{i}", Linear(), {"weight": "w"}) for i in range(n))
-    edges = Edge("x.out", "l0.x", DENSE, (1,)), *(Edge(f"l{i}.out", f"l{i + 1}.x", DENSE, (1,)) for i in range(n - 1))
-    graph = EventGraph(nodes, edges, {"w": np.ones((1, 1))}, {"out": f"l{n - 1}.out"})
-    assert graph.order() == [["x"], *([f"l{i}"] for i in range(n))]
-
-
-def test_a_graph_of_two_inputs_is_refused():
-    nodes = Node("x", Frames((2, 1, 1), DENSE)), Node("y", Frames((2, 1, 1), DENSE)), Node("sum", Add())
-    edges = Edge("x.out", "sum.a", DENSE, (2,)), Edge("y.out", "sum.b", DENSE, (2,))
-    graph = EventGraph(nodes, edges, {}, {"out": "sum.out"})
-    with pytest.raises(GraphError, match="a graph of one input, got x, y"):
-        simulate(graph, np.zeros((1, 3, 2, 1, 1)))
-
-
-def test_gates_side_by_side_of_unequal_width_are_no_cell():
-    for cell, gates in ((LSTMCell(), 4), (GRUCell(), 3), (EGRUCell(), 3)):
-        with pytest.raises(GraphError, match="a"):
-            cell.shapes("cell", {port: (6 * gates + 1,) for port in cell.inputs}, {"thr": np.zeros(6)})
-
-
 @pytest.mark.parametrize(("make", "read"), [(lstm, 4), (gru, 3)])
 def test_the_bytes_of_a_gated_cell_by_hand(make, read):
     """It reads both pre-activations and writes what it sends; its state is read and written."""
     cell = simulate(make().lower(), tokens(30, 2)).tally.operators["layers.0"]
     assert cell.activation_bytes == 60 * 56 * (2 * read + 1) * 8 and cell.state_bytes == 60 * 56 * 2 * 8
-
-
-def test_the_hash_names_the_content():
-    graph = egru().lower()
-    changed = {**graph.arrays, "layers.0.thr": graph.arrays["layers.0.thr"] + 1e-12}
-    assert graph.hash() == egru().lower().hash()
-    assert graph.hash() != EventGraph(graph.nodes, graph.edges, changed, graph.outputs).hash()
 
 
 def test_a_state_of_another_size_is_refused():
@@ -570,8 +415,3 @@ def test_a_state_of_another_size_is_refused():
     for wrong in (-1, 256):
         with pytest.raises(ShapeError, match=f"ids from 0 to 255, got {wrong}"):
             simulate(graph, np.array([[0, wrong, 5]]))
-
-
-def test_tied_weights_are_in_the_table_once():
-    graph = egru().lower()
-    assert graph.node("embedding").arrays["table"] == graph.node("decoder").arrays["weight"] == "embedding.weight"

@@ -14,6 +14,7 @@ from torch import nn
 from rheobase.backends.simulators._cells import egru_layer
 from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.backends.trace import Later
+from rheobase.spiking.devices import is_here
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.events import Events
 from rheobase.spiking.graph import GRUCell, LIFCell, Linear, LSTMCell, Relu, Spike, SquaredRelu, TernaryLIFCell
@@ -46,8 +47,7 @@ class GPUKernels(TorchKernels):
     """TorchKernels for a device on which a kernel's launch and the bytes that it moves are what costs."""
 
     def __init__(self, device: str):
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if device.startswith("cuda") and (not there or (torch.device(device).index or 0) >= there):
+        if device.startswith("cuda") and not is_here(device):
             raise ConfigError("simulate device", "a device of this machine", repr(device), 'use device="cpu"')
         self.device = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 

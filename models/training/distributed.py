@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rheobase.models.training.sharding import shard
+from rheobase.spiking.devices import is_here
 from rheobase.spiking.errors import ConfigError
 
 
@@ -115,23 +116,22 @@ def joined(device: str, accumulate: int):
 
     raises  ConfigError: no such device here
     """
-    kind, _, number = device.partition(":")
-    there = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
-    if kind != "cpu" and not (there and (not number or (number.isdecimal() and int(number) < there))):
+    if not is_here(device):
         raise ConfigError("train.device", "a device of this machine", repr(device), 'set train.device = "cpu"')
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks(device=device, accumulate=accumulate)
         return
-    if kind == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= there:
-            raise ConfigError("torchrun", f"a GPU a rank, {there} here", f"local rank {local}", "start fewer ranks")
+    gpu = device.startswith("cuda")
+    if gpu:
+        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= found:
+            raise ConfigError("torchrun", f"a GPU a rank, {found} here", f"local rank {local}", "start fewer ranks")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("nccl" if gpu else "gloo")
     yield Ranks(dist.get_rank(), world, device, accumulate)
     if ours:  # after an error the others may wait for this one: its end is what stops them
         dist.destroy_process_group()

@@ -53,7 +53,7 @@ def export(
         raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
     if chips < 1:
         raise ConfigError("spinnaker2 export chips", "at least 1", str(chips), "give one")
-    made, (calibration,) = as_tokens(graph, np.atleast_2d(np.asarray(calibration)))
+    made, (calibration,) = as_tokens(graph, calibration)
     integer, deviations = quantise(made, calibration, allow_lossy=allow_lossy)
     partition = build(integer, dram=dram, chips=chips)
     stream = calibration[:1] if made is graph else calibration.reshape(1, -1)

@@ -43,11 +43,9 @@ def _call(name: str, settings: list[float], like: Tensor, tensors: list[Tensor |
     run = function(f"{name}_{SUFFIXES[like.dtype]}", *types)
     struct = _struct(*settings)
     arguments = [ctypes.addressof(struct), *(None if t is None else t.data_ptr() for t in tensors), steps, units]
-
-    def part(first: int, end: int, held=(struct, tensors)) -> None:
-        run(*arguments, first, end)
-
-    spread(part, batch * -(-units // UNITS), like.numel())
+    spread(
+        lambda first, end, held=(struct, tensors): run(*arguments, first, end), batch * -(-units // UNITS), like.numel()
+    )
 
 
 def _outputs(x_BTD, v0_BD, tau_D, theta_D, settings, whole, with_h, keep, new=torch.empty):

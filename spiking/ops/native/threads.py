@@ -37,10 +37,8 @@ def spread(run: Callable[[int, int], None], blocks: int, elements: int) -> None:
     for part in others:
         try:
             running.append(_pool(threads - 1).submit(run, *part))
-        except RuntimeError as error:
-            if "schedule" not in str(error):
-                raise
-            run(*part)  # the main thread has ended, and with it the pool; this one goes on
+        except RuntimeError:
+            run(*part)  # no thread is to be had, as after the end of the main one
     run(*own)
     for part in running:
         part.result()

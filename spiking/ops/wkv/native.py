@@ -25,11 +25,7 @@ def _call(name: str, like: Tensor, tensors: list[Tensor | None]) -> None:
     types = [ctypes.c_void_p] * len(tensors) + [ctypes.c_int64] * 4
     run = function(f"{name}_{SUFFIXES[like.dtype]}", *types)
     arguments = [*(None if t is None else t.data_ptr() for t in tensors), steps, channels]
-
-    def part(first: int, end: int, held=tensors) -> None:
-        run(*arguments, first, end)
-
-    spread(part, batch * -(-channels // CHANNELS), like.numel())
+    spread(lambda first, end, held=tensors: run(*arguments, first, end), batch * -(-channels // CHANNELS), like.numel())
 
 
 def _outputs(w_D, u_D, k_BTD, v_BTD, state_B3D, keep, new=torch.empty):
