@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rheobase.backends.counting.libraries import holds_parts, neuron_state
+from rheobase.backends.counting.libraries import is_snntorch_neuron, neuron_state
 from rheobase.backends.counting.operators import (
     ARRIVALS,
     CREATIONS,
@@ -39,7 +39,11 @@ from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, C
 INDEX = (torch.int64, torch.bool)
 """types of ids, places and masks, whose arithmetic is addressing and is not counted"""
 KNOWN = {*VIEWS, *FREE, *RULES, *ELEMENTWISE}
-_made_of_others = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+def _is_composite(operator) -> bool:
+    """Whether torch itself takes an operator apart into others."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 
 
 def _strange(packet, values: list[Tensor]) -> str:
@@ -118,7 +122,7 @@ class CountingMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, packet = kwargs or {}, func.overloadpacket
-        if packet not in KNOWN and _made_of_others(func.name(), "CompositeImplicitAutograd"):
+        if packet not in KNOWN and _is_composite(func):
             with self:  # which under inference mode nobody else takes apart
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -262,7 +266,7 @@ def count(
         mode.data[given] = True
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    cells = [path for path, module in model.named_modules() if isinstance(module, Cell) or holds_parts(module)]
+    cells = [path for path, module in model.named_modules() if isinstance(module, Cell) or is_snntorch_neuron(module)]
     with contextlib.ExitStack() as stack:
         for module, training in modes.items():
             stack.callback(setattr, module, "training", training)

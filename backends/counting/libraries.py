@@ -8,8 +8,8 @@ SNNTORCH = ("syn", "syn_exc", "syn_inh", "mem")
 """names under which snnTorch's neurons keep their state where they keep it themselves"""
 
 
-def holds_parts(module: nn.Module) -> bool:
-    """Whether it is a snnTorch neuron, of whose state that of the modules inside is a part."""
+def is_snntorch_neuron(module: nn.Module) -> bool:
+    """Whether it is one, of whose state that of the modules inside is a part."""
     return "snntorch" in _libraries(module) and hasattr(module, "threshold")
 
 
@@ -30,7 +30,7 @@ def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
         return first[..., :1].expand(*first.shape[:-1], width), module.num_layers
     if isinstance(module, nn.RNNCellBase):
         return first, 1
-    if holds_parts(module):
+    if is_snntorch_neuron(module):
         return first, len(rest) or sum(isinstance(getattr(module, name, None), Tensor) for name in SNNTORCH)
     if "norse" in libraries and rest and hasattr(rest[0], "_fields"):
         return first, len(tensors(rest))
