@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "eval",
         "bits and perplexity on the test part, or how many of its sentences or recordings are classified rightly",
         run,
+        arg("--text", metavar="FILE", help="a text of yours to predict, in place of the test part"),
         arg(
             "--beside",
             action="append",

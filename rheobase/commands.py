@@ -38,7 +38,7 @@ from rheobase.models.training.event_task import judge_frames
 from rheobase.models.training.run import Run, RunConfig, config_names, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.models.training.sentence_sets import read_parts
-from rheobase.quickstart import calibration, test, test_tokens
+from rheobase.quickstart import calibration, test, test_on, test_tokens
 from rheobase.simulating import convert as convert
 from rheobase.simulating import simulate as simulate
 from rheobase.spiking import registry
@@ -91,6 +91,8 @@ def train(args) -> Answer:
 
 def eval(args) -> Answer:
     run = Run.open(args.run)
+    if args.text and (run.config.classifies or run.config.sees):
+        raise ConfigError("eval --text", "a language model's run", f"a classifier's, {args.run}", "leave it out")
     if run.config.classifies:
         return _eval_sentences(run, [Run.open(other) for other in args.beside])
     if args.beside:
@@ -99,9 +101,9 @@ def eval(args) -> Answer:
         result = judge_frames(run.model(), run.corpus().test, run.config.events, run.config.train.evaluate_batch)
         quality = f"{100 * result.accuracy:.1f} % of {result.recordings:,} recordings right"
     else:
-        result = test(run)
+        result = test_on(run, args.text) if args.text else test(run)
         quality = _quality(result, run.tokenizer().unit)
-    lost = [] if run.shipped else _add_metrics(run, test=result)
+    lost = [] if run.shipped or args.text else _add_metrics(run, test=result)
     lines = [quality, *_layers(result, run.model()), *_sparsity(run), *lost]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
 

@@ -16,7 +16,8 @@ from rheobase.backends.artifact import open_artifact
 from rheobase.backends.counting import break_even, overview, target_names
 from rheobase.backends.exporters.spinnaker2 import run_machine
 from rheobase.models.training import loop
-from rheobase.models.training.data import BUILT_IN
+from rheobase.models.training.corpus import Splits, encode_file
+from rheobase.models.training.data import BUILT_IN, require_below
 from rheobase.models.training.evaluate import Evaluation, bits_per_token, evaluate_part
 from rheobase.models.training.event_corpus import Frames
 from rheobase.models.training.event_task import as_pixels
@@ -38,6 +39,14 @@ BILLED = ("horowitz-45nm", "spinnaker2")
 def test(run: Run) -> Evaluation:
     """The run's model on the test part of its text."""
     return evaluate_part(run.model(), run.splits(), "test", run.config.train)
+
+
+def test_on(run: Run, path: str) -> Evaluation:
+    """The run's model on a file of text, in as many streams as its test part; raises FormatError, ShapeError."""
+    config, model = run.config, run.model()
+    ids, n_bytes = encode_file(path, config.data, run.tokenizer())
+    require_below(config.settings.vocabulary, ids, path)
+    return evaluate_part(model, Splits({"test": ids}, {"test": n_bytes}), "test", config.train)
 
 
 def test_tokens(run: Run, n: int) -> np.ndarray:

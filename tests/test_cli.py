@@ -33,6 +33,17 @@ def test_eval_sample_and_cite(small_run, ask):
     assert "@inproceedings{subramoney2023egru" in ask("cite", small_run.folder)
 
 
+def test_eval_takes_a_text_of_yours(small_run, ask, tmp_path):
+    metrics = small_run.metrics()
+    part = tmp_path / "part.txt"
+    part.write_bytes(small_run.config.splits().test.tobytes())
+    assert ask("eval", small_run.folder, "--text", part, "--json") == ask("eval", small_run.folder, "--json")
+    part.write_text("neither of the two\n" * 40)
+    shown = ask("eval", small_run.folder, "--text", part)
+    assert "759 predictions" in shown and small_run.metrics() | metrics == small_run.metrics()
+    assert ask("eval", "egru-enwik8", "--text", part, "--json")["tokens"] == 759
+
+
 def test_sample_streams_the_first_trial_and_gives_all(small_run, ask):
     arguments = ("sample", small_run.folder, "--length", 40, "--prompt", "if ", "--top-p", 0.9, "--top-k", 50)
     table = ask(*arguments, "--trials", 3, "--seed", 5, "--json")

@@ -319,6 +319,7 @@ def test_the_command_line_judges_runs_beside_a_bag_of_words(scratch, language, c
     table = json.loads(ask("eval", scratch.folder, "--json"))
     assert table["bag_of_words"] == scratch.metrics()["bag_of_words"] > 0.8
     assert table["runs"][str(scratch.folder)]["accuracy"] == scratch.metrics()["test"]["accuracy"] == accuracy
+    assert "eval --text: expected a language model's run" in ask("eval", scratch.folder, "--text", "x", status=1)
     assert "a run that classifies sentences" in ask("eval", language.folder, "--beside", scratch.folder, status=1)
     shown = ask("eval", scratch.folder, "--beside", language.folder, status=1)
     assert "eval --beside: expected a run that judges the sentences of" in shown

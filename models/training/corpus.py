@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.models.training.cache import cached_array
-from rheobase.models.training.data import BUILT_IN, DataConfig, read_texts, require_no_files, unknown_option
+from rheobase.models.training.data import (
+    BUILT_IN,
+    DataConfig,
+    read_file,
+    read_texts,
+    require_no_files,
+    required_encoding,
+    unknown_option,
+)
 from rheobase.models.training.datasets import DATA_SETS
 from rheobase.models.training.shards import Shards, read_shards
 from rheobase.models.training.token_folder import is_prepared, open_tokens
@@ -89,6 +97,12 @@ def load_corpus(config: DataConfig, context: int, tokenizer: Tokenizer | None = 
         _check_length(name, ids[name], context, tokenizer.unit)
         n_bytes[name] = len(part)
     return Corpus(Splits(ids, n_bytes), tokenizer, whole.hexdigest())
+
+
+def encode_file(path: str, config: DataConfig, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """The ids of a whole file, which no part of `config` need name, and the number of its bytes; raises FormatError."""
+    text = read_file(path, required_encoding(config, tokenizer.utf8))
+    return encode(tokenizer, text, path), len(text)
 
 
 def encode(tokenizer: Tokenizer, text: np.ndarray, where: str = "text") -> np.ndarray:

@@ -84,7 +84,7 @@ def read_texts(config: DataConfig, *, utf8: bool = False) -> list[np.ndarray]:
         raise ConfigError("data.encoding", f"one of {', '.join(ENCODINGS)}", repr(config.encoding), "mend the config")
     if config.test_text and not config.valid_text:
         raise ConfigError("data.test_text", "a data.valid_text beside it", "none", "give both, or the second alone")
-    encoding = "utf-8" if utf8 and config.encoding == "bytes" else config.encoding
+    encoding = required_encoding(config, utf8)
     if config.text == BUILT_IN:
         from pydoc_data.topics import topics
 
@@ -93,13 +93,19 @@ def read_texts(config: DataConfig, *, utf8: bool = False) -> list[np.ndarray]:
         paths = locate(config.text, config.folder)
         first = [_read(path, path, encoding) for path in paths]
     else:
-        first = [_read_file(config.text, encoding)]
+        first = [read_file(config.text, encoding)]
     if len(first) > 1:
         require_no_files(config, f"none beside {config.text}, which has parts of its own")
-    return first + [_read_file(name, encoding) for name in (config.valid_text, config.test_text) if name]
+    return first + [read_file(name, encoding) for name in (config.valid_text, config.test_text) if name]
 
 
-def _read_file(name: str, encoding: str) -> np.ndarray:
+def required_encoding(config: DataConfig, utf8: bool) -> str:
+    """What a text's bytes must be: as `encoding` says, and UTF-8 at least where a tokenizer reads characters."""
+    return "utf-8" if utf8 and config.encoding == "bytes" else config.encoding
+
+
+def read_file(name: str, encoding: str) -> np.ndarray:
+    """The bytes of one file, or of what an .xz file holds; raises FormatError: none there, or in another encoding."""
     path = Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(name, [BUILT_IN, *DATA_SETS], n=1)
