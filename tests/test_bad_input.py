@@ -355,13 +355,15 @@ def test_a_run_knows_its_settings_and_its_text(tmp_path, say, capsys):
     capsys.readouterr()
     config.write_text(whole.replace("seed = 0", "seed = 1"))
     line = say("train", "--resume", "--out", folder)
-    assert "expected the config that the checkpoint was trained with, got another; put it back; only steps" in line
+    assert "expected the config that the checkpoint was trained with, got another; put it back; only where" in line
     config.write_text(whole)
     (tmp_path / "text.txt").write_bytes(text[::-1])
     assert "the text that the checkpoint was trained with" in say("train", "--resume", "--out", folder)
     assert "text.txt: expected the text of the training, got another" in say("eval", folder)
     (tmp_path / "text.txt").write_bytes(text)
     assert run(["eval", str(folder)]) == 0 and "test" in Run.open(folder).metrics()
+    (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    whole = whole.replace("text.txt", "moved.txt")
     config.write_text(whole.replace("steps = 2", "steps = 4"))
     (folder / "log.jsonl").unlink()
     assert run(["train", "--resume", "--out", str(folder)]) == 0

@@ -61,6 +61,7 @@ def given(page: str) -> dict:
         pytest.importorskip("transformers")
     if page == "docs/howto/text.md":
         Path("my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 1000)
+        Path("other.txt").write_text("Five boxing wizards jump.\n" * 20)
     if page == "docs/spikegpt.md":
         torch.save(SpikeGPT(SpikeGPTConfig(embedding=16, depth=1)).to_reference(), "SpikeGPT.pth")
     if page == "docs/spinnaker2.md":

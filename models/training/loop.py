@@ -157,7 +157,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
     newest = ranks.share(newest_checkpoint(run.checkpoints) if ranks.first else None)
     if newest:
         saved = load_checkpoint(newest)
-        _same(run, "config", saved.get("config"), json.dumps(config.fixed()))
+        _same(run, "config", _settings(saved, newest), config.fixed())
         _same(run, "text", saved.get("text_sha256"), corpus.digest)
         _same(run, "teacher", saved.get("teacher_sha256", teacher), teacher)
         try:
@@ -277,10 +277,19 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
     return run
 
 
-def _same(run: Run, what: str, saved: str | None, now: str) -> None:
+def _settings(saved: dict, where: Path) -> dict:
+    """What a checkpoint says of its configuration, as today's `fixed` says it."""
+    try:
+        return RunConfig.from_table(json.loads(saved["config"]), str(where)).fixed()
+    except (KeyError, ValueError) as error:
+        raise FormatError(where, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
+
+
+def _same(run: Run, what: str, saved, now) -> None:
     if saved != now:
         wanted = f"the {what} that the checkpoint was trained with"
-        raise ConfigError(run.config_path, wanted, "another", f"put it back; only {', '.join(FREE)} may change")
+        may = f"only where files lie and {', '.join(FREE)} may change"
+        raise ConfigError(run.config_path, wanted, "another", f"put it back; {may}")
 
 
 def _progress(total, done, quiet, name):

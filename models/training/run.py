@@ -11,13 +11,14 @@ from rheobase.models._sources import SHIPPED, model_folder, shipped_names
 from rheobase.models.training.classify import LabelledCorpus, encode_parts
 from rheobase.models.training.compression import PruneConfig, QuantiseConfig
 from rheobase.models.training.corpus import Corpus, Ids, Splits, load_corpus, names_prepared
-from rheobase.models.training.data import DataConfig, unknown_option
+from rheobase.models.training.data import BUILT_IN, DataConfig, unknown_option
+from rheobase.models.training.datasets import DATA_SETS
 from rheobase.models.training.event_corpus import EventCorpus, load_events
 from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
 from rheobase.models.training.sentence_sets import SentencesConfig, read_parts
 from rheobase.models.training.token_folder import TOKENIZER
-from rheobase.models.training.tokenizers import Bytes, Tokenizer, read_tokenizer
+from rheobase.models.training.tokenizers import BUILT, Bytes, Tokenizer, read_tokenizer
 from rheobase.spiking import registry
 from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
@@ -46,6 +47,9 @@ RANGES = {
 CHOICES = {"precision": ("float32", "float64", "bf16"), "sharding": ("none", "fsdp")}
 BYTES = (None, "bytes")
 """what `data.tokenizer` says where tokens are the text's own bytes"""
+NAMED = (BUILT_IN, *DATA_SETS, *BUILT)
+FILE = "a file"
+"""what `RunConfig.fixed` says of a text or a tokenizer by its path"""
 FROM_TOKENIZER = 0
 """the model's vocabulary before `RunConfig.fitted`, where the configuration gives none"""
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -201,9 +205,16 @@ class RunConfig:
         return self.events.set is not None
 
     def fixed(self) -> dict:
-        """The part of the table that a run may not change between a checkpoint and its resumption."""
+        """The part of the table that a run may not change between a checkpoint and its resumption.
+
+        Where files lie may change: the text and the teacher have digests of their own, the tokenizer is the run's.
+        """
         table = self.from_table(self.to_table()).to_table()  # as the file has it: 0 in a field of floats is 0.0
+        data = table["data"]
+        paths = ("text", "valid_text", "test_text", "tokenizer")
+        data |= {key: FILE for key in paths if data.get(key, BUILT_IN) not in NAMED}
         free = {"data": ("folder", "workers"), "sentences": ("folder",), "events": ("folder",), "train": FREE}
+        free["teacher"] = ("model",)
         return {name: {k: v for k, v in part.items() if k not in free.get(name, ())} for name, part in table.items()}
 
     def fitted(self, tokenizer: Tokenizer | None) -> "RunConfig":
