@@ -27,6 +27,7 @@ native = Extension(
     depends=["spiking/ops/native/native.h"],
     # no fused products: every machine gives the same bits; no trapping: a comparison may become part of a vector
     extra_compile_args=["-std=c99", "-O3", "-ffp-contract=off", "-fno-trapping-math"],
+    py_limited_api=True,  # it calls no Python: one wheel a platform serves every version
     optional=True,
 )
 
@@ -36,6 +37,7 @@ host = Extension(
     sources=[f"{FIRMWARE}/{name}.c" for name in ("pe", "product", "egru", "head", "embedding", "program", "host")],
     depends=[f"{FIRMWARE}/{name}.h" for name in ("layout", "arithmetic", "pe", "host")],
     extra_compile_args=["-std=c99", "-O3"],
+    py_limited_api=True,
     optional=True,
 )
 
