@@ -4,16 +4,11 @@ import dataclasses
 import functools
 import json
 import os
-import platform
-import sys
 import textwrap
-from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from rheobase import __version__, sharing
 from rheobase import quickstart as quick
+from rheobase import sharing
 from rheobase.answer import Answer
 from rheobase.backends import export as export_model
 from rheobase.backends import verify as verify_artifact
@@ -24,9 +19,8 @@ from rheobase.backends.counting import (
 )
 from rheobase.backends.exporters.spinnaker2.calibrate import calibrate
 from rheobase.backends.exporters.spinnaker2.estimate import level_toml
-from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
-from rheobase.backends.exporters.spinnaker2.host import library as host_library
 from rheobase.counting import count as count
+from rheobase.doctor import doctor as doctor
 from rheobase.dry_run import dry_run
 from rheobase.exchange import feed, import_to, refuse_input
 from rheobase.inspecting import diff as diff
@@ -46,8 +40,6 @@ from rheobase.spiking.config import read_toml, set_key
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.files import new_folder, write_atomic
 from rheobase.spiking.graph.stored import is_graph, load_graph
-from rheobase.spiking.ops.choice import explain
-from rheobase.spiking.ops.native import library
 from rheobase.sweep_runs import sweep as sweep
 
 
@@ -338,44 +330,6 @@ def bench(args) -> Answer:
         write_atomic(folder / "bench.json", json.dumps(record, indent=2).encode())
         draw(record, folder / "bench.png")
     return Answer(record, f"{show(record)}\n\n{args.out}: bench.json, bench.png")
-
-
-def doctor(args) -> Answer:
-    def version(name):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    def kernels(op, device):
-        try:
-            return explain(op, device)
-        except RheobaseError as error:
-            return str(error)
-
-    cuda = torch.cuda.is_available()
-    packages = "torch numpy h5py safetensors triton snntorch norse nir lz4 tonic tokenizers pooch tensorboard".split()
-    table = {
-        "rheobase": __version__,
-        "python": sys.version.split()[0],
-        "machine": f"{platform.machine()} {platform.system()}",
-        "threads": torch.get_num_threads(),
-        "c_library": library() is not None,
-        "firmware_on_host": host_library() is not None,
-        "firmware_in_qemu": f"no: {tool} is not installed" if (tool := missing_tool()) else True,
-        **{f"{op}_kernels": kernels(op, "cpu") for op in ("lif", "wkv", "egru")},
-        "cuda": torch.cuda.get_device_name(0) if cuda else None,
-        **{f"{op}_kernels_cuda": kernels(op, "cuda") if cuda else None for op in ("lif", "wkv", "egru")},
-        **{name: version(name) for name in packages},
-    }
-    words = {True: "yes", False: "no: NumPy and torch are used; install a C compiler and reinstall", None: "not here"}
-    return Answer(
-        table,
-        "\n".join(
-            f"{k:<18}{words.get(v, v) if not isinstance(v, int) or isinstance(v, bool) else v}"
-            for k, v in table.items()
-        ),
-    )
 
 
 def _quiet(*_):
