@@ -182,7 +182,7 @@ def show(record: dict) -> str:
     for case in record["cases"]:
         lines += ["", f"{case['case']}: {case['size']}, median of {case['rounds']}"]
         if "limit_ms" in case:
-            lines.append(f"  limit {case['limit_ms']:.2f} ms: its bytes at {case['gb_per_s']:.1f} GB/s, {COPY}")
+            lines.append(f"  limit {case['limit_ms']:.3g} ms: its bytes at {case['gb_per_s']:.1f} GB/s, {COPY}")
         if "active" in case:
             lines.append(f"  {100 * case['active']:.1f} % of the units fire at a token")
         width = max(map(len, (*case["rows"], *case["absent"])))

@@ -18,12 +18,16 @@ SIZES = {
     },
 }
 PEAKS = {
-    "NVIDIA A100": 312e12,  # A100 data sheet, 2021: SXM and PCIe
-    "NVIDIA H100 PCIe": 756e12,  # H100 data sheet, 2023, as the next two: half of what it gives with sparsity
+    "NVIDIA A100-SXM4-40GB": 312e12,  # A100 data sheet, 2021, as the next three
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 PCIe": 756e12,  # H100 data sheet, 2023, as the next: half of what it gives with sparsity
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,  # H200 data sheet, 2023
 }
-"""how a device's name begins -> operations a second of dense products in bfloat16, by its maker"""
+"""a whole device's name (a slice by MIG, or an NVL board, has another) -> operations a second of dense products in
+bfloat16, by its maker"""
 SMALL = {"SpikeGPT 1 x 16": ({"embedding": 16, "depth": 1}, 2, 16)}
 
 
@@ -58,7 +62,7 @@ def _case(name: str, sizes: dict, batch: int, length: int, setting: Setting) -> 
         if way not in absent:
             runs[way] = run
     precision = "bfloat16 autocast" if cuda else "float32"
-    peak = next((peak for known, peak in PEAKS.items() if cuda and torch.cuda.get_device_name().startswith(known)), 0)
+    peak = PEAKS.get(torch.cuda.get_device_name(), 0) if cuda else 0
     weights = sum(model.get_parameter(product).numel() for product in model.products())  # all ways have the same
     peak_ms = 6e3 * weights * batch * length / peak if peak else 0.0
     size = f"B{batch} T{length} {precision}"
