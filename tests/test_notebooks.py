@@ -19,6 +19,7 @@ def test_notebook(path, monkeypatch, tmp_path):
         from nbclient import NotebookClient
 
         monkeypatch.setenv("RHEOBASE_SMALL", "1")
+        monkeypatch.setenv("TMPDIR", str(tmp_path))  # what a notebook leaves behind goes with the test
         notebook = nbformat.read(path, as_version=4)
         stored = cells_with_pictures(notebook)
         client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
