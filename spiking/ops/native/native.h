@@ -22,6 +22,13 @@ INLINE void prefetch(const void *row, size_t size)
         __builtin_prefetch((const char *)row + at);
 }
 
+/* The same, but past the first cache, which has no room for all that is asked for at once. */
+INLINE void prefetch_wide(const void *row, size_t size)
+{
+    for (size_t at = 0; at < size; at += 64)
+        __builtin_prefetch((const char *)row + at, 0, 2);
+}
+
 /* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln 2 / 2, and the Taylor polynomial of e^r. Unlike libm's, a
  * compiler runs it on several units at once. `power` is for x where 2^n is a normal number, `exp` holds x there; a
  * sigmoid cannot tell. Adding 1.5 x 2^(bits of the mantissa) rounds to n and leaves n in the lowest bits. ln 2 is

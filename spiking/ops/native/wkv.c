@@ -3,6 +3,10 @@
  * Of the two exponentials of e^(x1 - n) and e^(x2 - n), n = max(x1, x2), one is always 1: each step takes one.
  *
  * The state is kept before every EVERYth step; backward runs each such stretch again before it walks back through it.
+ * Where all k of a stretch and the o before it are within NEAR of one number m, as nearly always, backward measures the
+ * stretch's p and q in units of e^m: then a step's shares are e^w, e^(k - m) and e^u e^(k - m), with one exponential and
+ * no choice. Forward does not, so that a sequence gives the same bits wherever it is cut.
+ *
  * Neither y nor the next step's values change when p, q are scaled by e^-c and o rises by c. So with the gradients
  * P, Q, O of a state, rest = O - P p - Q q is not touched by any y: a step passes it on to the o before, to k where k
  * is the larger exponent, or half to each where they are equal, as torch's maximum does. It is 0 wherever the last
@@ -12,7 +16,7 @@
 
 #include "native.h"
 
-enum { CHANNELS = 64, EVERY = 16, AHEAD = 8 };
+enum { CHANNELS = 64, EVERY = 16, AHEAD = 8, NEAR = 20 };
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -93,6 +97,123 @@ ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u,
     }
 }
 
+/* What backward holds of a block of channels, and of the stretch where it is. */
+typedef struct {
+    REAL p[EVERY + 1][CHANNELS], q[EVERY + 1][CHANNELS], o[EVERY + 1][CHANNELS]; /* states before its steps, and last */
+    REAL a[EVERY][CHANNELS], e[EVERY][CHANNELS];                                 /* shares of p and of v in the next */
+    REAL m[CHANNELS], decay[CHANNELS], bonus[CHANNELS];                          /* of the stretch; e^w, e^u */
+    REAL of_p[CHANNELS], of_q[CHANNELS], rest[CHANNELS], of_w[CHANNELS], of_u[CHANNELS];
+} NAME(stretch);
+
+/* e^x for x up to NEAR, 0 below e^LEAST. */
+INLINE REAL NAME(small)(REAL x)
+{
+    return x < LEAST ? 0 : NAME(power)(x);
+}
+
+/* Chooses m of each channel of a stretch; whether all of it is near enough. */
+INLINE int NAME(near)(NAME(stretch) *s, const REAL *restrict k, int64_t count, int64_t channels, int64_t n)
+{
+    REAL most[CHANNELS], least[CHANNELS], sum[CHANNELS];
+    for (int64_t d = 0; d < n; d++)
+        most[d] = least[d] = sum[d] = k[d];
+    for (int64_t i = 1; i < count; i++)
+        for (int64_t d = 0; d < n; d++) {
+            const REAL k_d = k[i * channels + d];
+            most[d] = k_d > most[d] ? k_d : most[d];
+            least[d] = k_d < least[d] ? k_d : least[d];
+            sum[d] += k_d; /* not a number if any is not */
+        }
+    int far = 0;
+    for (int64_t d = 0; d < n; d++) {
+        s->m[d] = most[d] > s->o[0][d] - NEAR ? most[d] : s->o[0][d] - NEAR;
+        far |= !(least[d] - s->m[d] >= -NEAR) | !(sum[d] == sum[d]);
+    }
+    return !far;
+}
+
+/* Runs a stretch from its first state, and asks for what the way back through it is going to need. */
+INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict k, const REAL *restrict v,
+                        const REAL *g_y, const REAL *g_k, const REAL *g_v, int64_t count, int64_t channels, int64_t n,
+                        const int scaled)
+{
+    const size_t size = (size_t)n * sizeof(REAL);
+    if (scaled)
+        for (int64_t d = 0; d < n; d++) {
+            const REAL by = NAME(small)(s->o[0][d] - s->m[d]);
+            s->p[0][d] *= by;
+            s->q[0][d] *= by;
+        }
+    for (int64_t i = 0; i < count; i++) {
+        const REAL *k_t = k + i * channels, *v_t = v + i * channels;
+        prefetch(g_y + i * channels, size);
+        prefetch(g_k + i * channels, size);
+        prefetch(g_v + i * channels, size);
+        for (int64_t d = 0; d < n; d++) {
+            const REAL decayed = w[d] + s->o[i][d], most = decayed > k_t[d] ? decayed : k_t[d];
+            const NAME(shares) next =
+                scaled ? (NAME(shares)){most, s->decay[d], NAME(power)(k_t[d] - s->m[d])} : NAME(share)(decayed, k_t[d]);
+            if (!scaled)
+                s->a[i][d] = next.a;
+            s->e[i][d] = next.e;
+            s->p[i + 1][d] = next.a * s->p[i][d] + next.e * v_t[d];
+            s->q[i + 1][d] = next.a * s->q[i][d] + next.e;
+            s->o[i + 1][d] = next.n;
+        }
+    }
+}
+
+/* Walks back through a stretch that was run `again`, and asks for the stretch before it. */
+INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
+                       const REAL *restrict v, const REAL *restrict g_y, REAL *restrict g_k, REAL *restrict g_v,
+                       int64_t from, int64_t count, int64_t channels, int64_t n, const int scaled)
+{
+    const size_t size = (size_t)n * sizeof(REAL);
+    if (scaled)
+        for (int64_t d = 0; d < n; d++) {
+            const REAL by = NAME(power)(s->m[d] - s->o[count][d]);
+            s->of_p[d] *= by;
+            s->of_q[d] *= by;
+        }
+    for (int64_t i = count - 1; i >= 0; i--) {
+        const REAL *k_t = k + i * channels, *v_t = v + i * channels, *g_y_t = g_y + i * channels;
+        REAL *restrict g_k_t = g_k + i * channels, *restrict g_v_t = g_v + i * channels;
+        if (from + i >= EVERY) {
+            prefetch_wide(k_t - EVERY * channels, size);
+            prefetch_wide(v_t - EVERY * channels, size);
+        }
+        for (int64_t d = 0; d < n; d++) {
+            const REAL p = s->p[i][d], q = s->q[i][d], o = s->o[i][d], e = s->e[i][d];
+            const REAL a = scaled ? s->decay[d] : s->a[i][d];
+            const NAME(shares) now =
+                scaled ? (NAME(shares)){0, 1, s->bonus[d] * e} : NAME(share)(o, u[d] + k_t[d]);
+            const REAL inverse = 1 / (now.a * q + now.e);
+            const REAL y = (now.a * p + now.e * v_t[d]) * inverse, g = g_y_t[d] * inverse;
+            /* e (v - y), which cancels where e is nearly all: by v - y = a (q v - p) / (a q + e) */
+            const REAL by_now = g * now.e * now.a * (q * v_t[d] - p) * inverse;
+
+            const REAL decayed = w[d] + o;
+            const REAL to_k = decayed > k_t[d] ? 0 : decayed < k_t[d] ? s->rest[d] : s->rest[d] / 2;
+            const REAL to_o = s->rest[d] - to_k;
+            const REAL of_p = s->of_p[d], of_q = s->of_q[d];
+
+            g_v_t[d] = g * now.e + of_p * e;
+            g_k_t[d] = by_now + e * (of_p * v_t[d] + of_q) + to_k;
+            s->of_u[d] += by_now;
+            s->of_w[d] += a * (of_p * p + of_q * q) + to_o;
+            s->of_p[d] = a * of_p + g * now.a;
+            s->of_q[d] = a * of_q - g * now.a * y;
+            s->rest[d] = to_o;
+        }
+    }
+    if (scaled)
+        for (int64_t d = 0; d < n; d++) {
+            const REAL by = NAME(small)(s->o[0][d] - s->m[d]);
+            s->of_p[d] *= by;
+            s->of_q[d] *= by;
+        }
+}
+
 /* g_y: gradient of y. g_state: on entry P, Q and rest of the last state, on return those of the first,
  * [batch, 3, channels]. g_w, g_u: [batch, channels]. */
 ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
@@ -108,68 +229,39 @@ ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u
         const size_t size = (size_t)n * sizeof(REAL);
         const REAL *w_n = w + first, *u_n = u + first;
         REAL *g_first = g_state + b * 3 * channels + first;
-        REAL of_p[CHANNELS], of_q[CHANNELS], rest[CHANNELS], of_w[CHANNELS] = {0}, of_u[CHANNELS] = {0};
-        REAL p[EVERY + 1][CHANNELS], q[EVERY + 1][CHANNELS], o[EVERY + 1][CHANNELS];
-        REAL a[EVERY][CHANNELS], e[EVERY][CHANNELS];
-        memcpy(of_p, g_first, size);
-        memcpy(of_q, g_first + channels, size);
-        memcpy(rest, g_first + 2 * channels, size);
+        NAME(stretch) s;
+        int able = 1;
+        for (int64_t d = 0; d < n; d++) {
+            able &= (w_n[d] <= 0) & (u_n[d] >= -NEAR) & (u_n[d] <= NEAR);
+            s.decay[d] = NAME(small)(w_n[d]);
+            s.bonus[d] = NAME(small)(u_n[d]);
+            s.of_w[d] = s.of_u[d] = 0;
+        }
+        memcpy(s.of_p, g_first, size);
+        memcpy(s.of_q, g_first + channels, size);
+        memcpy(s.rest, g_first + 2 * channels, size);
         for (int64_t stretch = stretches - 1; stretch >= 0; stretch--) {
             const int64_t from = stretch * EVERY, count = steps - from < EVERY ? steps - from : EVERY;
+            const int64_t at = (b * steps + from) * channels + first;
+            const REAL *k_s = k + at, *v_s = v + at, *g_y_s = g_y + at;
+            REAL *g_k_s = g_k + at, *g_v_s = g_v + at;
             const REAL *row = kept + (b * stretches + stretch) * 3 * channels + first;
-            memcpy(p[0], row, size);
-            memcpy(q[0], row + channels, size);
-            memcpy(o[0], row + 2 * channels, size);
-            for (int64_t i = 0; i < count; i++) {
-                const int64_t at = (b * steps + from + i) * channels + first;
-                const REAL *k_t = k + at, *v_t = v + at;
-                for (int64_t d = 0; d < n; d++) {
-                    const NAME(shares) next = NAME(share)(w_n[d] + o[i][d], k_t[d]);
-                    a[i][d] = next.a;
-                    e[i][d] = next.e;
-                    p[i + 1][d] = next.a * p[i][d] + next.e * v_t[d];
-                    q[i + 1][d] = next.a * q[i][d] + next.e;
-                    o[i + 1][d] = next.n;
-                }
-            }
-            for (int64_t i = count - 1; i >= 0; i--) {
-                const int64_t at = (b * steps + from + i) * channels + first;
-                const REAL *k_t = k + at, *v_t = v + at, *g_y_t = g_y + at;
-                REAL *restrict g_k_t = g_k + at, *restrict g_v_t = g_v + at;
-                if (from + i >= EVERY) { /* the next stretch's k and v are read by its first loop already */
-                    prefetch(k_t - EVERY * channels, size);
-                    prefetch(v_t - EVERY * channels, size);
-                    prefetch(g_y_t - AHEAD * channels, size);
-                    prefetch(g_k_t - AHEAD * channels, size);
-                    prefetch(g_v_t - AHEAD * channels, size);
-                }
-                for (int64_t d = 0; d < n; d++) {
-                    const NAME(shares) now = NAME(share)(o[i][d], u_n[d] + k_t[d]);
-                    const REAL inverse = 1 / (now.a * q[i][d] + now.e);
-                    const REAL y = (now.a * p[i][d] + now.e * v_t[d]) * inverse, g = g_y_t[d] * inverse;
-                    /* e (v - y), which cancels where e is nearly all: by v - y = a (q v - p) / (a q + e) */
-                    const REAL by_now = g * now.e * now.a * (q[i][d] * v_t[d] - p[i][d]) * inverse;
-
-                    const REAL decayed = w_n[d] + o[i][d];
-                    const REAL to_k = decayed > k_t[d] ? 0 : decayed < k_t[d] ? rest[d] : rest[d] / 2;
-                    const REAL to_o = rest[d] - to_k;
-                    const REAL of_p_d = of_p[d], of_q_d = of_q[d];
-
-                    g_v_t[d] = g * now.e + of_p_d * e[i][d];
-                    g_k_t[d] = by_now + e[i][d] * (of_p_d * v_t[d] + of_q_d) + to_k;
-                    of_u[d] += by_now;
-                    of_w[d] += a[i][d] * (of_p_d * p[i][d] + of_q_d * q[i][d]) + to_o;
-                    of_p[d] = a[i][d] * of_p_d + g * now.a;
-                    of_q[d] = a[i][d] * of_q_d - g * now.a * y;
-                    rest[d] = to_o;
-                }
+            memcpy(s.p[0], row, size);
+            memcpy(s.q[0], row + channels, size);
+            memcpy(s.o[0], row + 2 * channels, size);
+            if (able && NAME(near)(&s, k_s, count, channels, n)) {
+                NAME(again)(&s, w_n, k_s, v_s, g_y_s, g_k_s, g_v_s, count, channels, n, 1);
+                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, from, count, channels, n, 1);
+            } else {
+                NAME(again)(&s, w_n, k_s, v_s, g_y_s, g_k_s, g_v_s, count, channels, n, 0);
+                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, from, count, channels, n, 0);
             }
         }
-        memcpy(g_first, of_p, size);
-        memcpy(g_first + channels, of_q, size);
-        memcpy(g_first + 2 * channels, rest, size);
-        memcpy(g_w + b * channels + first, of_w, size);
-        memcpy(g_u + b * channels + first, of_u, size);
+        memcpy(g_first, s.of_p, size);
+        memcpy(g_first + channels, s.of_q, size);
+        memcpy(g_first + 2 * channels, s.rest, size);
+        memcpy(g_w + b * channels + first, s.of_w, size);
+        memcpy(g_u + b * channels + first, s.of_u, size);
     }
 }
 
