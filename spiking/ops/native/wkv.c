@@ -4,8 +4,8 @@
  *
  * The state is kept before every EVERYth step; backward runs each such stretch again before it walks back through it.
  * Where all k of a stretch and the o before it are within NEAR of one number m, as nearly always, backward measures the
- * stretch's p and q in units of e^m: then a step's shares are e^w, e^(k - m) and e^u e^(k - m), with one exponential and
- * no choice. Forward does not, so that a sequence gives the same bits wherever it is cut.
+ * stretch's p and q in units of e^m: then a step's shares are e^w, e^(k - m) and e^u e^(k - m), with one exponential
+ * and no choice. Forward does not, so that a sequence gives the same bits wherever it is cut.
  *
  * Neither y nor the next step's values change when p, q are scaled by e^-c and o rises by c. So with the gradients
  * P, Q, O of a state, rest = O - P p - Q q is not touched by any y: a step passes it on to the o before, to k where k
@@ -151,8 +151,8 @@ INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *re
         prefetch(g_v + i * channels, size);
         for (int64_t d = 0; d < n; d++) {
             const REAL decayed = w[d] + s->o[i][d], most = decayed > k_t[d] ? decayed : k_t[d];
-            const NAME(shares) next =
-                scaled ? (NAME(shares)){most, s->decay[d], NAME(power)(k_t[d] - s->m[d])} : NAME(share)(decayed, k_t[d]);
+            const NAME(shares) next = scaled ? (NAME(shares)){most, s->decay[d], NAME(power)(k_t[d] - s->m[d])}
+                                             : NAME(share)(decayed, k_t[d]);
             if (!scaled)
                 s->a[i][d] = next.a;
             s->e[i][d] = next.e;
