@@ -18,7 +18,7 @@ from rheobase.backends.counting import (
 )
 from rheobase.exchange import refuse_input, tally_of
 from rheobase.models.training.run import Run
-from rheobase.quickstart import test_tokens
+from rheobase.quickstart import test_sentences, test_tokens
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.graph.stored import is_graph
 from rheobase.spiking.tally import Tally
@@ -32,17 +32,18 @@ def count(args) -> Answer:
     refuse_input(args, stored)
     if stored and (args.prefill or args.measure):
         raise ConfigError("count --prefill, --measure", "a run", "a stored graph", "leave it out")
-    if not stored:
-        run = Run.open(args.run)
-        model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
+    run = None if stored else Run.open(args.run)
     if stored:
         phases = {"all": tally_of(args.run, args.input, args.tokens)}
-    elif args.prefill:
-        phases = dict(
-            zip(("prefill", "decode"), count_phases(model, tokens, args.prefill, strict=args.strict), strict=True)
-        )
+    elif run.config.classifies:
+        phases = {"all": _sentence_by_sentence(run, args)}
     else:
-        phases = {"all": count_operations(model, tokens, strict=args.strict)}
+        model, tokens = run.model(), torch.from_numpy(test_tokens(run, args.tokens))
+        if args.prefill:
+            both = count_phases(model, tokens, args.prefill, strict=args.strict)
+            phases = dict(zip(("prefill", "decode"), both, strict=True))
+        else:
+            phases = {"all": count_operations(model, tokens, strict=args.strict)}
     tally = sum(phases.values(), Tally())
     lines = []
     for name, part in phases.items():
@@ -64,6 +65,14 @@ def count(args) -> Answer:
         "measured": measured,
     }
     return Answer(table, "\n".join(lines).rstrip())
+
+
+def _sentence_by_sentence(run: Run, args) -> Tally:
+    """What a classifier's sentences cost, each read alone: no padding is counted."""
+    if args.prefill or args.measure:
+        raise ConfigError("count --prefill, --measure", "a language model's run", "a classifier's", "leave it out")
+    model, sentences = run.model(), test_sentences(run, args.tokens)
+    return sum((count_operations(model, each, strict=args.strict) for each in sentences), Tally())
 
 
 def _measure(model, tokens: torch.Tensor, args) -> dict:

@@ -60,6 +60,13 @@ def test_tokens(run: Run, n: int) -> np.ndarray:
     return part[:n].astype(np.int64)[None]
 
 
+def test_sentences(run: Run, n: int) -> list[np.ndarray]:
+    """The first whole sentences that are judged, n tokens of them or fewer, at least one, each [1, T]."""
+    rows = run.corpus().dev.tokens
+    ends = np.cumsum([len(row) for row in rows])
+    return [row.astype(np.int64)[None] for row in rows[: max(1, np.searchsorted(ends, n, "right"))]]
+
+
 def _frames(run: Run, part: Frames, n: int) -> np.ndarray:
     """The first whole recordings of n frames or fewer, at least one, as the model reads them."""
     events = run.config.events

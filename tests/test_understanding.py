@@ -307,6 +307,19 @@ def test_other_trunks_can_be_trained(folder, tmp_path):
     assert json.loads((trained.model_path / "config.json").read_text())["model"] == "classifier"
 
 
+def test_sentences_are_counted_one_by_one_without_padding(scratch, capsys):
+    assert run(["count", str(scratch.folder), "--tokens", "60", "--target", "horowitz-45nm", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    lengths = np.array([len(row) for row in scratch.corpus().dev.tokens])
+    n = int((lengths.cumsum() <= 60).sum())
+    assert n > 2 and len(set(lengths[:n])) > 1 and found["tally"]["tokens"] == lengths[:n].sum()
+    made, operators = scratch.model(), found["tally"]["operators"]
+    assert operators["output"]["dense_macs"] == n * made.output.weight.numel()
+    key = operators["trunk.blocks.0.att.key"]
+    assert key["dense_macs"] == lengths[:n].sum() * made.trunk.config.embedding**2
+    assert found["bills"][0]["priced_joules"]["central"] > 0
+
+
 def test_the_command_line_judges_runs_beside_a_bag_of_words(scratch, language, capsys):
     def ask(*argv, status=0):
         assert run([str(a) for a in argv]) == status
@@ -323,7 +336,13 @@ def test_the_command_line_judges_runs_beside_a_bag_of_words(scratch, language, c
     assert "a run that classifies sentences" in ask("eval", language.folder, "--beside", scratch.folder, status=1)
     shown = ask("eval", scratch.folder, "--beside", language.folder, status=1)
     assert "eval --beside: expected a run that judges the sentences of" in shown
-    for command in (["sample"], ["count"], ["simulate"], ["report"], ["export", "--to", "spinnaker2", "--out", "x"]):
+    for command in (
+        ["sample"],
+        ["count", "--prefill", "5"],
+        ["simulate"],
+        ["report"],
+        ["export", "--to", "spinnaker2", "--out", "x"],
+    ):
         shown = ask(command[0], scratch.folder, *command[1:], status=1)
         assert "expected a language model's run, got a classifier's" in shown
     assert "0 differ" in ask("diff", scratch.folder, scratch.folder)
