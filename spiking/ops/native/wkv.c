@@ -1,11 +1,13 @@
 /* WKV over a sequence, forward and backward; equations: `ops.wkv`. Arrays are [batch, steps, channels], row-major.
  *
- * Of the two exponentials of e^(x1 - n) and e^(x2 - n), n = max(x1, x2), one is always 1: each step takes one.
+ * Of the exponentials e^(x1 - n) and e^(x2 - n), n = max(x1, x2), one is always 1. Forward needs e^(-|o - (u + k)|) and
+ * e^(-|w + o - k|) a step; where k is within NEAR of o in a block's whole row, as nearly always, it takes e^(k - o)
+ * alone and multiplies. That depends on the step alone, so that a sequence gives the same bits wherever it is cut.
  *
  * The state is kept before every EVERYth step; backward runs each such stretch again before it walks back through it.
  * Where all k of a stretch and the o before it are within NEAR of one number m, as nearly always, backward measures the
  * stretch's p and q in units of e^m: then a step's shares are e^w, e^(k - m) and e^u e^(k - m), with one exponential
- * and no choice. Forward does not, so that a sequence gives the same bits wherever it is cut.
+ * and no choice.
  *
  * Neither y nor the next step's values change when p, q are scaled by e^-c and o rises by c. So with the gradients
  * P, Q, O of a state, rest = O - P p - Q q is not touched by any y: a step passes it on to the o before, to k where k
@@ -16,7 +18,7 @@
 
 #include "native.h"
 
-enum { CHANNELS = 64, EVERY = 16, AHEAD = 8, NEAR = 20 };
+enum { CHANNELS = 64, EVERY = 16, AHEAD = 8, NEAR = 30 };
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -46,6 +48,50 @@ INLINE NAME(shares) NAME(share)(REAL x1, REAL x2)
     return (NAME(shares)){least == least ? most : least, x1 >= x2 ? one : least, x1 >= x2 ? least : one};
 }
 
+/* e^x for x up to NEAR, 0 below e^LEAST. */
+INLINE REAL NAME(small)(REAL x)
+{
+    return x < LEAST ? 0 : NAME(power)(x);
+}
+
+/* e^w and e^u of some channels; whether u is near enough to 0, and w not above it, for products with them. */
+INLINE int NAME(able)(const REAL *restrict w, const REAL *restrict u, REAL *restrict decay, REAL *restrict bonus,
+                      int64_t n)
+{
+    int able = 1;
+    for (int64_t d = 0; d < n; d++) {
+        able &= (w[d] <= 0) & (u[d] >= -NEAR / 3) & (u[d] <= NEAR / 3);
+        decay[d] = NAME(small)(w[d]);
+        bonus[d] = NAME(small)(u[d]);
+    }
+    return able;
+}
+
+/* One step. Near: of e^(k - o) alone, and products with e^w and e^u. */
+INLINE void NAME(step)(REAL *restrict p, REAL *restrict q, REAL *restrict o, const REAL *restrict w,
+                       const REAL *restrict u, const REAL *restrict decay, const REAL *restrict growth,
+                       const REAL *restrict bonus, const REAL *restrict k, const REAL *restrict v, REAL *restrict y,
+                       int64_t n, const int near)
+{
+    for (int64_t d = 0; d < n; d++) {
+        const REAL decayed = w[d] + o[d];
+        NAME(shares) now, next;
+        if (near) {
+            const REAL e = NAME(power)(k[d] - o[d]), of_p = decay[d] * (1 / e), of_v = growth[d] * e;
+            const int older = decayed > k[d];
+            now = (NAME(shares)){0, 1, bonus[d] * e};
+            next = (NAME(shares)){older ? decayed : k[d], older ? 1 : of_p, older ? of_v : 1};
+        } else {
+            now = NAME(share)(o[d], u[d] + k[d]);
+            next = NAME(share)(decayed, k[d]);
+        }
+        y[d] = (now.a * p[d] + now.e * v[d]) / (now.a * q[d] + now.e);
+        p[d] = next.a * p[d] + next.e * v[d];
+        q[d] = next.a * q[d] + next.e;
+        o[d] = next.n;
+    }
+}
+
 /* A call does the blocks from `block` to `end` of batch x ceil(channels / CHANNELS), each over all steps.
  *
  * state, last: p, q, o before the first and after the last step, [batch, 3, channels]. kept: the states before steps
@@ -61,7 +107,10 @@ ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u,
         const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
         const size_t size = (size_t)n * sizeof(REAL);
         const REAL *w_n = w + first, *u_n = u + first;
-        REAL p[CHANNELS], q[CHANNELS], o[CHANNELS];
+        REAL p[CHANNELS], q[CHANNELS], o[CHANNELS], decay[CHANNELS], growth[CHANNELS], bonus[CHANNELS];
+        const int able = NAME(able)(w_n, u_n, decay, bonus, n);
+        for (int64_t d = 0; d < n; d++)
+            growth[d] = NAME(power)(-w_n[d]);
         const REAL *start = state + b * 3 * channels + first;
         REAL *stop = last + b * 3 * channels + first;
         memcpy(p, start, size);
@@ -82,14 +131,13 @@ ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u,
                 memcpy(row + channels, q, size);
                 memcpy(row + 2 * channels, o, size);
             }
-            for (int64_t d = 0; d < n; d++) {
-                const NAME(shares) now = NAME(share)(o[d], u_n[d] + k_t[d]);
-                y_t[d] = (now.a * p[d] + now.e * v_t[d]) / (now.a * q[d] + now.e);
-                const NAME(shares) next = NAME(share)(w_n[d] + o[d], k_t[d]);
-                p[d] = next.a * p[d] + next.e * v_t[d];
-                q[d] = next.a * q[d] + next.e;
-                o[d] = next.n;
-            }
+            int far = !able;
+            for (int64_t d = 0; d < n; d++)
+                far |= !(k_t[d] - o[d] <= NEAR) | !(o[d] - k_t[d] <= NEAR);
+            if (far)
+                NAME(step)(p, q, o, w_n, u_n, decay, growth, bonus, k_t, v_t, y_t, n, 0);
+            else
+                NAME(step)(p, q, o, w_n, u_n, decay, growth, bonus, k_t, v_t, y_t, n, 1);
         }
         memcpy(stop, p, size);
         memcpy(stop + channels, q, size);
@@ -104,12 +152,6 @@ typedef struct {
     REAL m[CHANNELS], decay[CHANNELS], bonus[CHANNELS];                          /* of the stretch; e^w, e^u */
     REAL of_p[CHANNELS], of_q[CHANNELS], rest[CHANNELS], of_w[CHANNELS], of_u[CHANNELS];
 } NAME(stretch);
-
-/* e^x for x up to NEAR, 0 below e^LEAST. */
-INLINE REAL NAME(small)(REAL x)
-{
-    return x < LEAST ? 0 : NAME(power)(x);
-}
 
 /* Chooses m of each channel of a stretch; whether all of it is near enough. */
 INLINE int NAME(near)(NAME(stretch) *s, const REAL *restrict k, int64_t count, int64_t channels, int64_t n)
@@ -230,13 +272,9 @@ ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u
         const REAL *w_n = w + first, *u_n = u + first;
         REAL *g_first = g_state + b * 3 * channels + first;
         NAME(stretch) s;
-        int able = 1;
-        for (int64_t d = 0; d < n; d++) {
-            able &= (w_n[d] <= 0) & (u_n[d] >= -NEAR) & (u_n[d] <= NEAR);
-            s.decay[d] = NAME(small)(w_n[d]);
-            s.bonus[d] = NAME(small)(u_n[d]);
-            s.of_w[d] = s.of_u[d] = 0;
-        }
+        const int able = NAME(able)(w_n, u_n, s.decay, s.bonus, n);
+        memset(s.of_w, 0, size);
+        memset(s.of_u, 0, size);
         memcpy(s.of_p, g_first, size);
         memcpy(s.of_q, g_first + channels, size);
         memcpy(s.rest, g_first + 2 * channels, size);
