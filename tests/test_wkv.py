@@ -110,6 +110,28 @@ def test_c_where_keys_lie_near_and_where_they_lie_far_apart(monkeypatch):
     law()
 
 
+@pytest.mark.skipif(library() is None, reason="no C library: no compiler at install")
+@pytest.mark.parametrize("scale", [1.0, 3.0, 8.0])
+def test_in_float32_c_is_as_near_the_truth_as_the_reference_is(scale, monkeypatch):
+    """Over decays of RWKV-4's first weights, of which the slowest remember hundreds of steps."""
+    monkeypatch.delenv("RHEOBASE_KERNELS", raising=False)
+    _, u, k, v = draw(1, 2, 600, 65, scale)
+    inputs, weight = (torch.linspace(-5, 3, 65), 0.5 * u - 1, k, v), torch.linspace(-1, 1, 65)
+
+    def found(form, dtype):
+        leaves = [x.float().to(dtype).requires_grad_() for x in inputs]
+        y, _ = wkv(*leaves, kernels=form)
+        (y * weight.to(dtype)).sum().backward()
+        return [x.detach().double() for x in (y, *(leaf.grad for leaf in leaves))]
+
+    truth = found("reference", torch.float64)
+    ours, theirs = (
+        [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found(form, torch.float32), truth, strict=True)]
+        for form in ("native", "reference")
+    )
+    assert all(a <= 1.3 * b + 3e-7 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
+
+
 def test_large_keys_do_not_overflow_and_order_of_memory_does_not_matter(kernels):
     w, u, k, v = draw(0, scale=1e4)
     y, state = wkv(w, u, k, v)

@@ -205,15 +205,19 @@ INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *re
     }
 }
 
-/* Walks back through a stretch that was run `again`, and asks for the stretch before it. */
+/* Walks back through a stretch that was run `again`, and asks for the stretch before it.
+ *
+ * q_kept: q behind the stretch as forward kept it, NULL behind the last. What it is to the stretch's own says in which
+ * unit P and Q come, the rounding of all steps of o included: e^(m - o) differs from that by as much. */
 INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
                        const REAL *restrict v, const REAL *restrict g_y, REAL *restrict g_k, REAL *restrict g_v,
-                       int64_t from, int64_t count, int64_t channels, int64_t n, const int scaled)
+                       const REAL *restrict q_kept, int64_t from, int64_t count, int64_t channels, int64_t n,
+                       const int scaled)
 {
     const size_t size = (size_t)n * sizeof(REAL);
     if (scaled)
         for (int64_t d = 0; d < n; d++) {
-            const REAL by = NAME(power)(s->m[d] - s->o[count][d]);
+            const REAL by = q_kept ? q_kept[d] / s->q[count][d] : NAME(power)(s->m[d] - s->o[count][d]);
             s->of_p[d] *= by;
             s->of_q[d] *= by;
         }
@@ -284,15 +288,16 @@ ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u
             const REAL *k_s = k + at, *v_s = v + at, *g_y_s = g_y + at;
             REAL *g_k_s = g_k + at, *g_v_s = g_v + at;
             const REAL *row = kept + (b * stretches + stretch) * 3 * channels + first;
+            const REAL *q_kept = stretch + 1 < stretches ? row + 4 * channels : NULL;
             memcpy(s.p[0], row, size);
             memcpy(s.q[0], row + channels, size);
             memcpy(s.o[0], row + 2 * channels, size);
             if (able && NAME(near)(&s, k_s, count, channels, n)) {
                 NAME(again)(&s, w_n, k_s, v_s, g_y_s, g_k_s, g_v_s, count, channels, n, 1);
-                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, from, count, channels, n, 1);
+                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, q_kept, from, count, channels, n, 1);
             } else {
                 NAME(again)(&s, w_n, k_s, v_s, g_y_s, g_k_s, g_v_s, count, channels, n, 0);
-                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, from, count, channels, n, 0);
+                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, q_kept, from, count, channels, n, 0);
             }
         }
         memcpy(g_first, s.of_p, size);
