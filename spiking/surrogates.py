@@ -22,16 +22,31 @@ FIRE_RULES = (">", ">=")
 class _Spike(torch.autograd.Function):
     """Forward: the step function. Backward: the surrogate's slope."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, u, surrogate, fire):
-        ctx.save_for_backward(u)
-        ctx.surrogate = surrogate
+    def forward(u, surrogate, fire):
         return (u > 0 if fire == ">" else u >= 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        u, ctx.surrogate, _ = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
 
     @staticmethod
     def backward(ctx, grad):
         (u,) = ctx.saved_tensors
         return grad * ctx.surrogate.slope(u), None, None
+
+
+class _SpikeBothWays(_Spike):
+    """With a derivative forward too, for torch.func.jvp; what has one is refused by torch.compile."""
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        (u,) = ctx.saved_tensors
+        return tangent * ctx.surrogate.slope(u)
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Surrogate:
         """
         if fire not in FIRE_RULES:
             raise ConfigError("fire", "'>' or '>='", repr(fire), "name the firing rule")
-        return _Spike.apply(u, self, fire)
+        return (_Spike if torch.compiler.is_compiling() else _SpikeBothWays).apply(u, self, fire)
 
 
 @dataclass(frozen=True)

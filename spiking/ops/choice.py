@@ -41,9 +41,10 @@ def takes(
     """The form that a call of an op runs in: "reference", "native" or "triton".
 
     "auto" takes C for plain tensors on a CPU, all float32 or all float64, where there is a compiled library, Triton for
-    floating-point tensors on one CUDA device where Triton imports, and the reference for all others; where it is the
-    machine that lacks something, that is logged once. While a counter listens that watches operators the reference
-    runs, whatever is wanted.
+    floating-point tensors on one CUDA device where Triton imports, and the reference for all others and within
+    torch.func's transforms and torch.jit.trace, which see torch's own operators alone; where it is the machine that
+    lacks something, that is logged once. While a counter listens that watches operators the reference runs, whatever is
+    wanted.
 
     tensors    every tensor of the call
     obstacles  form -> what else keeps this call from it: (expected, got, remedy)
@@ -53,7 +54,7 @@ def takes(
     form = BY_DEVICE.get(tensors[0].device.type, "reference") if choice == "auto" else choice
     if form == "reference" or tally.watches():
         return "reference"
-    obstacle = _obstacle(op, form, tensors) or (obstacles or {}).get(form)
+    obstacle = _inside() or _obstacle(op, form, tensors) or (obstacles or {}).get(form)
     if obstacle and choice != "auto":
         raise UnsupportedError(f"{op} kernels", *obstacle)
     if obstacle and not torch.compiler.is_compiling() and missing(op, form, tensors[0].device.type):
@@ -112,6 +113,15 @@ def lacking_triton(op: str) -> tuple[str, str, str] | None:
         importlib.import_module("triton")
     except ImportError as error:
         return "Triton", f"none ({error})", f"pip install triton, or {OTHER}"
+    return None
+
+
+def _inside() -> tuple[str, str, str] | None:
+    """What looks into a call and finds no operator of torch in C or Triton; as of `missing`."""
+    if torch.jit.is_tracing():
+        return "a call outside torch.jit.trace", "one inside", OTHER
+    if torch._C._are_functorch_transforms_active():
+        return "a call outside torch.func's transforms", "one inside", OTHER
     return None
 
 

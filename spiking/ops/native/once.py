@@ -8,6 +8,8 @@ from torch.autograd.function import once_differentiable
 
 from rheobase.spiking.errors import UnsupportedError
 
+BATCHED = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+
 
 def once(backward: Callable) -> Callable:
     """Decorator of an autograd.Function's `backward` that can itself not be differentiated.
@@ -15,15 +17,18 @@ def once(backward: Callable) -> Callable:
     torch's `once_differentiable` alone refuses a second derivative through the gradients that come in, and loses that
     through the tensors that were kept without a word.
 
-    raises  UnsupportedError: it runs for `create_graph=True`
+    raises  UnsupportedError: it runs for `create_graph=True`, or for several gradients at once (`is_grads_batched`)
     """
     only = once_differentiable(backward)
 
     @functools.wraps(backward)
     def run(ctx, *gradients):
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             remedy = "set the environment variable RHEOBASE_KERNELS=reference"
-            raise UnsupportedError("kernels in C", "one derivative", "create_graph=True", remedy)
+            if torch.is_grad_enabled():
+                raise UnsupportedError("kernels in C", "one derivative", "create_graph=True", remedy)
+            if any(batched(g) for g in gradients if g is not None for batched in BATCHED):
+                raise UnsupportedError("kernels in C", "one gradient of the outputs", "a batch by vmap", remedy)
         return only(ctx, *gradients)
 
     return run
