@@ -12,6 +12,8 @@ from torch import nn
 from rheobase.backends import simulate
 from rheobase.backends.importers.torch import import_module, import_named
 from rheobase.cli import run as command
+from rheobase.models import EGRULM, EGRULMConfig
+from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.graph.stored import load_graph, save_graph
 
@@ -198,6 +200,14 @@ def test_layers_without_a_graph_op_are_named():
     pytest.importorskip("nirtorch")
     with pytest.raises(UnsupportedError, match="got Bilinear|got .*BatchNorm1d"):
         import_module(nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16)))
+
+
+def test_neurons_of_ours_are_named_with_what_gives_their_graph():
+    model = EGRULM(EGRULMConfig(embedding=8, layers=(8,)))
+    for network, got in ((nn.Sequential(nn.Linear(12, 16), LIF()), "LIF at 1"), (model, "EGRU at layers.0")):
+        message = f"nets.py:A: expected neurons of snnTorch or Norse, got rheobase's {got}; a model's own lower"
+        with pytest.raises(UnsupportedError, match=message):
+            import_module(network, "nets.py:A")
 
 
 def test_the_commands_from_a_network_to_its_events(tmp_path, network, capsys):

@@ -19,6 +19,7 @@ from rheobase.spiking import registry
 from rheobase.spiking.adapters._library import load
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
+from rheobase.spiking.neurons import Cell
 
 NEURONS = {"snntorch": "", "norse.torch": "Cell"}
 """library -> how the names of its neurons of one step end; the adapters refuse most of them, and say why"""
@@ -59,6 +60,11 @@ def import_module(
     shape       (C, H, W) of a step's image, where the network begins with a convolution
     raises      UnsupportedError: a layer, a neuron or an operation that no graph op computes, and which
     """
+    for name, cell in net.named_modules():
+        if isinstance(cell, Cell):
+            got = f"rheobase's {type(cell).__name__}" + (f" at {name}" if name else "")
+            remedy = "a model's own lower() is its graph; else build it of rheobase.spiking.graph's nodes and edges"
+            raise UnsupportedError(where, "neurons of snnTorch or Norse", got, remedy)
     nir, nirtorch = load_nir(), load("nirtorch", "nirtorch>=2.6")
     neurons = {kind: _neuron_map(library) for library in NEURONS for kind in _kinds(library)}
     layers = {nn.Conv2d: _conv2d, nn.Flatten: _flatten, nn.Dropout: _nothing, nn.Identity: _nothing}
