@@ -12,8 +12,11 @@ from rheobase.spiking.files import new_folder, read_bytes, sha256
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
-_FIELDS = dict.fromkeys(("format", "exporter", "version", "graph", "not_claimed"), str) | {"coverage": dict}
-"""What every manifest holds, and `inspect` shows"""
+_FIELDS = dict.fromkeys(("format", "exporter", "version", "graph", "not_claimed"), str) | {
+    "coverage": dict,
+    "deviations": list,
+}
+"""What every manifest holds, and `export` and `inspect` show"""
 LONGEST_NAME, MOST_BYTES = 200, 1 << 30
 
 
@@ -52,8 +55,21 @@ class Report:
 def write_artifact(out: str | Path, files: Mapping[str, bytes], manifest: Mapping) -> Artifact:
     """Write files, `manifest.json` with the sha256 of each, and `manifest.sha256` of the manifest itself.
 
-    raises  FormatError: `out` exists
+    manifest  JSON, with at least
+              format       what the directory is, with a version: "mine/1"
+              exporter     the name of the exporter's file, by which `verify` finds it
+              version      as `export` was given it
+              graph        `graph.hash()`
+              coverage     node -> where it is; "outside: why" where it is left out
+              deviations   changes, a table each: node, field, wanted, written, and bound, the most that a number moved
+              not_claimed  what nobody checked, a sentence
+              notes        lines to be shown, if there are any
+    raises    FormatError: a field lacks, or `out` exists
     """
+    for field, kind in _FIELDS.items():
+        if type(manifest.get(field)) is not kind:
+            got = repr(manifest[field])[:80] if field in manifest else "none"
+            raise FormatError(f"{out} manifest", f"{field}, as {kind.__name__}", got, "see write_artifact")
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())}
     manifest = {**manifest, "files": listed}
     text = json.dumps(manifest, indent=1).encode() + b"\n"

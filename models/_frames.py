@@ -30,12 +30,14 @@ def check_frame_settings(name: str, config, *others: tuple[str, str, bool]) -> N
 class FrameModel(Pretrained):
     """A classifier that reads frames, one a step, and gives logits at each; their mean over time is its answer.
 
-    A subclass is one file with `Config`, `Model`, `run`, `state_shapes`, `event_layers`, `sent` and `lower`; its
+    A subclass is one file, whose `Model` has what `needs` lists, `event_layers`, `trajectories`, and `lower`; its
     configuration has `channels`, `size`, `frames`, `classes`, `rate_target` and `rate_weight`.
 
     raises  ShapeError: frames not [B, T, C, H, W], BINARY or TERNARY ones with other numbers, or a state of another
             batch size or model
     """
+
+    needs = (*Pretrained.needs, "run", "sent", "state_shapes")
 
     def forward(self, frames: Tensor, state=None) -> tuple[Tensor, tuple]:
         """frames [B, T, C, H, W] -> (logits [B, T, N], state); the state of an earlier call carries on."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import io
 import json
 import math
@@ -31,11 +32,15 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Pretrained(nn.Module, PyTorchModelHubMixin):
     """A model that is saved as `model.safetensors` and `config.json`.
 
-    A subclass is one file with `Config` (a frozen dataclass) and `Model`.
+    A subclass is one file, whose `Model` has what `needs` lists.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("Config", "name", "least_numbers")
+    """what `Model` defines itself"""
     Config: ClassVar[type]
+    """a frozen dataclass, kept as `self.config`"""
     name: ClassVar[str]
+    """the name of its file, without .py"""
     citations: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[tuple[str, ...]] = ()
     """names of the weights that make outputs"""
@@ -44,6 +49,17 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     def least_numbers(cls, config) -> int:
         """A lower bound of the numbers that a model of this configuration holds, to check before building it."""
         raise NotImplementedError(f"{cls.__name__} gives no bound")
+
+    @classmethod
+    def require_whole(cls, file: str) -> None:
+        """Refuse the `Model` of models/FILE.py that lacks what it needs; raises ConfigError."""
+        kind, static = next(k for k in cls.__mro__ if "needs" in vars(k)), inspect.getattr_static
+        lacks = [n for n in cls.needs if static(cls, n, None) is static(kind, n, None)]
+        if lacks:
+            where, wanted = f"models/{file}.py Model", f"a class with {', '.join(cls.needs)}"
+            raise ConfigError(where, wanted, f"one without {', '.join(lacks)}", "define what lacks")
+        if cls.name != file:
+            raise ConfigError(f"models/{file}.py Model.name", repr(file), repr(cls.name), "name it as its file")
 
     def lower(self):
         """The model as an EventGraph; raises UnsupportedError where it has no lowering."""
@@ -162,12 +178,14 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
 class LanguageModel(Pretrained):
     """A language model, trained by `training.loop`.
 
-    A subclass is one file with `Config` (a frozen dataclass), `Model`, `hidden`, `decode`, `state_type`,
-    `state_shapes` and `lower`.
+    A subclass is one file, whose `Model` has what `needs` lists, `state_type`, and `lower` if it is to be simulated and
+    exported; its `Config` has `vocabulary`, and `embedding` unless `width` says otherwise. A state is a tuple with a
+    `state_type`, a NamedTuple of tensors whose first axis is the batch, for each layer.
 
     raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
 
+    needs = (*Pretrained.needs, "hidden", "decode", "state_shapes")
     state_type: ClassVar[type]
     training_settings: ClassVar[frozenset[str]] = frozenset()
     """settings of its start and its training, which change nothing that a trained model computes"""
@@ -178,7 +196,8 @@ class LanguageModel(Pretrained):
         return logits, state
 
     def run(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple, Any]:
-        """As `forward`, with what the layers did as a third result."""
+        """As `forward`, with what the layers did as a third result: None, or tensors [B, T, ...], in lists or
+        NamedTuples where there are several, as the model's own `rates` and `penalty` read them."""
         h, state, runs = self.hidden(tokens, state)
         return self.decode(h), state, runs
 

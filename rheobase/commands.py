@@ -238,8 +238,9 @@ def verify(args) -> Answer:
 def report(args) -> Answer:
     runs = [Run.open(p) for p in (args.run, *args.beside)]
     path = Path(args.out or Path(args.run) / "report.html")
-    quick.make_report(path, runs, args.image, command=f"rheobase report {args.run}")
-    return Answer({"report": str(path)}, str(path))
+    lacking = quick.make_report(path, runs, args.image, command=f"rheobase report {args.run}")
+    text = f"{path}\nno raster of events: {lacking}" if lacking else str(path)
+    return Answer({"report": str(path), "no_raster": lacking}, text)
 
 
 def targets(args) -> Answer:

@@ -24,7 +24,7 @@ from rheobase.models.training.event_task import as_pixels
 from rheobase.models.training.run import Run, RunConfig, config_path
 from rheobase.models.training.sample import sample
 from rheobase.spiking.config import read_toml
-from rheobase.spiking.errors import FormatError
+from rheobase.spiking.errors import FormatError, UnsupportedError
 
 SMALL = {"steps": 60, "batch": 16, "context": 32, "evaluate_every": 60, "checkpoint_every": 60, "warmup": 5}
 SMALL_WIDTH = 48
@@ -206,8 +206,11 @@ def _config(name: str, small: bool, text: str | None) -> RunConfig:
     return RunConfig.from_table(table, f"quickstart_{name}.toml")
 
 
-def make_report(path: Path, runs: list[Run], image: str | Path | None, *, command: str) -> None:
-    """Write the HTML report of the first run, beside the others; all figures are measured or read off the runs here."""
+def make_report(path: Path, runs: list[Run], image: str | Path | None, *, command: str) -> str | None:
+    """Write the HTML report of the first run, beside the others; all figures are measured or read off the runs here.
+
+    returns  why it has no raster of events, where the model has no graph to be simulated
+    """
     from rheobase.backends.report import ReportData, ReportImage, ReportModel, write_report
 
     first = runs[0]
@@ -238,7 +241,12 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
     model, tokenizer = first.model(), first.tokenizer()
     stretch = test_tokens(first, min(RASTER_TOKENS, len(first.splits().test)))
     prompt = tokenizer.encode(PROMPT).tolist() if tokenizer.unit == "byte" else stretch[0, :4].tolist()
-    trace, written = simulate(model.lower(), stretch), sample(model, [prompt], 500, vocabulary=tokenizer.vocabulary)[0]
+    events, lacking = {}, None
+    try:
+        events = simulate(model.lower(), stretch).events
+    except UnsupportedError as error:
+        lacking = str(error)
+    written = sample(model, [prompt], 500, vocabulary=tokenizer.vocabulary)[0]
     shown = None
     if image:
         artifact = open_artifact(image)
@@ -261,7 +269,7 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             f"Python {platform.python_version()}, torch {torch.__version__}",
             date=date.today().isoformat(),
             models=tuple(models),
-            events=trace.events,
+            events=events,
             text=[tokenizer.decode([token]).decode(errors="replace") for token in stretch[0]],
             image=shown,
             sample=tokenizer.decode(written.tolist()).decode(errors="replace"),
@@ -271,3 +279,4 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
             billed=BILLED,
         ),
     )
+    return lacking

@@ -61,7 +61,7 @@ def test_a_manifest_that_lacks_its_probes_is_refused(small_image):
         describe(open_artifact(small_image))
 
 
-@pytest.mark.parametrize("field", ["format", "exporter", "version", "graph", "coverage", "not_claimed", "tick_plan"])
+@pytest.mark.parametrize("field", "format exporter version graph coverage not_claimed deviations tick_plan".split())
 def test_a_manifest_that_lacks_what_is_shown_is_refused(small_image, capsys, field):
     manifest = json.loads((small_image / "manifest.json").read_text())
     (small_image / "manifest.json").write_text(json.dumps(manifest | {field: None}))

@@ -174,5 +174,6 @@ def test_more_than_a_thousand_elements_stay_in_order(tmp_path):
         for number in range(1002)
     ]
     files = {f"pe/{number:03d}.bin": image.pack() for number, image in enumerate(images)}
-    _, pes = load_images(write_artifact(tmp_path / "many", files, {}))
+    said = dict.fromkeys(("format", "exporter", "version", "graph", "not_claimed"), "")
+    _, pes = load_images(write_artifact(tmp_path / "many", files, {**said, "coverage": {}, "deviations": []}))
     assert [image.fields["unit_lo"] for _, image in pes] == list(range(1002))

@@ -1,4 +1,10 @@
-"""Exporters. Each lives in a file or folder of its own with `export` and `verify`, found by its name."""
+"""Exporters. Each lives in a file or folder of its own, found by its name, with
+
+    export(graph, out, *, calibration, allow_lossy, version, ...) -> Artifact     what `write_artifact` returns
+    verify(artifact, ...) -> Report
+
+where the dots are options of its own, each with a default, which Python's callers may give.
+"""
 
 import inspect
 from importlib.metadata import version

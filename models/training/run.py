@@ -174,11 +174,12 @@ class RunConfig:
         )
         if not issubclass(getattr(module, "Model", object), kind):
             raise ConfigError(where, wanted, repr(name), f'name one, such as "{such}"')
+        module.Model.require_whole(name)
         if sees and sections["sentences"].train is not None:
             raise ConfigError(where, "[events] or [sentences]", "both", "drop one")
         if not sees and (sections["data"].tokenizer not in BYTES or names_prepared(sections["data"].text)):
             model.setdefault("vocabulary", FROM_TOKENIZER)
-        config = cls(model=name, settings=from_table(module.Config, model, "model"), **sections)
+        config = cls(model=name, settings=from_table(module.Model.Config, model, "model"), **sections)
         if config.train.threads is not None and config.train.threads < 1:
             raise ConfigError("train.threads", "at least 1", str(config.train.threads), "raise it or leave it out")
         for key, (least, most) in RANGES.items():

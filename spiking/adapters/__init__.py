@@ -13,7 +13,7 @@ from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.neurons import Cell
 
 
-def make_neuron(name: str, units: int, **settings) -> Cell:
+def make_neuron(name: str, units: int, /, **settings) -> Cell:
     """A layer of elementwise neurons, [B, T, units] -> [B, T, units].
 
     name      a file of `spiking/neurons`, or "library:Neuron" for a file of `spiking/adapters`
@@ -28,13 +28,19 @@ def make_neuron(name: str, units: int, **settings) -> Cell:
     if colon:
         return registry.get("rheobase.spiking.adapters", library).make(kind, units, settings)
     module = registry.get("rheobase.spiking.neurons", name)
-    (own,) = (
+    cells = [
         value
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, Cell) and value.__module__ == module.__name__
-    )
+    ]
+    if len(cells) != 1:
+        got = ", ".join(cell.__name__ for cell in cells) or "none"
+        raise ConfigError(module.__name__, "one Cell that is defined there", got, "move the others to other files")
+    (own,) = cells
     if not own.elementwise:
         raise ConfigError(name, "a neuron without matrices", own.__name__, f"build the layer {own.__name__} itself")
-    kinds = typing.get_type_hints(own.__init__)
-    kinds.pop("units")
-    return own(units, **checked(settings, kinds, name))
+    names = list(inspect.signature(own).parameters)
+    if names[:1] != ["units"]:
+        raise ConfigError(f"{own.__name__}.__init__", "units first", ", ".join(names) or "none", "name it units")
+    hints = typing.get_type_hints(own.__init__)
+    return own(units, **checked(settings, {n: hints.get(n, typing.Any) for n in names[1:]}, name))

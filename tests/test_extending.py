@@ -1,0 +1,169 @@
+"""A neuron, a model and an exporter, each one new file: what it takes, and what is said of half a one."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+
+import rheobase.backends.exporters
+import rheobase.models
+import rheobase.spiking.neurons
+from rheobase.cli import run as command
+from rheobase.models.training.run import RunConfig
+from rheobase.spiking.adapters import make_neuron
+from rheobase.spiking.errors import ConfigError
+
+
+@pytest.fixture
+def add(tmp_path, monkeypatch):
+    """Puts a file of that text into a package, as if it lay there."""
+
+    def put(package, name, text):
+        folder = tmp_path / package.__name__
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+
+    return put
+
+
+NEURON = """
+    from rheobase.spiking import LIF
+    class Own(LIF):
+        def __init__(self, units, tau=3.0):
+            super().__init__(units, tau=tau)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (NEURON, {"units": 3}, "own: expected a known key, got 'units'"),
+        (NEURON, {"tua": 3.0}, "own: expected a known key, got 'tua'; did you mean 'tau'"),
+        (
+            NEURON.replace("units, tau=3.0", "size, tau=3.0").replace("(units,", "(size,"),
+            {},
+            "units first, got size, tau",
+        ),
+        (NEURON + "    class Two(Own): pass\n", {}, "one Cell that is defined there, got Own, Two"),
+        ("x = 1", {}, "one Cell that is defined there, got none"),
+    ],
+)
+def test_half_a_neuron_is_refused_in_one_line(add, text, settings, message):
+    add(rheobase.spiking.neurons, "own", text)
+    with pytest.raises(ConfigError, match=message):
+        make_neuron("own", 4, **settings)
+
+
+def test_a_neuron_whose_constructor_has_no_annotations_takes_settings(add):
+    add(rheobase.spiking.neurons, "own", NEURON)
+    assert make_neuron("own", 4, tau=5.0).tau == 5.0
+    with pytest.raises(ConfigError, match="snntorch:Leaky: expected a known key, got 'units'"):
+        make_neuron("snntorch:Leaky", 3, beta=0.5, units=4)
+
+
+MODEL = """
+    import dataclasses
+    from torch import nn
+    from rheobase.models import LanguageModel
+    from rheobase.spiking.neurons import LIF, LIFState
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        vocabulary: int = 256
+        embedding: int = 16
+
+    class Model(LanguageModel):
+        Config, name, state_type = Config, "own", LIFState
+
+        def __init__(self, config):
+            super().__init__()
+            self.config = config
+            self.embedding, self.neuron = nn.Embedding(config.vocabulary, config.embedding), LIF(config.embedding)
+            self.head = nn.Linear(config.embedding, config.vocabulary)
+
+        def hidden(self, tokens, state=None):
+            self.check(tokens, state)
+            s, state = self.neuron(2 * self.embedding(tokens), None if state is None else state[0])
+            return s, (state,), s
+
+        def decode(self, h):
+            return self.head(h)
+
+        def state_shapes(self, batch):
+            return [((batch, self.config.embedding),)]
+
+        @classmethod
+        def least_numbers(cls, config):
+            return 2 * config.vocabulary * config.embedding
+
+        event_layers = ("neuron",)
+
+        def rates(self, runs):
+            return [runs.mean((0, 1))]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('Config, name, state_type = Config, "own", LIFState', "pass", "got one without Config, name; define"),
+        ("def least_numbers", "def most_numbers", "models/own.py Model: .* got one without least_numbers"),
+        ("def state_shapes", "def shapes", "got one without state_shapes"),
+        ('"own"', '"other"', "models/own.py Model.name: expected 'own', got 'other'"),
+    ],
+)
+def test_half_a_model_is_refused_before_it_trains(add, old, new, message):
+    assert old in MODEL
+    add(rheobase.models, "own", MODEL.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_table({"model": {"name": "own"}})
+
+
+def test_a_model_without_a_graph_is_trained_judged_counted_and_reported(add, tmp_path, capsys):
+    add(rheobase.models, "own", MODEL)
+    (tmp_path / "own.toml").write_text('[model]\nname = "own"\n[train]\nsteps = 2\nbatch = 2\ncontext = 8\n')
+    run = str(tmp_path / "run")
+    assert command(["train", str(tmp_path / "own.toml"), "--out", run]) == 0
+    assert command(["eval", run]) == command(["sample", run, "--length", "5"]) == command(["count", run]) == 0
+    capsys.readouterr()
+    assert command(["report", run]) == 0
+    said = capsys.readouterr().out
+    assert "no raster of events: own: expected a model that lowers to a graph" in said
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+    assert command(["simulate", run]) == 1
+
+
+EXPORTER = """
+    import json
+    import numpy as np
+    from rheobase.backends.artifact import Report, write_artifact
+
+    def export(graph, out, *, calibration=None, allow_lossy=False, version=""):
+        text = json.dumps({name: np.asarray(a, float).sum() for name, a in graph.arrays.items()})
+        manifest = {"format": "sums/1", "exporter": "own", "version": version, "graph": graph.hash(), "deviations": [],
+                    "coverage": {n.name: "sums.json" for n in graph.nodes}, "not_claimed": "that it runs"}
+        return write_artifact(out, {"sums.json": text.encode()}, manifest)
+
+    def verify(artifact):
+        sums = json.loads(artifact.read("sums.json"))
+        return Report(True, len(sums), 0)
+"""
+
+
+def test_an_exporter_is_one_file(add, tmp_path, capsys):
+    add(rheobase.backends.exporters, "own", EXPORTER)
+    out = str(tmp_path / "out")
+    assert command(["export", "egru-enwik8", "--to", "own", "--out", out]) == command(["verify", out]) == 0
+    assert "changed: nothing" in capsys.readouterr().out
+    assert command(["inspect", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest"]["format"] == "sums/1"
+
+
+@pytest.mark.parametrize("field", ["graph", "coverage", "deviations"])
+def test_an_exporter_whose_manifest_lacks_a_field_writes_nothing(add, tmp_path, capsys, field):
+    add(rheobase.backends.exporters, "own", EXPORTER.replace(f'"{field}":', f'"{field}s":'))
+    assert command(["export", "egru-enwik8", "--to", "own", "--out", str(tmp_path / "out")]) == 1
+    assert f"manifest: expected {field}, as " in capsys.readouterr().err and not (tmp_path / "out").exists()
