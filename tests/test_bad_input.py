@@ -12,6 +12,7 @@ from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig
 from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
 from rheobase.models.training.run import Run, RunConfig
+from rheobase.spiking import LIF
 from rheobase.spiking.errors import FormatError, ShapeError
 from rheobase.spiking.files import write_atomic
 
@@ -182,6 +183,13 @@ def test_tokens_and_states(model):
     _, other = EGRULM(EGRULMConfig(embedding=8, layers=(5, 8)))(tokens)
     with pytest.raises(ShapeError, match="state: expected .* use a state of this model and batch size"):
         model(tokens, other)
+
+
+def test_one_step_takes_a_state_of_its_own_batch():
+    """A state of two streams made two outputs of one input."""
+    for x, state in ((1, 2), (2, 1)):
+        with pytest.raises(ShapeError, match=rf"LIF step: expected v of shape \({x}, 3\), got \({state}, 3\)"):
+            LIF(3).step(torch.ones(x, 3), LIF(3).initial_state(state))
 
 
 def test_damaged_models(small_run, tmp_path, say):

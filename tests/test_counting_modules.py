@@ -8,6 +8,7 @@ from torch import nn
 from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
+from rheobase.spiking import LIF
 from rheobase.spiking.errors import UnsupportedError
 
 B, T = 2, 7
@@ -176,10 +177,12 @@ def test_what_no_rule_counts_is_named_and_nothing_is_counted_for_it(name):
     assert name in tally.uncounted and (tally.macs, tally.products) == (0, 0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_a_scripted_module_is_refused_in_a_line():
-    with pytest.raises(UnsupportedError, match="count parts.0: expected modules that take hooks"):
-        count(Call(lambda x, part: part(x), torch.jit.script(nn.Linear(5, 3))), X)
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_scripted_or_traced_module_is_refused_in_a_line():
+    """A traced LIF would have no events and no state."""
+    for module in (torch.jit.script(nn.Linear(5, 3)), torch.jit.trace(LIF(5), (X[None],))):
+        with pytest.raises(UnsupportedError, match="count parts.0: expected modules that run in Python"):
+            count(Call(lambda x, part: part(x[None]), module), X)
 
 
 def test_sparse_weights_and_empty_batches():

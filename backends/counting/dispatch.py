@@ -242,7 +242,7 @@ def count(
              operators. The two agree but for bytes, which are those of one fused op or of each operator
     returns  a Tally whose `tokens` is B x T (B where there is no T), by operator: a parameter's or a module's path;
              operators without a rule are named in `uncounted`
-    raises   UnsupportedError: an operator without a rule, where strict, or a module of torch.jit.script
+    raises   UnsupportedError: an operator without a rule, where strict, or a module of torch.jit
              ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor
 
     Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
@@ -251,9 +251,9 @@ def count(
     if kind not in KINDS:
         raise ConfigError("count kind", f"one of {', '.join(KINDS)}", repr(kind), "name what the input is")
     for path, module in model.named_modules():
-        if isinstance(module, torch.jit.RecursiveScriptModule):
-            where, got = f"count {path}".rstrip(), "one of torch.jit.script"
-            raise UnsupportedError(where, "modules that take hooks", got, "count it as it was before")
+        if isinstance(module, torch.jit.ScriptModule):  # in which no neuron says what its tensors are
+            where, got = f"count {path}".rstrip(), "one of torch.jit"
+            raise UnsupportedError(where, "modules that run in Python", got, "count it as it was before")
     try:
         tokens = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError):

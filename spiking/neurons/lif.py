@@ -108,6 +108,9 @@ class LIF(Cell):
 
     def step(self, x_BD, state):
         self._check(x_BD)
+        if state.v.shape != x_BD.shape:
+            wanted, got = f"v of shape {tuple(x_BD.shape)}", f"{tuple(state.v.shape)}"
+            raise ShapeError("LIF step", wanted, got, "start a new state")
         wide = torch.promote_types(torch.promote_types(x_BD.dtype, state.v.dtype), torch.float32)
         s, v, h = lif_step(x_BD.to(wide), state.v.to(wide), **self._settings())
         return self._grade(s.to(x_BD.dtype), h.to(x_BD.dtype)), LIFState(v)
