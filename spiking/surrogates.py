@@ -22,6 +22,21 @@ FIRE_RULES = (">", ">=")
 class _Spike(torch.autograd.Function):
     """Forward: the step function. Backward: the surrogate's slope."""
 
+    @staticmethod
+    def forward(ctx, u, surrogate, fire):
+        ctx.save_for_backward(u)
+        ctx.surrogate = surrogate
+        return (u > 0 if fire == ">" else u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return grad * ctx.surrogate.slope(u), None, None
+
+
+class _Transformed(_Spike):
+    """The same in the form that torch.func's transforms ask for, whose call takes torch four times as long."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -34,19 +49,20 @@ class _Spike(torch.autograd.Function):
         ctx.save_for_backward(u)
         ctx.save_for_forward(u)
 
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return grad * ctx.surrogate.slope(u), None, None
 
-
-class _SpikeBothWays(_Spike):
-    """With a derivative forward too, for torch.func.jvp; what has one is refused by torch.compile."""
+class _BothWays(_Transformed):
+    """With a derivative forward too, for jvp; torch.compile takes no such function."""
 
     @staticmethod
     def jvp(ctx, tangent, *_):
         (u,) = ctx.saved_tensors
         return tangent * ctx.surrogate.slope(u)
+
+
+def _form() -> type[_Spike]:
+    if not torch._C._are_functorch_transforms_active():
+        return _Spike
+    return _Transformed if torch.compiler.is_compiling() else _BothWays
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,7 @@ class Surrogate:
         """
         if fire not in FIRE_RULES:
             raise ConfigError("fire", "'>' or '>='", repr(fire), "name the firing rule")
-        return (_Spike if torch.compiler.is_compiling() else _SpikeBothWays).apply(u, self, fire)
+        return _form().apply(u, self, fire)
 
 
 @dataclass(frozen=True)
