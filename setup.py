@@ -25,8 +25,9 @@ native = Extension(
     "rheobase.spiking.ops.native._native",
     sources=[f"spiking/ops/native/{name}.c" for name in ("gather", "egru", "lif", "wkv", "stream")],
     depends=["spiking/ops/native/native.h"],
-    # no fused products: every machine gives the same bits; no trapping: a comparison may become part of a vector
-    extra_compile_args=["-std=c99", "-O3", "-ffp-contract=off", "-fno-trapping-math"],
+    # no fused products: every machine gives the same bits; no trapping: a comparison may become part of a vector;
+    # no errno: a root is an instruction, where libm, which is not linked, would set it
+    extra_compile_args=["-std=c99", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"],
     py_limited_api=True,  # it calls no Python: one wheel a platform serves every version
     optional=True,
 )

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rheobase.backends.exporters.spinnaker2.host import library as host
+from rheobase.spiking.ops.native import compiled
 from rheobase.spiking.ops.native import library as here
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +59,23 @@ def test_without_a_compiler_the_build_goes_on_and_says_so_in_one_line(tmp_path):
     notices = [line for line in (done.stdout + done.stderr).splitlines() if "rheobase: no C library" in line]
     assert done.returncode == 0 and len(notices) == 1 and "rheobase doctor" in notices[0]
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_library_of_another_machine_is_said_and_not_used(tmp_path, monkeypatch, caplog):
+    (tmp_path / "built_elsewhere.abi3.so").write_bytes(b"\x7fELF of another machine")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert compiled("built_elsewhere") is None
+    assert "cannot load its C library" in caplog.text and "built_elsewhere.abi3.so" in caplog.text
+
+
+@pytest.mark.skipif(shutil.which("nm") is None or sys.platform != "linux", reason="symbols are read by nm, of ELF")
+@pytest.mark.parametrize("library", [here(), host()])
+def test_the_c_needs_no_library_but_libc(library):
+    if library is None:
+        pytest.skip("no C library: no compiler at install")
+    done = subprocess.run(["nm", "-D", "--undefined-only", library._name], capture_output=True, text=True, check=True)
+    needed = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines() if line.split()[0] == "U"}
+    assert needed <= {"memcpy", "memmove", "memset", "__stack_chk_fail"}
 
 
 def test_numpy_and_c_gather_the_same_rows():

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.util
+import logging
 
 import numpy as np
 
@@ -10,9 +11,16 @@ SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 
 
 def compiled(module: str) -> ctypes.CDLL | None:
-    """A library that was compiled at install, or None where no compiler was at hand."""
+    """A library that was compiled at install, or None where no compiler was at hand or, which is logged, where this
+    machine cannot load it: its name is the same on all, so that a folder that two machines share holds one's alone."""
     spec = importlib.util.find_spec(module)
-    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        return ctypes.CDLL(spec.origin)
+    except OSError as error:
+        logging.getLogger("rheobase").warning("rheobase: this machine cannot load its C library (%s); reinstall", error)
+        return None
 
 
 @functools.cache
