@@ -16,7 +16,7 @@ class Events:
     n_streams, n_steps, n_units   the dense shape [B, T, D]
     dt_s                 duration of a step in seconds, or None where time has no unit
 
-    raises  ShapeError: arrays of unequal length, an index out of range, a zero value, or not sorted
+    raises  ShapeError: arrays of unequal length, an index out of range or no whole number, a zero value, or not sorted
     """
 
     stream: np.ndarray
@@ -30,7 +30,13 @@ class Events:
 
     def __post_init__(self):
         for name in ("stream", "step", "unit"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(np.int64))
+            given = np.asarray(getattr(self, name))
+            with np.errstate(invalid="ignore"):  # what becomes of NaN differs from machine to machine
+                index = given.astype(np.int64)
+            if (index != given).any():
+                got = str(given[index != given][0])
+                raise ShapeError(f"Events.{name}", "whole numbers", got, "give the indices of steps and units")
+            object.__setattr__(self, name, index)
         object.__setattr__(self, "value", np.asarray(self.value))
         shapes = {a.shape for a in (self.stream, self.step, self.unit, self.value)}
         if len(shapes) != 1 or len(self.value.shape) != 1:

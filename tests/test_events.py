@@ -43,6 +43,8 @@ def test_tensors_are_taken():
         ([0], [0], [3], [1.0], r"Events.unit: expected 0 to 2, got 3 to 3"),
         ([0], [-1], [0], [1.0], r"Events.step: expected 0 to 4, got -1"),
         ([2], [0], [0], [1.0], r"Events.stream: expected 0 to 1"),
+        ([0], [1.5], [0], [1.0], r"Events.step: expected whole numbers, got 1.5"),
+        ([0], [np.nan], [0], [1.0], r"Events.step: expected whole numbers, got nan"),
         ([0], [0], [0], [0.0], "leave silent units out"),
         ([0, 0], [0], [0], [1.0], "arrays of one length"),
         ([0, 0], [1, 0], [0, 0], [1.0, 1.0], "use Events.from_unsorted"),

@@ -277,13 +277,13 @@ def test_a_set_with_a_test_part_and_a_sum(tmp_path, monkeypatch):
 def test_spoken_digits_in_hdf5(tmp_path, monkeypatch):
     import h5py
 
-    def packed(n):
+    def packed(n, last=0.75):
         file, outer = io.BytesIO(), io.BytesIO()
         with h5py.File(file, "w") as h5:
             times = h5.create_dataset("spikes/times", (n,), h5py.vlen_dtype(np.float32))
             units = h5.create_dataset("spikes/units", (n,), h5py.vlen_dtype(np.int32))
             for i in range(n):
-                times[i], units[i] = np.array([0.5, 0.25, 0.75]), np.array([699, i, 3])
+                times[i], units[i] = np.array([0.5, 0.25, last]), np.array([699, i, 3])
             h5["labels"] = np.arange(n) % 2
         with zipfile.ZipFile(outer, "w") as archive:
             archive.writestr("shd.h5", file.getvalue())
@@ -293,6 +293,10 @@ def test_spoken_digits_in_hdf5(tmp_path, monkeypatch):
     test = load_events(EventsConfig(set="shd", folder=str(tmp_path), steps=4, window_ms=1000.0)).test
     assert test.frames.shape == (2, 4, 2, 1, 700)
     assert [tuple(at) for at in np.argwhere(test.frames[1])] == [(0, 0, 0, 1), (1, 0, 0, 699), (2, 0, 0, 3)]
+    for last in (np.nan, np.inf):
+        known_set(monkeypatch, "shd", tmp_path, {"a.zip": packed(20, last)}, {"b.zip": packed(2)}, (1, 700))
+        with pytest.raises(FormatError, match=r"a.zip: 0: expected finite times"):
+            load_events(EventsConfig(set="shd", folder=str(tmp_path), steps=4))
 
 
 def test_digits_pixel_by_pixel(tmp_path, monkeypatch):

@@ -186,8 +186,10 @@ def _shd(path: Path) -> Iterator[tuple[Recording, int]]:
         if {file.dataset(name).shape for name in columns} != {labels.shape} or labels.ndim != 1:
             raise FormatError(path, "a label for each recording", str(labels.shape), "fetch it anew")
         for index, label in enumerate(labels):
-            times, units = (file.read(name, index, most=LARGEST) for name in columns)
-            t = np.rint(1e6 * times.astype(np.float64)).astype(np.int64)
+            times, units = (file.read(name, index, most=LARGEST).astype(np.float64) for name in columns)
+            if not all((np.abs(each) < 1 << 40).all() for each in (1e6 * times, units)):
+                raise FormatError(f"{path}: {index}", "finite times and units below 2^40", "others", "fetch it anew")
+            t = np.rint(1e6 * times).astype(np.int64)
             order, zero = np.argsort(t, kind="stable"), np.zeros(len(t), np.int64)
             yield Recording(f"{path}: {index}", units.astype(np.int64)[order], zero, zero, t[order]), int(label)
 
