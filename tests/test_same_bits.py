@@ -69,7 +69,7 @@ def of_streams(dtype):
 
 BITS = {
     of_lif: ("37583da7aea70c6a", "e86930989855c7ca"),
-    of_wkv: ("0598609508dbb91d", "ec13362b84ca0f58"),
+    of_wkv: ("01f70f120a355ca0", "e2b41f2c99bd94e5"),
     of_egru: ("00c92c8ed06c3164", "1ba2d4112c070004"),
     of_streams: ("ffbac2694588c3ff", "0c57803c2019a861"),
 }
