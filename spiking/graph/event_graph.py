@@ -144,6 +144,10 @@ class EventGraph:
                 )
             if edge.delay not in (0, 1):
                 raise GraphError(f"edge {edge.source} -> {edge.target}", "delay 0 or 1", str(edge.delay), "mend it")
+            sends, reads = port in by_name[source].op.ids, into in by_name[target].op.ids
+            if sends != reads or (sends and edge.delay):
+                got, remedy = "another edge of one of them", "read the tokens through an embedding, and delay that"
+                raise GraphError(f"edge {edge.source} -> {edge.target}", "token ids into an embedding", got, remedy)
         ports: dict[str, list[str]] = {name: [] for name in by_name}
         inputs_of: dict[str, dict[str, Edge]] = {name: {} for name in by_name}
         for edge in self.edges:

@@ -11,7 +11,7 @@ from rheobase.spiking.tally import BINARY, DENSE, GRADED
 class Tokens(Input):
     """The input: one token id a step, seen as a binary event on one of `vocabulary` lines."""
 
-    outputs = {"out": BINARY}
+    outputs, ids = {"out": BINARY}, ("out",)
     vocabulary: int
 
     def shapes(self, name, inputs, arrays):
@@ -31,7 +31,7 @@ class Tokens(Input):
 class Embedding(Op):
     """out = table[token]; table [V, D]."""
 
-    inputs, outputs, roles = ("token",), {"out": DENSE}, ("table",)
+    inputs, outputs, roles, ids = ("token",), {"out": DENSE}, ("table",), ("token",)
 
     def shapes(self, name, inputs, arrays):
         require(name, "token lines", inputs["token"], arrays["table"].shape[:1])

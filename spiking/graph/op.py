@@ -21,6 +21,7 @@ class Op:
     roles    names of the arrays it needs; those that end in "?" may be absent
     state    names of the outputs that the node keeps for itself from step to step
     initial  value of a state before the first step, where it is not 0
+    ids      ports that hold token ids in place of a vector: they read each other alone, without a delay
     """
 
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -29,6 +30,7 @@ class Op:
     roles: ClassVar[tuple[str, ...]] = ()
     state: ClassVar[tuple[str, ...]] = ()
     initial: ClassVar[Mapping[str, float]] = {}
+    ids: ClassVar[tuple[str, ...]] = ()
 
     def shapes(self, name: str, inputs: Mapping[str, Shape], arrays: Mapping[str, np.ndarray]) -> Mapping[str, Shape]:
         """Output port -> shape, from those of inputs and arrays; raises GraphError where they do not fit."""

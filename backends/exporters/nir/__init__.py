@@ -145,12 +145,8 @@ def _record(graph: EventGraph, wiring: Wiring, made: Written, dt_s: float, calib
 
 def _arriving(graph: EventGraph, edge, whole: np.ndarray) -> np.ndarray:
     """What an edge delivers at each step, [T, B, n]."""
-    if not isinstance(graph.node(edge.source_node).op, Tokens):
-        first = np.full_like(whole[:1], graph.state_fill().get(edge.source, 0.0))
-        return np.concatenate([first, whole[:-1]]) if edge.delay else whole
-    lines = np.zeros((*whole.shape[:2], *edge.shape), np.float32)
-    np.put_along_axis(lines, whole.astype(np.int64), 1, -1)
-    return lines
+    first = np.full_like(whole[:1], graph.state_fill().get(edge.source, 0.0))
+    return np.concatenate([first, whole[:-1]]) if edge.delay else whole
 
 
 def probe(graph: EventGraph, steps: int = PROBE_STEPS, seed: int = 0) -> np.ndarray:
