@@ -195,9 +195,9 @@ def _run_by_step(nodes, edges, values, carried, wanted, size, graph, kernels) ->
 
 
 def number_type(graph: EventGraph) -> np.dtype:
-    """The widest floating type of a graph's arrays; float32 where none is, since whole numbers are weights like any."""
-    floats = [a.dtype for a in graph.arrays.values() if a.dtype.kind == "f"]
-    return np.result_type(*floats or [np.float32])
+    """The widest floating type of a graph's arrays, float32 at least: membranes are no shorter, and whole numbers are
+    weights like any."""
+    return np.result_type(np.float32, *(a.dtype for a in graph.arrays.values() if a.dtype.kind == "f"))
 
 
 def feed(graph: EventGraph, values) -> tuple[Node, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import arithmetic_rwkv as rwkv
+from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import (
     Affine,
     EGRUCell,
@@ -37,6 +38,14 @@ EVENT = Format(8, 0)
 """Binary and ternary spikes"""
 
 
+class Formats(dict):
+    """ "node.port" -> Format, of all that integers give; raises UnsupportedError for what they do not, or not yet."""
+
+    def __missing__(self, source: str):
+        wanted, got = "a signal in integers, made before its format is asked for", "none"
+        raise UnsupportedError(source, wanted, got, "quantise a graph that a model lowers to")
+
+
 def formats(graph: EventGraph) -> dict[str, Format]:
     """The format of every signal of an integer graph, "node.port" -> Format."""
     found = {}
@@ -60,7 +69,7 @@ class IntegerOp(Op):
 class IntegerEmbedding(IntegerOp):
     """out = table[token] 2^(out_frac - exponent[token]), rounded; table int8 [V, E], exponent int8 [V]."""
 
-    inputs, outputs, roles = ("token",), {"out": DENSE}, ("table", "exponent")
+    inputs, outputs, roles, ids = ("token",), {"out": DENSE}, ("table", "exponent"), ("token",)
     out_frac: int = 0
 
     def shapes(self, name, inputs, arrays):
