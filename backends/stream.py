@@ -24,7 +24,7 @@ from rheobase.spiking.tally import EVENT_KINDS
 ROW, LINEAR, EGRU, LIF, WKV, LAYER_NORM, AFFINE, MIX, SIGMOID, RELU, SQUARED_RELU, SPIKE, MULTIPLY, ADD, COPY = range(
     15
 )
-BY_EVENTS, HARD, DECAY_INPUT, STRICT, TERNARY, GRADED = (1 << bit for bit in range(6))
+BY_EVENTS, HARD, DECAY_INPUT, STRICT, TERNARY, GRADED, NARROW = (1 << bit for bit in range(7))
 FORMS = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 """type of the vectors of a graph in floating point -> how the name of the library's function ends"""
 
@@ -193,8 +193,9 @@ class Stream:
             return self._make(ROW, first, arrays=[kernel(node, {"token": tokens})["out"]])
         if isinstance(op, ops.Linear | IntegerLinear):
             weight = arrays["weight"].T if op.transposed else arrays["weight"]
-            shift = (op.shift(arrays["exponent"]),) if isinstance(op, IntegerLinear) else ()
-            flags = BY_EVENTS * (edges["x"].kind in EVENT_KINDS and not self._dense)
+            shift, flags = (), BY_EVENTS * (edges["x"].kind in EVENT_KINDS and not self._dense)
+            if isinstance(op, IntegerLinear):
+                shift, flags = (op.shift(arrays["exponent"]),), flags + NARROW * (op.bits == 16)
             return make(LINEAR, weight, filled("bias"), *shift, flags=flags, n_in=len(weight))
         if isinstance(op, IntegerEGRUCell):
             return make(EGRU, arrays["thr"], ints.sigmoid_table(), ints.tanh_table(), numbers=[op.zoneout])
@@ -216,7 +217,7 @@ class Stream:
             return make(MIX, share, arrays.get("rest", 1 - share), filled("bias"))
         if type(op) in _PLAIN:
             return make(_PLAIN[type(op)])
-        remedy = 'simulate on="event"'
+        remedy = f'simulate on="{"integer" if self.dtype == np.int32 else "event"}"'
         raise UnsupportedError(node.name, "an op that Stream has an instruction for", type(op).__name__, remedy)
 
 

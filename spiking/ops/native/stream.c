@@ -12,7 +12,7 @@
 
 /* As in backends/stream.py. */
 enum { ROW, LINEAR, EGRU, LIF, WKV, LAYER_NORM, AFFINE, MIX, SIGMOID, RELU, SQUARED_RELU, SPIKE, MULTIPLY, ADD, COPY };
-enum { BY_EVENTS = 1, HARD = 2, DECAY_INPUT = 4, STRICT = 8, TERNARY = 16, GRADED = 32 };
+enum { BY_EVENTS = 1, HARD = 2, DECAY_INPUT = 4, STRICT = 8, TERNARY = 16, GRADED = 32, NARROW = 64 };
 enum { COLUMNS = 1024 };
 
 typedef struct {
@@ -89,6 +89,18 @@ INLINE int32_t saturate16(int32_t x)
     return x < -32768 ? -32768 : x;
 }
 
+/* x 2^-s, rounded: a shift to the left where s < 0. */
+INLINE int32_t rescale(int32_t x, int32_t s)
+{
+    return s < 0 ? x * (1 << -s) : shift_right(x, s);
+}
+
+/* The same, held within int16, before a shift to the left and after it. */
+INLINE int32_t narrow(int32_t x, int32_t s)
+{
+    return saturate16(rescale(saturate16(s < 0 ? x : shift_right(x, s)), s < 0 ? s : 0));
+}
+
 INLINE int32_t look_up(const int32_t *table, int32_t x)
 {
     const int32_t u = saturate16(x) + 32768, i = u >> TABLE_STEP, f = u & ((1 << TABLE_STEP) - 1);
@@ -115,7 +127,7 @@ ANY_WIDTH void stream_i8(instruction *program, int64_t n, const int64_t *tokens,
                 memcpy(out, i->array[1], (size_t)size * sizeof *out);
                 rows_i8(a, i->array[0], out, at, count, size);
                 for (int64_t j = 0; j < size; j++)
-                    out[j] = shift_right(out[j], shift[j]);
+                    out[j] = i->flags & NARROW ? narrow(out[j], shift[j]) : rescale(out[j], shift[j]);
                 i->rows += count;
                 break;
             }
@@ -136,6 +148,10 @@ ANY_WIDTH void stream_i8(instruction *program, int64_t n, const int64_t *tokens,
                 }
                 break;
             }
+            case SPIKE:
+                for (int64_t j = 0; j < size; j++)
+                    out[j] = a[j] >= 0;
+                break;
             case COPY:
                 memcpy(out, a, (size_t)size * sizeof *out);
             }
