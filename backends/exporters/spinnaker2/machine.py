@@ -252,7 +252,7 @@ class ProgramElement(Element):
 
     def tick(self) -> tuple[Events, dict[str, np.ndarray]]:
         """Run the program: the events it sends, and its registers by number."""
-        sent = []
+        sent = [(np.zeros(0, np.int64),) * 2]
         ports = [*zip(self.sum, self.shift, strict=True), *self.vectors]
         for i in self.program:
             if program.OPS[i.op] == "send":
@@ -265,7 +265,7 @@ class ProgramElement(Element):
         self.sum = [bias.copy() for bias in self.bias]
         self.vectors = [np.zeros_like(v) for v in self.vectors]
         seen = {str(number): row.copy() for number, row in enumerate(self.registers)}
-        return tuple(np.concatenate([np.zeros(0, np.int64), *column]) for column in zip(*sent, strict=True)), seen
+        return tuple(np.concatenate(column) for column in zip(*sent, strict=True)), seen
 
 
 ELEMENTS = {EGRU: LayerElement, HEAD: HeadElement, EMBEDDING: EmbeddingElement, PROGRAM: ProgramElement}

@@ -72,9 +72,10 @@ def layers_of(graph: EventGraph) -> list[Layer]:
     for index, cell in enumerate(cells):
         edges = graph.inputs_of(cell.name)
         kernel, recurrent = edges["a"].source_node, edges["q"].source_node
-        source = graph.inputs_of(kernel)["x"]
-        back = graph.inputs_of(recurrent)["x"]
-        if source.source not in streams or source.delay or back.source != f"{cell.name}.y" or not back.delay:
+        fed = all(isinstance(graph.node(e.source_node).op, IntegerLinear) and not e.delay for e in edges.values())
+        source, back = (graph.inputs_of(name)["x"] for name in (kernel, recurrent)) if fed else edges.values()
+        chained = source.source in streams and not source.delay and back.source == f"{cell.name}.y" and back.delay
+        if not (fed and chained):
             raise UnsupportedError(
                 cell.name, "a layer fed by the one before and by itself", source.source, "export a stack"
             )
@@ -85,7 +86,8 @@ def layers_of(graph: EventGraph) -> list[Layer]:
         streams[f"{cell.name}.y"] = index + 1
     used = {part for layer in found for part in (layer.name, layer.kernel, layer.recurrent)}
     rest = [n for n in graph.nodes if n.name not in used and not isinstance(n.op, Tokens | IntegerEmbedding)]
-    if not found or len(rest) != 1 or f"{rest[0].name}.out" not in graph.outputs.values():
+    heads = [n for n in rest if isinstance(n.op, IntegerLinear) and f"{n.name}.out" in graph.outputs.values()]
+    if not found or len(rest) != 1 or not heads:
         raise UnsupportedError(
             "graph",
             "an embedding, EGRU layers and one head",
@@ -137,6 +139,8 @@ def build(graph: EventGraph, *, dram: bool = True, chips: int = 1) -> Partition:
     chips    how many chips there are
     raises   UnsupportedError: a layer, or the whole, does not fit; the message says by how much
     """
+    if len(graph.outputs) != 1:
+        raise UnsupportedError("spinnaker2", "a graph of one output", f"{sorted(graph.outputs)}", "drop the others")
     if any(isinstance(n.op, IntegerEGRUCell) for n in graph.nodes):
         made = _build_egru(graph, dram, chips * PES)
     elif dram:
@@ -299,9 +303,10 @@ def _embedding_images(graph: EventGraph, embedding: Node, slices: Slices) -> lis
 def _embedding_and_head(graph: EventGraph, layers: list[Layer]) -> tuple[Node, Node]:
     embedding = next(n for n in graph.nodes if isinstance(n.op, IntegerEmbedding))
     head = next(n for n in graph.nodes if isinstance(n.op, IntegerLinear) and f"{n.name}.out" in graph.outputs.values())
-    source = graph.inputs_of(head.name)["x"].source
-    if source != f"{layers[-1].name}.y":
-        raise UnsupportedError(head.name, "a head fed by the last layer", source, "export a stack")
+    edge = graph.inputs_of(head.name)["x"]
+    if edge.source != f"{layers[-1].name}.y" or edge.delay:
+        got = f"{edge.source}{' of the token before' * edge.delay}"
+        raise UnsupportedError(head.name, "a head fed by the last layer", got, "export a stack")
     return embedding, head
 
 

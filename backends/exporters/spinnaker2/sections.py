@@ -76,12 +76,18 @@ def plan_of(graph: EventGraph) -> Plan:
         raise UnsupportedError("graph", "a linear head", "none", "export a language model")
     rest = [graph.node(name) for group in graph.order() for name in group if f"{name}.out" not in by_token]
     rest = [n for n in rest if n is not head and not isinstance(n.op, Tokens)]
+    if not rest:
+        raise UnsupportedError("graph", "layers between the tokens and the head", "none", "export a language model")
     whole = {e.source for n in rest if isinstance(n.op, ops.IntegerLayerNorm) for e in graph.inputs_of(n.name).values()}
 
     def travels(edge: Edge, node: Node) -> bool:
         added = type(graph.node(edge.source_node).op) is ops.IntegerAdd
         return isinstance(node.op, SENT_WHOLE) or added or edge.source in whole or edge.source in by_token
 
+    for edge in (e for n in (*rest, head) if isinstance(n.op, SENT_WHOLE) for e in graph.inputs_of(n.name).values()):
+        if edge.delay:
+            wanted, got = "products and norms of this token's values", f"{edge.source} of the token before"
+            raise UnsupportedError(edge.target, wanted, got, "export a SpikeGPT")
     group = {n.name: n.name for n in rest}
 
     def root(name):
@@ -180,6 +186,7 @@ def _compile(graph: EventGraph, section: Section, travels, streams: dict[str, in
         _emit(graph, section, node, edges[node.name])
     for source in dict.fromkeys(e.source for e, n in every if e.delay):
         before = section.register(f"{source} before")
+        section.initial[f"{source} before"] = int(graph.state_fill()[source])
         section.program.append(instruction("move", out=before, a=section.register(source)))
     for source in section.sends:
         section.program.append(instruction("send", a=section.register(source), s0=streams[source]))

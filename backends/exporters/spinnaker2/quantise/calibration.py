@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
-from rheobase.backends.exporters.spinnaker2.quantise.ops import EVENT, Format
+from rheobase.backends.exporters.spinnaker2.quantise.ops import EVENT, Format, Formats
 from rheobase.backends.simulators import simulate
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import (
@@ -91,7 +91,7 @@ def choose_formats(graph: EventGraph, largest: dict[str, float], embedding_frac:
         theta = float(np.max(graph.arrays_of(node).get("theta", node.op.theta)))
         neuron = max(theta, abs(node.op.v_reset or 0.0), largest[f"{node.name}.v"])
         reach[source] = max(reach.get(source, 0.0), neuron)
-    found: dict[str, Format] = {}
+    found = Formats()
     for node in (graph.node(name) for group in graph.order() for name in group):
         edges, out = graph.inputs_of(node.name), f"{node.name}.out"
         if isinstance(node.op, Tokens):

@@ -24,7 +24,8 @@ def quantise_table(out: Writer) -> int:
             wanted = "an embedding shared by a transposed Linear"
             raise UnsupportedError(product.name, wanted, "another use", "untie it")
     rows = np.asarray(out.graph.arrays[name], np.float64).T
-    if not products and readers and all(isinstance(n.op, Spike) for n in readers):
+    shown = f"{node.name}.out" in out.graph.outputs.values()
+    if not (products or shown) and readers and all(isinstance(n.op, Spike) for n in readers):
         out.arrays[name] = np.where(rows.T < 0, -1, 1).astype(np.int8)
         out.arrays[f"{name}.exponent"] = np.zeros(rows.shape[1], np.int8)
         out.note(node, "table", str(out.graph.arrays[name].dtype), "int8: its signs, all that is read", 0.0)
@@ -63,6 +64,9 @@ def linear(out: Writer, node: Node) -> Node:
     name, largest = node.arrays["weight"], _largest(out, source)
     recurrent = any(isinstance(n.op, EGRUCell) for n in out.graph.nodes)
     bias = out.values(node, "bias", np.zeros(out.graph.shape_of(f"{node.name}.out")[0]))
+    users = [n.op for n in out.graph.nodes if isinstance(n.op, Linear) and n.arrays["weight"] == name]
+    if any(op.transposed != node.op.transposed for op in users):
+        raise UnsupportedError(node.name, "a shared weight that is read one way", "both ways", "untie it")
     if name not in out.arrays:
         weight = np.asarray(out.graph.arrays[name], np.float64)
         columns = weight.T if node.op.transposed else weight
