@@ -118,6 +118,8 @@ class _Writer:
             wanted = np.ones(1) if op.decay_input else tau
         else:
             tau, leak, alpha = np.asarray(1 / (1 - op.beta) if op.beta < 1 else math.inf), 0.0, op.alpha
+            if alpha == 1:
+                raise UnsupportedError(name, "a synapse that decays", "alpha = 1", "make alpha smaller")
             if np.isinf(tau) and (alpha or op.v_reset):
                 got = "a synapse of its own" if alpha else f"v = 0 at rest and v_reset = {op.v_reset:g}"
                 wanted = "units without a leak that read their input and begin at v_reset"

@@ -188,7 +188,8 @@ class Maker:
 
     def _embedding(self, node, sources, table) -> Step:
         readers = [self.graph.node(e.target_node).op for e in self.graph.edges if e.source == f"{node.name}.out"]
-        if readers and all(isinstance(op, Spike) for op in readers):
+        shown = f"{node.name}.out" in self.graph.outputs.values()
+        if not shown and readers and all(isinstance(op, Spike) for op in readers):
             self.notes.append((node.name, "table, its signs, all that is read", 0.0))
             return Step(node, sources, 0, {"table": np.where(table < 0, -1, 1).astype(np.int8)}, {"table": 0})
         frac = int(best_exponents(table.reshape(-1, 1), np.ones(table.size), clip=False)[0])

@@ -81,6 +81,8 @@ def refusal(graph: EventGraph, name: str) -> str | None:
     if op.v_reset:
         return f"v_reset {op.v_reset}: s2_nir ignores it"
     products = _terms(graph, name)
+    if len({e.source for e in products}) < len(products):
+        return "fed twice by one product"
     if not all(isinstance(graph.node(e.source_node).op, Linear) and not e.delay for e in products):
         return "fed by other than products"
     if not all(graph.inputs_of(e.source_node)["x"].kind == BINARY for e in products):
