@@ -117,7 +117,7 @@ def test_what_elements_would_read_a_step_early_is_refused(tmp_path, which):
 
 def test_a_cell_s_value_that_is_read_late_begins_where_the_cell_begins(tmp_path):
     """Elements keep it in a register of its own."""
-    cell = ("n", LIFCell(tau=4.0, theta=2.0, v_reset=-0.5), {}, {"x": "e.out"})
+    cell = ("n", LIFCell(tau=4.0, theta=1.0, v_reset=-0.5), {}, {"x": "e.out"})
     late = ("late", Spike(), {}, {"x": ("n.v", 1)})
     graph = chain(cell, late, source="late.out", table=TABLE * 0.01)
     export(graph, "spinnaker2", tmp_path / "x", calibration=TOKENS)
@@ -171,7 +171,13 @@ REFUSED = {
     "no layer": (lambda: chain(), "expected layers between the tokens and the head"),
     "two outputs": (lambda: egru(output={"logits": "h.out", "more": "n.y"}), "expected a graph of one output"),
     "a late input of an EGRU": (lambda: egru(late=1), "n: expected a layer fed by the one before"),
-    "no product before an EGRU": (lambda: egru(product=False), "n: expected a layer fed by the one before"),
+    "no product before an EGRU": (lambda: egru(product=False), "n.a: expected a product, got e.out"),
+    "a threshold beyond its input's format": (
+        lambda: chain(
+            ("g", Sigmoid(), {}, {"x": "e.out"}), ("n", LIFCell(theta=2.0), {}, {"x": "g.out"}), source="n.s"
+        ),
+        "n: expected a threshold and a membrane below 2, got 2",
+    ),
     "no linear head of an EGRU": (lambda: egru(output="n.y"), "expected an embedding, EGRU layers and one head"),
 }
 

@@ -39,6 +39,7 @@ def measure(graph: EventGraph, tokens: np.ndarray) -> tuple[dict[str, np.ndarray
     read = {graph.inputs_of(n.name)["x"].source for n in graph.nodes if isinstance(n.op, Linear)}
     chosen = set(signals_to_choose(graph))
     membranes = {f"{n.name}.v" for n in graph.nodes if isinstance(n.op, LIFCell)}
+    membranes |= {f"{n.name}.s" for n in graph.nodes if isinstance(n.op, GradedLIFCell)}
     power = dict.fromkeys(sorted(read), 0.0)
     largest = dict.fromkeys(sorted(chosen | membranes), 0.0)
     for seen in recorded(graph, tokens, sorted({*power, *largest})):
@@ -80,17 +81,20 @@ def choose_formats(graph: EventGraph, largest: dict[str, float], embedding_frac:
     The dense int16 signals get the finest power of two that leaves one bit above the largest magnitude seen, and
     above the thresholds and membranes of the neurons that they feed.
 
-    raises  UnsupportedError: a signal of 4,096 or more, or an embedding of 8,192 or more
+    raises  UnsupportedError: a signal of 4,096 or more, an embedding of 8,192 or more, or a neuron whose threshold or
+            membrane its input's format, one that is not chosen, does not hold
     """
     if embedding_frac < MIN_FRAC:
         raise UnsupportedError("embedding", "values below 8,192", f"Q{embedding_frac}", "train it longer")
     pre_activations, chosen = _pre_activations(graph), signals_to_choose(graph)
-    reach = dict(largest)
+    reach, neurons = dict(largest), {}
     for node in (n for n in graph.nodes if isinstance(n.op, LIFCell)):
         source = graph.inputs_of(node.name)["x"].source
         theta = float(np.max(graph.arrays_of(node).get("theta", node.op.theta)))
         neuron = max(theta, abs(node.op.v_reset or 0.0), largest[f"{node.name}.v"])
         reach[source] = max(reach.get(source, 0.0), neuron)
+        before = neuron + theta * (node.op.v_reset is None)
+        neurons[node.name] = max(before, largest.get(f"{node.name}.s", 0.0))
     found = Formats()
     for node in (graph.node(name) for group in graph.order() for name in group):
         edges, out = graph.inputs_of(node.name), f"{node.name}.out"
@@ -106,6 +110,12 @@ def choose_formats(graph: EventGraph, largest: dict[str, float], embedding_frac:
             found[f"{node.name}.y"] = found[edges["v"].source]
         elif isinstance(node.op, LIFCell):
             fed = found[f"{node.name}.v"] = found[edges["x"].source]
+            if neurons[node.name] * 2.0**fed.frac > 32767 and fed.bits == 16:
+                wanted, got = (
+                    f"a threshold and a membrane below {2.0 ** (15 - fed.frac):g}",
+                    f"{neurons[node.name]:.4g}",
+                )
+                raise UnsupportedError(node.name, wanted, got, "feed it by a product, whose format is chosen for it")
             found[f"{node.name}.s"] = fed if isinstance(node.op, GradedLIFCell) else EVENT
         elif out in pre_activations:
             found[out] = Format(32, ints.PRE_FRAC)

@@ -6,15 +6,19 @@ from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise.ops import IntegerEGRUCell
 from rheobase.backends.exporters.spinnaker2.quantise.writer import Writer
 from rheobase.spiking.errors import LossyExportError, UnsupportedError
-from rheobase.spiking.graph import EventGraph, Node
+from rheobase.spiking.graph import EventGraph, Linear, Node
 
 
 def cell(out: Writer, node: Node) -> Node:
-    """An EGRU cell; raises UnsupportedError: thresholds outside [0, 1], or a reader of its trace."""
+    """An EGRU cell; raises UnsupportedError: thresholds outside [0, 1], pre-activations that are no products, or a
+    reader of its trace."""
     thr = out.values(node, "thr")
     if thr.min() < 0 or thr.max() > 1:
         got = f"{thr.min()} to {thr.max()}"
         raise UnsupportedError(f"{node.name} thr", "thresholds in [0, 1]", got, "project them")
+    for port, edge in out.graph.inputs_of(node.name).items():
+        if not isinstance(out.graph.node(edge.source_node).op, Linear):
+            raise UnsupportedError(f"{node.name}.{port}", "a product", edge.source, "put a Linear before the cell")
     for edge in out.graph.edges:
         if edge.source == f"{node.name}.trace":
             raise UnsupportedError(edge.target, "no reader of an EGRU's trace", edge.source, "read y instead")
