@@ -8,7 +8,19 @@ from test_simulate import egru
 
 from rheobase.backends import simulate
 from rheobase.spiking.errors import GraphError
-from rheobase.spiking.graph import Add, Edge, EGRUCell, EventGraph, Frames, GRUCell, Linear, LSTMCell, Node
+from rheobase.spiking.graph import (
+    Add,
+    Conv2d,
+    Edge,
+    EGRUCell,
+    EventGraph,
+    Frames,
+    GRUCell,
+    Linear,
+    LSTMCell,
+    MaxPool2d,
+    Node,
+)
 from rheobase.spiking.tally import DENSE, GRADED
 
 
@@ -70,6 +82,16 @@ def test_gates_side_by_side_of_unequal_width_are_no_cell():
     for cell, gates in ((LSTMCell(), 4), (GRUCell(), 3), (EGRUCell(), 3)):
         with pytest.raises(GraphError, match="a"):
             cell.shapes("cell", {port: (6 * gates + 1,) for port in cell.inputs}, {"thr": np.zeros(6)})
+
+
+def test_an_image_or_a_kernel_of_no_pixels_is_refused():
+    convolution = {"size": (3, 3), "stride": 1, "padding": 0}
+    pooling = {"size": (3, 3), "kernel": 1, "stride": 1}
+    for op, given in ((Conv2d, convolution), (MaxPool2d, pooling)):
+        for field in given:
+            wrong = (0, 3) if field == "size" else -1 if field == "padding" else 0
+            with pytest.raises(GraphError, match=f"c: {'height' if field == 'size' else field}: expected at least"):
+                op(**{**given, field: wrong}).shapes("c", {"x": (9,)}, {"weight": np.ones((1, 1, 1, 1))})
 
 
 def test_the_hash_names_the_content():

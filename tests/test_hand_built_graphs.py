@@ -204,6 +204,14 @@ def test_an_embedding_that_is_an_output_keeps_its_values(tmp_path, to):
         assert made.manifest["relative_error"]["e.out"] < 0.02
 
 
+def test_a_graph_of_which_onnx_would_write_no_file_is_refused(tmp_path):
+    """All that reads its one product is in the product's own fragment, and nothing reads that."""
+    dead = ("p", Linear(), {"weight": "w"}, {"x": "e.out"}), ("r", Relu(), {}, {"x": "p.out"})
+    graph = graph_of(*dead, output={}, **square("w"))
+    with pytest.raises(UnsupportedError, match="onnx: expected dense nodes that something reads"):
+        export(graph, "onnx", tmp_path / "x", calibration=TOKENS)
+
+
 @needs_c
 @pytest.mark.parametrize("tables", [True, False])
 def test_a_quantised_stream_holds_within_int16_what_the_specification_holds(tables):

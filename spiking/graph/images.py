@@ -18,6 +18,14 @@ def places(size: int, kernel: int, stride: int, padding: int = 0) -> int:
     return max((size + 2 * padding - kernel) // stride + 1, 0)
 
 
+def _check_sizes(name: str, op: "Conv2d | MaxPool2d", **fields: int) -> None:
+    """Refuse an image or a field of no pixels, with a GraphError; `padding` may be 0."""
+    least = {"height": op.size[0], "width": op.size[1], "stride": op.stride, **fields}
+    for field, value in least.items():
+        if value < (field != "padding"):
+            raise GraphError(f"{name}: {field}", "at least 1, of padding 0", str(value), "mend the graph")
+
+
 def check_levels(where: str, kind: str, values: np.ndarray) -> None:
     """Refuse values that events of a kind cannot have, with a ShapeError."""
     if kind in LEVELS and not np.isin(values, LEVELS[kind]).all():
@@ -94,6 +102,7 @@ class Conv2d(Op):
         weight = arrays["weight"]
         if weight.ndim != 4:
             raise GraphError(f"{name}: weight", "shape (O, C, U, V)", f"{weight.shape}", "mend the graph")
+        _check_sizes(name, self, padding=self.padding)
         require(name, "x", inputs["x"], (weight.shape[1] * self.size[0] * self.size[1],))
         if "bias" in arrays:
             require(name, "bias", arrays["bias"].shape, weight.shape[:1])
@@ -122,6 +131,7 @@ class MaxPool2d(Op):
         return {"x": self.kind}
 
     def shapes(self, name, inputs, arrays):
+        _check_sizes(name, self, kernel=self.kernel)
         channels = inputs["x"][0] // (self.size[0] * self.size[1])
         require(name, "x", inputs["x"], (channels * self.size[0] * self.size[1],))
         return {"out": _vector(name, (channels, *(places(n, self.kernel, self.stride) for n in self.size)))}

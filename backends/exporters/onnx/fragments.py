@@ -52,7 +52,7 @@ def input_name(edge: Edge) -> str:
 def fragments(graph: EventGraph) -> list[Fragment]:
     """The dense fragments of a graph in the order in which they can run, those of which something is read.
 
-    raises  UnsupportedError: there are none
+    raises  UnsupportedError: there are no products, or nothing of any fragment is read
     """
     order = [name for group in graph.order() for name in group]
     dense = [name for name in order if type(graph.node(name).op) in DENSE_OPS]
@@ -69,7 +69,10 @@ def fragments(graph: EventGraph) -> list[Fragment]:
     found = [(level[name], order.index(name), group[name]) for name in dense]
     first = {id(nodes): (at, place, nodes) for at, place, nodes in reversed(found)}
     every = [_fragment(graph, order, nodes, at) for at, _, nodes in sorted(first.values(), key=lambda item: item[:2])]
-    return [part for part in every if part.outputs]
+    parts = [part for part in every if part.outputs]
+    if not parts:
+        raise UnsupportedError("onnx", "dense nodes that something reads", "none", "name what is wanted as an output")
+    return parts
 
 
 def _levels(graph: EventGraph, order: list[str], dense: set[str]) -> dict[str, int]:
