@@ -177,6 +177,8 @@ class Stream:
 
     def _instruction(self, node: Node) -> _Instruction:
         op, edges, arrays = node.op, self.graph.inputs_of(node.name), self.graph.arrays_of(node)
+        if self.dtype != np.int32:  # first, so that what follows from them is as exact as in the simulators
+            arrays = {role: np.asarray(array, self.dtype) for role, array in arrays.items()}
         inputs = [(self._before if e.delay else self._values)[e.source] for e in map(edges.get, op.inputs)]
         state = [self._values[f"{node.name}.{port}"] for port in op.state]
         first = f"{node.name}.{next(iter(op.outputs))}"

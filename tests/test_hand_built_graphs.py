@@ -5,6 +5,8 @@ import pytest
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.simulators._executor import execute
+from rheobase.backends.simulators._gpu import GPUKernels
 from rheobase.backends.stream import Stream
 from rheobase.spiking.errors import GraphError, UnsupportedError
 from rheobase.spiking.graph import (
@@ -233,6 +235,30 @@ def test_a_quantised_stream_spikes():
     sigmoid = ("g", Sigmoid(), {}, {"x": "e.out"}), ("s", Spike(), {}, {"x": ("g.out", 1)})
     with pytest.raises(UnsupportedError, match='simulate on="integer"'):
         Stream(quantise(graph_of(*sigmoid, output="s.out"), TOKENS)[0], tables=False)
+
+
+@needs_c
+def test_a_stream_is_as_exact_as_the_widest_of_its_arrays():
+    decays = {"first": RNG.normal(size=4), "decay": RNG.normal(size=4).astype(np.float32)}
+    cell = ("n", WKVCell(), {"time_decay": "decay", "time_first": "first"}, {"k": "e.out", "v": "e.out"})
+    graph = graph_of(cell, output="n.y", **decays)
+    wanted = simulate(graph, TOKENS).outputs["logits"][0]
+    assert np.abs(Stream(graph, tables=False)(TOKENS[0]) - wanted).max() < 1e-12
+
+
+def test_a_gpus_ways_count_no_step_of_neurons_in_a_loop():
+    graph = graph_of(
+        ("sum", Add(), {}, {"a": "e.out", "b": ("back.out", 0)}),
+        ("n", LIFCell(), {}, {"x": "sum.out"}),
+        ("back", Linear(), {"weight": "w"}, {"x": ("n.s", 1)}),
+        ("h", Linear(), {"weight": "head"}, {"x": "n.s"}),
+        output="h.out",
+        ahead={"back.out": (4,)},
+        **square("w"),
+        **HEAD,
+    )
+    nothing = execute(graph, TOKENS[:, :0], None, GPUKernels("cpu"))
+    assert nothing.tally == simulate(graph, TOKENS[:, :0]).tally
 
 
 def lines(cell, *, twice=False):
