@@ -84,10 +84,14 @@ class StoredTrace:
 
 
 def expand(patterns: Iterable[str], available: Iterable[str]) -> list[str]:
-    """Names that match shell patterns with {a,b} alternatives; raises ConfigError where one matches nothing."""
+    """Names that are a pattern as it stands, or else match it, a shell pattern with {a,b} alternatives; raises
+    ConfigError where one matches nothing."""
     available = sorted(available)
     found: dict[str, None] = {}
     for pattern in patterns:
+        if pattern in available:
+            found[pattern] = None
+            continue
         pieces = re.split(r"\{([^}]*)\}", pattern)
         choices = [p.split(",") if i % 2 else [p] for i, p in enumerate(pieces)]
         names = [n for c in itertools.product(*choices) for n in fnmatch.filter(available, "".join(c))]

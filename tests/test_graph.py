@@ -48,6 +48,10 @@ def test_a_graph_refuses_what_is_wrong_with_it():
         ),
         "in the table": (graph.nodes, graph.edges, {}, graph.outputs),
         "one node a name": (graph.nodes + graph.nodes[:1], graph.edges, graph.arrays, graph.outputs),
+        "names without /": (
+            tuple(replace(n, name="a/b") if n.name == "decoder" else n for n in graph.nodes),
+            *(graph.edges, graph.arrays, graph.outputs),
+        ),
         "a node's output": (graph.nodes, graph.edges, graph.arrays, {"logits": "decoder.in"}),
         "shape": (graph.nodes, graph.edges, {**graph.arrays, "layers.0.thr": np.zeros(3)}, graph.outputs),
         "token lines": (

@@ -1,10 +1,13 @@
 """Graphs that no model lowers to: a backend computes them right, or refuses them in one line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
+from rheobase.backends.importers.nir import import_file
 from rheobase.backends.simulators._executor import execute
 from rheobase.backends.simulators._gpu import GPUKernels
 from rheobase.backends.stream import Stream
@@ -204,6 +207,27 @@ def test_an_embedding_that_is_an_output_keeps_its_values(tmp_path, to):
     else:
         made = export(graph, "onnx", tmp_path / "x", calibration=TOKENS)
         assert made.manifest["relative_error"]["e.out"] < 0.02
+
+
+@pytest.mark.parametrize("name", ["a[0]", "a*", "{a,b}"])
+def test_a_name_is_recorded_whatever_a_pattern_would_make_of_it(name):
+    other = ("a1", Relu(), {}, {"x": "e.out"})
+    graph = graph_of((name, Relu(), {}, {"x": "e.out"}), other, output="a1.out")
+    assert list(simulate(graph, TOKENS, record=[f"{name}.out"]).recorded) == [f"{name}.out"]
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_nir_s_ports_take_no_node_s_name(tmp_path, name):
+    graph = lines(LIFCell(fire=">"))
+    renamed = {"n": name, "n.s": f"{name}.s", "n.x": f"{name}.x"}
+    nodes = tuple(replace(n, name=renamed.get(n.name, n.name)) for n in graph.nodes)
+    edges = tuple(replace(e, target=renamed.get(e.target, e.target)) for e in graph.edges)
+    graph = EventGraph(nodes, edges, graph.arrays, {"s": f"{name}.s"})
+    export(graph, "nir", tmp_path / "x")
+    assert verify(tmp_path / "x").ok
+    frames = RNG.integers(0, 2, (1, 9, 3, 1, 1))
+    (got,) = simulate(import_file(tmp_path / "x/net.nir"), frames).outputs.values()
+    assert np.array_equal(got, simulate(graph, frames).outputs["s"]) and got.any()
 
 
 def test_a_graph_of_which_onnx_would_write_no_file_is_refused(tmp_path):

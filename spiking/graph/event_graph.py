@@ -50,8 +50,9 @@ class Edge:
 class EventGraph:
     """A whole model: nodes, edges, one table of arrays, and the outputs by name ("node.port").
 
-    raises  GraphError: two nodes of one name, an unknown port or array, a port with no edge or two, a kind that
-            the source does not declare, shapes that do not fit, or a cycle without a delay
+    raises  GraphError: two nodes of one name, a name that is empty or holds a /, an unknown port or array, a port with
+            no edge or two, a kind that the source does not declare, token ids that no embedding reads, shapes that do
+            not fit, or a cycle without a delay
     """
 
     nodes: tuple[Node, ...]
@@ -123,6 +124,8 @@ class EventGraph:
         if len(by_name) != len(self.nodes):
             raise GraphError("graph", "one node a name", "two of one name", "rename one")
         for node in self.nodes:
+            if not node.name or "/" in node.name:
+                raise GraphError("graph", "node names without /, none empty", repr(node.name), "rename it")
             needed = {r.rstrip("?") for r in node.op.roles}
             if not {r for r in node.op.roles if not r.endswith("?")} <= set(node.arrays) <= needed:
                 raise GraphError(node.name, f"arrays {node.op.roles}", f"{tuple(node.arrays)}", "name its arrays")

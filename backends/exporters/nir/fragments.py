@@ -145,9 +145,9 @@ def _wiring(graph, kept, inner, leaving, read) -> Wiring:
             p in read or not _feeds_only(graph, p, name, leaving, sums) for p in feeding
         ):
             gained[name] = tuple(feeding)
-    named = {key: "input" if len(inputs) == 1 else _input_name(key, inputs) for key in inputs}
+    named = {key: _free("input" if len(inputs) == 1 else _input_name(key, inputs), nodes) for key in inputs}
     ends = [n for n in nodes if n in read or not leaving[n] or any(_leaves(e, inner) for e in leaving[n])]
-    outputs = {"output" if len(ends) == 1 else f"output.{n}": n for n in ends}
+    outputs = {_free("output" if len(ends) == 1 else f"output.{n}", nodes): n for n in ends}
     return Wiring(
         tuple(nodes),
         tuple((named.get(a, a), b) for a, b in edges) + tuple((n, out) for out, n in outputs.items()),
@@ -156,6 +156,13 @@ def _wiring(graph, kept, inner, leaving, read) -> Wiring:
         tuple(sorted(sums)),
         gained,
     )
+
+
+def _free(name: str, taken: list[str]) -> str:
+    """A name that no node of the graph has."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _terms(graph, name, sums) -> list[Edge]:
