@@ -70,7 +70,8 @@ def test_sentences(run: Run, n: int) -> list[np.ndarray]:
 def _frames(run: Run, part: Frames, n: int) -> np.ndarray:
     """The first whole recordings of n frames or fewer, at least one, as the model reads them."""
     events = run.config.events
-    return as_pixels(part[: max(n // events.steps, 1)].frames, run.config.settings, events).numpy()
+    pixels = as_pixels(part[: max(n // events.steps, 1)].frames, run.config.settings, events)
+    return (pixels.double() if run.config.train.precision == "float64" else pixels).numpy()
 
 
 def calibration(run: Run) -> np.ndarray:

@@ -303,6 +303,9 @@ def test_a_strangers_sizes_are_checked_before_anything_is_allocated(small_run, t
         ("model.vocabulary=-3", "egru_lm vocabulary: expected at least 1"),
         ("model.vocabulary=100", "the train part of the text: expected ids from 0 to 99"),
         ("model.name=training", "config.toml: expected a language model, got 'training'"),
+        ("train.threads=99999999999", "train.threads: expected from 1 to 1024, got 99999999999"),
+        ("data.workers=99999999999", "data.workers: expected from 0 to 1024, got 99999999999"),
+        ("model.vocabulary=9999999999999999", "model: expected sizes for which this machine has memory, got "),
         ("train.device=foo", "train.device: expected a device of this machine, got 'foo'"),
     ],
 )

@@ -213,6 +213,17 @@ def test_what_a_run_on_recordings_refuses(folder):
         run.corpus()
 
 
+@pytest.mark.parametrize("model", [SMALL, SPIKING], ids=["egru_frames", "gesture"])
+def test_float64_trains_judges_counts_and_simulates(folder, model, capsys):
+    source = table(folder, model)
+    source["train"] |= {"steps": 2, "precision": "float64"}
+    run = loop.start(folder / "run", RunConfig.from_table(source), quiet=True)
+    assert {p.dtype for p in run.model().parameters()} == {torch.float64}
+    for words in ("eval", "count --tokens 8", "simulate --tokens 8", "simulate --on torch --tokens 8"):
+        name, *rest = words.split()
+        assert command([name, str(run.folder), *rest]) == 0, capsys.readouterr().err
+
+
 def test_more_classes_than_the_model_has(folder):
     """Without their file of labels, recordings are what their names say."""
     source = table(folder, folds=1)

@@ -149,5 +149,6 @@ def test_an_error_comes_up_at_its_own_step():
         with pytest.raises(ShapeError, match="ids from 0 to 999, got 5000"):
             ahead(63)
     assert ahead(0)[0][0, 0] == 0
-    with pytest.raises(ConfigError, match="data.workers: expected 0 or more, got -1"):
-        prefetched(ahead, -1)
+    for workers in (-1, 1025):
+        with pytest.raises(ConfigError, match=f"data.workers: expected from 0 to 1024, got {workers}"):
+            prefetched(ahead, workers)

@@ -77,6 +77,9 @@ def test_bad_files(tmp_path, monkeypatch):
     (tmp_path / "fine").write_bytes(b"1 fine\n")
     with pytest.raises(ConfigError, match="sentences.encoding"):
         read_sentences(tmp_path / "fine", 2, "utf-9")
+    for classes in (-1, 1, 10**30):
+        with pytest.raises(ConfigError, match=f"sentences.classes: expected from 2 to 10000, got {classes}"):
+            read_sentences(tmp_path / "fine", classes)
     monkeypatch.setattr("rheobase.models.training.sentences.LARGEST", 6999)
     for name, data in (("bomb.xz", whole), ("large", b"1 fine\n" * 1000)):
         (tmp_path / name).write_bytes(data)

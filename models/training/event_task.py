@@ -40,7 +40,7 @@ class EventTask(Task):
         ranks.require_one("events")
         require_fitting(model.config, corpus.train)
         self.part = corpus.train + corpus.held_out if e.fit_all and e.folds > 1 else corpus.train
-        self.batch, self.epoch = min(t.batch, len(self.part)), -1
+        self.batch, self.epoch, self.like = min(t.batch, len(self.part)), -1, next(model.parameters()).dtype
 
     def rehearse(self, model):
         frames, labels = self._batch(0)
@@ -74,7 +74,7 @@ class EventTask(Task):
         counts = shifted(part.frames, self.config.events.shift, np.random.default_rng((seed, step, 1)))
         pixels = as_pixels(counts, self.config.settings, self.config.events)
         device = self.config.train.device
-        return moved(pixels, device), moved(torch.from_numpy(part.labels), device)
+        return moved(pixels.to(self.like), device), moved(torch.from_numpy(part.labels), device)
 
     def _loss(self, model, frames: Tensor, labels: Tensor) -> Loss:
         logits, _, runs = model.run(frames)
@@ -147,7 +147,7 @@ def judge_frames(model, part: Frames, events: EventsConfig, batch: int) -> Event
     try:
         for start in range(0, len(part), batch):
             some = part[start : start + batch]
-            pixels = as_pixels(some.frames, model.config, events).to(device)
+            pixels = as_pixels(some.frames, model.config, events).to(next(model.parameters()))
             labels = torch.from_numpy(some.labels).to(device)
             logits, _, runs = model.run(pixels)
             mean = logits.double().mean(1)

@@ -115,8 +115,12 @@ def prepare(config: RunConfig, corpus: AnyCorpus, ranks: Ranks | None = None):
 
 
 def _build(config: RunConfig):
-    """A new model of the type of number that it is trained in."""
-    model = config.build()
+    """A new model of the type of number that it is trained in; raises ConfigError where it is too large to make."""
+    try:
+        model = config.build()
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        got = f"{' '.join(str(error).split())}"[:200] or "no memory"
+        raise ConfigError("model", "sizes for which this machine has memory", got, "lower them") from None
     return model.double() if config.train.precision == "float64" else model
 
 

@@ -6,6 +6,8 @@ from rheobase.spiking.errors import ConfigError
 
 AHEAD = 2
 """batches a thread"""
+MOST = 1024
+"""threads"""
 
 
 class Prefetched:
@@ -40,7 +42,7 @@ class Prefetched:
 
 
 def prefetched(batches, workers: int):
-    """The batches themselves if there are no workers; raises ConfigError where there are fewer."""
-    if workers < 0:
-        raise ConfigError("data.workers", "0 or more", str(workers), "mend the config")
+    """The batches themselves if there are no workers; raises ConfigError where there are fewer or too many."""
+    if not 0 <= workers <= MOST:
+        raise ConfigError("data.workers", f"from 0 to {MOST}", str(workers), "mend the config")
     return Prefetched(batches, workers) if workers else batches

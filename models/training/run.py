@@ -45,6 +45,8 @@ RANGES = {
     "seed": (0, 2**63),
 }
 CHOICES = {"precision": ("float32", "float64", "bf16"), "sharding": ("none", "fsdp")}
+MOST_THREADS = 1024
+"""beyond that torch or the system fails, in words of its own"""
 BYTES = (None, "bytes")
 """what `data.tokenizer` says where tokens are the text's own bytes"""
 NAMED = (BUILT_IN, *DATA_SETS, *BUILT)
@@ -180,8 +182,9 @@ class RunConfig:
         if not sees and (sections["data"].tokenizer not in BYTES or names_prepared(sections["data"].text)):
             model.setdefault("vocabulary", FROM_TOKENIZER)
         config = cls(model=name, settings=from_table(module.Model.Config, model, "model"), **sections)
-        if config.train.threads is not None and config.train.threads < 1:
-            raise ConfigError("train.threads", "at least 1", str(config.train.threads), "raise it or leave it out")
+        if config.train.threads is not None and not 1 <= config.train.threads <= MOST_THREADS:
+            wanted, got = f"from 1 to {MOST_THREADS}", str(config.train.threads)
+            raise ConfigError("train.threads", wanted, got, "mend it or leave it out")
         for key, (least, most) in RANGES.items():
             value = getattr(config.train, key)
             if not least <= value < most:

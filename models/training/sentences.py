@@ -16,6 +16,8 @@ from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
 LARGEST = 1 << 28
 """bytes of an unpacked file; beyond that it is no file of sentences"""
+DIGITS = 4
+"""of a label, at most"""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ def read_sentences(path: str | Path, classes: int, encoding: str = "utf-8") -> S
     """Read a file with a label from 0 to classes - 1, a blank and a sentence on each line, packed by xz or not.
 
     raises  FormatError: the file is missing, damaged, too large, empty or in another encoding, or a line has no
-            such label or no sentence; the line's number is given;  ConfigError: no such encoding
+            such label or no sentence; the line's number is given;  ConfigError: no such encoding or number of classes
     """
+    if not 2 <= classes <= 10**DIGITS:
+        raise ConfigError("sentences.classes", f"from 2 to {10**DIGITS}", str(classes), "mend it")
     if not Path(path).is_file():
         raise FormatError(path, "a file of sentences", "none", "check sentences.train and sentences.dev")
     plain = unpacked(Path(path))
@@ -56,7 +60,7 @@ def read_sentences(path: str | Path, classes: int, encoding: str = "utf-8") -> S
         except UnicodeDecodeError as error:
             got = f"the byte 0x{line[error.start]:02x}"
             raise FormatError(where, f"{encoding} text", got, "name the file's encoding") from None
-        if not (label.isascii() and label.isdigit() and int(label[:4]) < classes and len(label) <= 4):
+        if not (label.isascii() and label.isdigit() and int(label[:DIGITS]) < classes and len(label) <= DIGITS):
             expected = f"a label from 0 to {classes - 1} and a sentence"
             raise FormatError(where, expected, repr(line[:40].decode(encoding, "replace")), "mend the line")
         if not text.strip():
