@@ -83,7 +83,8 @@ def train(args) -> Answer:
 
 def eval(args) -> Answer:
     run = Run.open(args.run)
-    if args.text and (run.config.classifies or run.config.sees):
+    own = args.text is not None
+    if own and (run.config.classifies or run.config.sees):
         raise ConfigError("eval --text", "a language model's run", f"a classifier's, {args.run}", "leave it out")
     if run.config.classifies:
         return _eval_sentences(run, [Run.open(other) for other in args.beside])
@@ -93,9 +94,9 @@ def eval(args) -> Answer:
         result = judge_frames(run.model(), run.corpus().test, run.config.events, run.config.train.evaluate_batch)
         quality = f"{100 * result.accuracy:.1f} % of {result.recordings:,} recordings right"
     else:
-        result = test_on(run, args.text) if args.text else test(run)
+        result = test_on(run, args.text) if own else test(run)
         quality = _quality(result, run.tokenizer().unit)
-    lost = [] if run.shipped or args.text else _add_metrics(run, test=result)
+    lost = [] if run.shipped or own else _add_metrics(run, test=result)
     lines = [quality, *_layers(result, run.model()), *_sparsity(run), *lost]
     return Answer(dataclasses.asdict(result), "\n".join(lines))
 

@@ -199,7 +199,7 @@ def _quickstart(out: Path, small: bool, text: str | None, say) -> dict:
 
 def _config(name: str, small: bool, text: str | None) -> RunConfig:
     table = read_toml(config_path(f"quickstart_{name}"))
-    if text:
+    if text is not None:
         table.setdefault("data", {})["text"] = text
     if small:
         table["train"] |= SMALL

@@ -109,7 +109,7 @@ def read_file(name: str, encoding: str) -> np.ndarray:
     path = Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(name, [BUILT_IN, *DATA_SETS], n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else "check data.text or --text"
+        remedy = f"did you mean {near[0]!r}?" if near not in ([], [name]) else "check data.text or --text"
         raise FormatError(path, "a text file", "no file", remedy)
     return _read(path, unpacked(path), encoding)
 
