@@ -19,6 +19,8 @@ from rheobase.spiking.errors import ConfigError
 
 KEYS = ("base", "seeds", "set", "grid", "random", "ablate")
 MOST_RUNS = 10_000
+LARGEST = 1e300
+"""no end of a range: two of it still have a difference"""
 LONGEST_NAME = 160
 DIGITS = 3
 """significant ones of a number drawn at random, so that a run's name says it in full"""
@@ -143,7 +145,8 @@ def _draw(given: Any, rng: random.Random, where: str) -> Any:
         return rng.choice(given)
     try:
         low, high, log = given["low"], given["high"], given.get("log", False)
-        known = set(given) <= {"low", "high", "log"} and type(log) is bool and (0 if log else -math.inf) < low < high
+        least = 0 if log else -LARGEST
+        known = set(given) <= {"low", "high", "log"} and type(log) is bool and least < low < high < LARGEST
     except (TypeError, KeyError, AttributeError):
         known = False
     if not known:

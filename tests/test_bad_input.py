@@ -91,7 +91,7 @@ def test_a_text_that_is_not_there(tmp_path, say):
 def test_a_text_to_predict_that_is_no_file(small_run, say, text):
     """An empty name is no name left out, and a built-in text's name is no file."""
     line = say("eval", small_run.folder, "--text", text)
-    assert line.endswith(f"{text or '.'}: expected a text file, got no file; check data.text or --text")
+    assert line == f"rheobase: {text or '.'}: expected a text file, got no file; check data.text or --text\n"
 
 
 @pytest.mark.parametrize(

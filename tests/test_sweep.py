@@ -90,6 +90,11 @@ def test_draws_are_in_range_repeat_and_do_not_depend_on_each_other(tmp_path):
         ('base = "quickstart_egru"\n[grid]\ntrain.batch = [2]\n[ablate]\ntrain.batch = 3', "got one twice"),
         ('base = "quickstart_egru"\n[random]\ntrain.batch = [2]', "how many to draw"),
         ('base = "quickstart_egru"\n[random]\nsamples = 2\ntrain.clip = {low = 0, high = 1, log = true}', "above 0"),
+        ('base = "quickstart_egru"\n[random]\nsamples = 2\ntrain.clip = {low = 1, high = inf}', "low below high"),
+        (
+            f'base = "quickstart_egru"\n[random]\nsamples = 2\ntrain.steps = {{low = 1, high = {10**400}, log = true}}',
+            "low below high",
+        ),
         ('base = "quickstart_egru"\n[grid]\ntrain.steps = [1, 0]', "at least 1"),
     ],
 )
