@@ -122,6 +122,34 @@ def test_half_a_model_is_refused_before_it_trains(add, old, new, message):
         RunConfig.from_table({"model": {"name": "own"}})
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("event_layers = (", "layers = (", "models/own.py Model.rates: expected as many as its 0 event_layers, got 1"),
+        ("return 2 * config", "return 3 * config", "Model.least_numbers: expected at most the model's own 8,448, got"),
+        (
+            'Config, name, state_type = Config, "own", LIFState',
+            'Config, name = Config, "own"',
+            "models/own.py Model.state_type: expected the type of a layer's state, got none",
+        ),
+        ("[((batch, self.config.embedding),)]", "[((batch, 3),)]", "own state: expected"),
+    ],
+)
+def test_a_model_that_is_not_what_it_says_leaves_no_run(add, tmp_path, capsys, old, new, message):
+    """Each was found only after the training: by --resume, eval, or the second step."""
+    assert old in MODEL
+    add(rheobase.models, "own", MODEL.replace(old, new))
+    (tmp_path / "own.toml").write_text('[model]\nname = "own"\n[train]\nsteps = 2\nbatch = 2\ncontext = 8\n')
+    assert command(["train", str(tmp_path / "own.toml"), "--out", str(tmp_path / "run")]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_no_class(add):
+    add(rheobase.models, "own", "Model = 3")
+    with pytest.raises(ConfigError, match="expected a language model, got 'own'"):
+        RunConfig.from_table({"model": {"name": "own"}})
+
+
 def test_a_model_without_a_graph_is_trained_judged_counted_and_reported(add, tmp_path, capsys):
     add(rheobase.models, "own", MODEL)
     (tmp_path / "own.toml").write_text('[model]\nname = "own"\n[train]\nsteps = 2\nbatch = 2\ncontext = 8\n')

@@ -49,7 +49,9 @@ class LanguageTask(Task):
         tokens, targets = tokens[:1, :2].to(device), targets[:1, :2].to(device)
         if self.config.teacher.start:
             warm_start(model, self.config.teacher.start)
-        logits, _, runs = model.run(tokens)
+        logits, state, runs = model.run(tokens)
+        require_true(model, runs)
+        model.run(tokens, state)
         self.objective(model, (tokens, targets, fresh), logits, runs, 0.0)
 
     def compile(self, model):
@@ -98,3 +100,20 @@ class LanguageTask(Task):
         device = self.config.train.device
         layers = [[[part[rows].to(device) for part in layer] for layer in saved] for rows in self.rows]
         return dict(enumerate(map(model.as_state, layers)))
+
+
+def require_true(model, runs) -> None:
+    """Refuse a model whose file says other than what the model is, before it is trained and then cannot be resumed,
+    opened or judged; raises ConfigError.
+
+    runs    the third result of its `run`
+    """
+    where, kind = f"models/{model.name}.py Model", type(model)
+    if kind.as_state is LanguageModel.as_state and not hasattr(kind, "state_type"):
+        raise ConfigError(f"{where}.state_type", "the type of a layer's state", "none", "name it")
+    rates, layers = len(model.rates(runs)), len(model.event_layers)
+    if rates != layers:
+        raise ConfigError(f"{where}.rates", f"as many as its {layers} event_layers", str(rates), "mend one of them")
+    held, least = sum(t.numel() for t in model.state_dict().values()), kind.least_numbers(model.config)
+    if least > held:
+        raise ConfigError(f"{where}.least_numbers", f"at most the model's own {held:,}", f"{least:,}", "lower it")

@@ -174,7 +174,8 @@ class RunConfig:
             if sees
             else (LanguageModel, "a language model", "egru_lm")
         )
-        if not issubclass(getattr(module, "Model", object), kind):
+        found = getattr(module, "Model", None)
+        if not (isinstance(found, type) and issubclass(found, kind)):
             raise ConfigError(where, wanted, repr(name), f'name one, such as "{such}"')
         module.Model.require_whole(name)
         if sees and sections["sentences"].train is not None:
