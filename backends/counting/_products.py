@@ -12,17 +12,23 @@ def mm(mode, args, outputs):
     x, y = args[-2:] if len(args) < 4 else args[1:3]
     name = mode.operator_of(y, x)
     if len(args) > 2:
-        mode.add(name, adds=outputs[0].numel(), weight_bytes=n_bytes(outputs))
+        _added(mode, args[0], outputs, name)
     if x.layout != torch.strided or y.layout != torch.strided:
         return _sparse(mode, x, y, name)
     kind = mode.product(x, y, name)
     return kind if len(args) == 2 else DENSE
 
 
+def _added(mode, added, outputs, name=None):
+    """What is added to a product: a bias, or a value that follows from the input."""
+    size = n_bytes(outputs)
+    mode.add(name, adds=outputs[0].numel(), **{"activation_bytes" if added in mode.data else "weight_bytes": size})
+
+
 def mv(mode, args, outputs):
     matrix, x = args[-2:]
     if len(args) > 2:
-        mode.add(adds=outputs[0].numel())
+        _added(mode, args[0], outputs, mode.operator_of(matrix))
     mode.product(matrix, x, mode.operator_of(matrix))
 
 
@@ -34,7 +40,7 @@ def dot(mode, args, outputs):
 def bmm(mode, args, outputs):
     x, y = args[-2:] if len(args) < 4 else args[1:3]
     if len(args) > 2:
-        mode.add(adds=outputs[0].numel())
+        _added(mode, args[0], outputs, mode.operator_of(y, x))
     kind = mode.product(x, y, mode.operator_of(y, x))
     return kind if len(args) == 2 else DENSE
 
@@ -46,7 +52,8 @@ def _sparse(mode, x, y, name):
         mode.uncounted.add("aten.mm of two sparse matrices")
         return DENSE
     across = other.shape[1] if sparse is x else other.shape[0]
-    stored = sparse._nnz()
+    with mode.paused():
+        stored = sparse._values().numel() if sparse.layout == torch.sparse_coo else sparse.values().numel()
     mode.add(
         name,
         dense_macs=x.shape[0] * x.shape[1] * y.shape[1],
@@ -71,9 +78,12 @@ def gather(mode, args, outputs):
     if source not in mode.constants:
         mode.add(activation_bytes=2 * n_bytes(outputs))
         return mode.kinds.get(source, DENSE)
-    by_index = isinstance(args[1], list | tuple)  # else by `index_select`'s axis
-    by_rows = len(args[1]) == 1 and args[1][0] is not None if by_index else args[1] == 0
-    rows = out.numel() // max(source[0].numel(), 1) if by_rows else 0
+    if isinstance(args[1], list | tuple):  # else by `index_select`'s axis
+        index = args[1][0] if len(args[1]) == 1 else None
+        by_rows = index is not None and (index.dtype not in (torch.bool, torch.uint8) or index.dim() == 1)
+    else:
+        by_rows = args[1] == 0
+    rows = out.numel() // max(math.prod(source.shape[1:]), 1) if by_rows else 0
     mode.add(mode.operator_of(source), rows=rows, weight_bytes=n_bytes(outputs), activation_bytes=n_bytes(outputs))
     return DENSE
 
@@ -92,26 +102,30 @@ def convolution(mode, args, outputs):
     x, weight, bias, *geometry = args[:9]
     name, kind = mode.operator_of(weight), mode.kinds.get(x, DENSE)
     transposed, groups = geometry[3], geometry[5]
+    kinds = kind, mode.kinds.get(weight, DENSE)
     with mode.paused():
-        one = weight[:, :1] if transposed else weight[:groups]  # an output channel a group: each has as many products
-        reach, times = torch.ones_like(one, dtype=torch.float64), weight.numel() // one.numel()
 
-        def reached(elements):
-            return times * round(aten.convolution(elements.double(), reach, None, *geometry).sum().item())
+        def reached(elements, kernels):
+            kernels = kernels.double()  # those of a group's output channels as one
+            kernels = kernels.sum(1, keepdim=True) if transposed else kernels.unflatten(0, (groups, -1)).sum(1)
+            return round(aten.convolution(elements.double(), kernels, None, *geometry).sum().item())
 
-        dense = reached(torch.ones_like(x))
-        done = reached(x != 0) if kind in EVENT_KINDS else dense
-        rows = int(torch.count_nonzero(x)) if kind in EVENT_KINDS else x.numel()
+        dense = reached(torch.ones_like(x), torch.ones_like(weight))
+        met = [
+            t != 0 if of_t in EVENT_KINDS else torch.ones_like(t) for t, of_t in zip((x, weight), kinds, strict=True)
+        ]
+        done = reached(*met) if set(kinds) & set(EVENT_KINDS) else dense
+        rows, kernels = (int(torch.count_nonzero(t)) for t in met)
     if bias is not None:
         mode.add(name, adds=outputs[0].numel(), weight_bytes=n_bytes(outputs))
     mode.add(
         name,
         dense_macs=dense,
         rows=rows,
-        deliveries=rows if kind in EVENT_KINDS else 0,
+        deliveries=sum(n for n, of_t in zip((rows, kernels), kinds, strict=True) if of_t in EVENT_KINDS),
         weight_bytes=done * weight.element_size(),
         activation_bytes=rows * x.element_size() + n_bytes(outputs),
-        **{"acs" if kind in (BINARY, TERNARY) else "macs": done},
+        **{"acs" if {*kinds} & {BINARY, TERNARY} else "macs": done},
     )
     return ARRIVALS if kind in EVENT_KINDS and bias is None else DENSE
 
@@ -148,14 +162,41 @@ def attention(mode, args, outputs, attn_mask=None, scale=None):
     keys, heads = k.shape[-2], math.prod(outer)
     pairs = sum(min(i + 1, keys) for i in range(queries)) if causal else queries * keys
     pairs, rows = heads * pairs, heads * queries
-    products = pairs * (width + v.shape[-1])
+    kinds = [mode.kinds.get(t, DENSE) for t in (q, k, v)]
+    met = (width * pairs, v.shape[-1] * pairs), q.numel(), 0
+    if {*kinds} & {*EVENT_KINDS}:
+        with mode.paused():
+            met = _attended(q, k, v, kinds, causal)
+    products, read, deliveries = met
+    done = {"macs": 0, "acs": 0}
+    for n, operands in zip(products, (kinds[:2], kinds[2:]), strict=True):
+        done["acs" if {*operands} & {BINARY, TERNARY} else "macs"] += n
     mode.add(
         dense_macs=heads * queries * keys * (width + v.shape[-1]),
-        macs=products,
-        rows=q.numel() + pairs,
+        **done,
+        rows=read + pairs,
+        deliveries=deliveries,
         products=pairs,
         adds=(2 if attn_mask is None else 3) * pairs - rows,
         comparisons=pairs - rows,
         transcendentals={"exp": pairs, "division": pairs},
         activation_bytes=n_bytes([q, k, v, outputs[0]]),
     )
+
+
+def _attended(q, k, v, kinds, causal) -> tuple[tuple[int, int], int, int]:
+    """Where some are events: executed products with k and with v, queries' elements read, and events read."""
+    met = []
+    for t, kind in zip((q, k, v), kinds, strict=True):
+        met.append(_operands(t, kind).double().repeat_interleave(q.shape[1] // t.shape[1], 1))
+    q, k, v = met
+    seen = q.new_ones(q.shape[-2], k.shape[-2])
+    seen = seen.tril() if causal else seen
+    products = int((q @ k.mT * seen).sum()), int((seen.sum(0)[:, None] * v).sum())
+    deliveries = sum(int(t.sum()) for t, kind in zip(met, kinds, strict=True) if kind in EVENT_KINDS)
+    return products, int(q.sum()), deliveries
+
+
+def _operands(x, kind):
+    """1 where an element is an operand of a product: all but the zeros of events."""
+    return x != 0 if kind in EVENT_KINDS else torch.ones_like(x)

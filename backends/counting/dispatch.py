@@ -20,7 +20,9 @@ from rheobase.backends.counting.operators import (
     ELEMENTWISE,
     FACTORS,
     FREE,
+    INDEX_SUMS,
     JOINS,
+    MAGNITUDES,
     MATRIX_PRODUCTS,
     SPARSE_PRODUCTS,
     TRANSCENDENTAL,
@@ -49,7 +51,9 @@ def _is_composite(operator) -> bool:
 def _strange(packet, values: list[Tensor]) -> str:
     """What no rule for this operator counts, although there is a rule; "" if it is nothing."""
     if any(t.is_complex() for t in values):
-        return "complex numbers"
+        return "" if packet in (VIEWS | FREE) - MAGNITUDES else "complex numbers"
+    if packet in VIEWS or packet in FREE:
+        return ""
     layouts = {t.layout for t in values} - {torch.strided}
     return "" if packet in SPARSE_PRODUCTS else ", ".join(sorted(map(str, layouts)))
 
@@ -133,14 +137,15 @@ class CountingMode(TorchDispatchMode):
                 self.constants[t] = True
             return out
         kind = DENSE
-        strange = "" if packet in VIEWS or packet in FREE else _strange(packet, [*inputs, *outputs])
-        if packet in VIEWS:
+        strange = _strange(packet, [*inputs, *outputs])
+        addressing = packet not in MATRIX_PRODUCTS and all(t.dtype in INDEX for t in (*inputs, *outputs))
+        if strange:
+            self.uncounted.add(f"{packet} of {strange}")
+        elif packet in VIEWS:
             joined = [t for t in inputs if t not in self.zeros] if packet in JOINS else inputs
             kinds = {self.kinds.get(t, DENSE) for t in joined or inputs}
             kind = kinds.pop() if len(kinds) == 1 else DENSE
-        elif strange:
-            self.uncounted.add(f"{packet} of {strange}")
-        elif all(t.dtype in INDEX for t in (*inputs, *outputs)) and packet not in MATRIX_PRODUCTS:
+        elif addressing:
             kind = BINARY if outputs and all(t.dtype == torch.bool for t in outputs) else DENSE
         elif packet in RULES:
             added = args if kwargs.get("beta", 1) else args[1:]  # beta = 0: what would be added is not read
@@ -153,9 +158,9 @@ class CountingMode(TorchDispatchMode):
             self.elementwise(ELEMENTWISE[packet], inputs, outputs)
         elif packet not in FREE:
             self.uncounted.add(str(packet))
-        factors = sum(kwargs.get(name, 1) not in (-1, 0, 1) for name in FACTORS) if packet not in FREE else 0
-        if factors and not strange:
-            self.add(products=factors * outputs[0].numel())
+        factors = sum(kwargs.get(name, 1) not in (-1, 0, 1) for name in FACTORS)
+        if factors and not (strange or addressing or packet in FREE):
+            self.add(products=factors * (args[3] if packet in INDEX_SUMS else outputs[0]).numel())
         silent = packet in ZEROS or (packet in VIEWS and bool(inputs) and all(t in self.zeros for t in inputs))
         if func._schema.is_mutable:
             self.forget(outputs)
@@ -181,7 +186,7 @@ class CountingMode(TorchDispatchMode):
                     known.pop(t, None)
 
     def elementwise(self, each: dict[str, int], inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        n, size = outputs[0].numel(), outputs[0].element_size()
+        n = outputs[0].numel()
         weights = [t for t in inputs if t in self.constants and t.numel() > 1]
         read = n_bytes({id(t): t for t in inputs if t not in self.constants}.values())  # x * x reads x once
         plain = {name: n * times for name, times in each.items() if name not in TRANSCENDENTAL}
@@ -189,7 +194,7 @@ class CountingMode(TorchDispatchMode):
         self.add(
             **plain,
             transcendentals=kinds,
-            weight_bytes=len(weights) * n * size,
+            weight_bytes=n * sum(t.element_size() for t in weights),
             activation_bytes=read + n_bytes(outputs),
         )
 

@@ -29,6 +29,9 @@ VIEWS = packets(
 )
 """what comes out is of the kind of what went in"""
 
+MAGNITUDES = packets("abs")
+"""moves, but for complex numbers"""
+
 FREE = packets(
     "zeros zeros_like ones ones_like empty empty_like empty_strided new_zeros new_empty new_full new_ones "
     "new_empty_strided full full_like fill_ zero_ arange linspace scalar_tensor where masked_fill masked_fill_ set_ "
@@ -85,6 +88,8 @@ ZEROS, JOINS = packets("zeros zeros_like new_zeros"), packets("cat stack")
 """zeros put before or after events are silence, as those of a padding are"""
 FACTORS = ("alpha", "beta", "value")
 """keyword arguments that multiply an operand, at the cost of a product an element"""
+INDEX_SUMS = packets("index_add index_add_")
+"""whose operand may have fewer or more elements than their output"""
 CREATIONS = packets(
     "zeros_like ones_like empty_like full_like new_zeros new_empty new_full new_ones new_empty_strided rand_like "
     "randn_like randint_like bernoulli bernoulli_ normal_ uniform_ random_ multinomial"

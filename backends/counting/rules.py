@@ -10,13 +10,19 @@ from rheobase.backends.counting.operators import aten, n_bytes, packets, tensors
 from rheobase.spiking.tally import DENSE, EVENT_KINDS
 
 
-def _put(mode, args, outputs, reduce=None):
-    """A move, or a sum where it accumulates."""
-    accumulates = len(args) > 3 and args[3] is True
+def _put(mode, args, outputs):
+    """A move, or a sum where it accumulates: a value for each place, however few are given."""
+    with mode.paused():
+        n = args[0][tuple(slice(None) if index is None else index for index in args[1])].numel()
+    accumulates = len(args) > 3 and args[3]
+    mode.add(adds=n if accumulates else 0, activation_bytes=2 * n * outputs[0].element_size())
+
+
+def _scatter(mode, args, outputs, reduce=None):
+    """A move, of as many values as there are places."""
     if reduce is not None:
         mode.uncounted.add("aten.scatter that reduces")
-    mode.add(adds=args[2].numel() if accumulates else 0, activation_bytes=2 * n_bytes(tensors(args[2:3])))
-    return DENSE
+    mode.add(activation_bytes=2 * args[2].numel() * outputs[0].element_size())
 
 
 def _pad(mode, args, outputs):
@@ -149,7 +155,7 @@ def _mean(mode, args, outputs):
 def _var(mode, args, outputs):
     """Mean, centred squares and their mean."""
     n, rows = args[0].numel(), outputs[0].numel()
-    mode.add(products=n + 2 * rows, adds=3 * n - 2 * rows, activation_bytes=n_bytes([args[0], *outputs]))
+    mode.add(products=n + 2 * rows, adds=max(3 * n - 2 * rows, 0), activation_bytes=n_bytes([args[0], *outputs]))
 
 
 def _largest(mode, args, outputs):
@@ -174,8 +180,13 @@ def _pooled(mode, x, *geometry) -> int:
 
 
 def _scatter_add(mode, args, outputs):
-    source = args[3]
-    mode.add(adds=source.numel(), activation_bytes=n_bytes([source]) * 2)
+    """A sum a place, of which there may be fewer than values."""
+    n = args[2].numel()
+    mode.add(adds=n, activation_bytes=2 * n * outputs[0].element_size())
+
+
+def _index_add(mode, args, outputs):
+    mode.add(adds=args[3].numel(), activation_bytes=2 * n_bytes([args[3]]))
 
 
 RULES = {
@@ -188,7 +199,8 @@ RULES = {
         ("embedding", _products.embedding),
         ("index index_select", _products.gather),
         ("gather", _products.gather_elements),
-        ("index_put index_put_ scatter scatter_", _put),
+        ("index_put index_put_", _put),
+        ("scatter scatter_", _scatter),
         ("constant_pad_nd", _pad),
         ("max_pool2d_with_indices", _max_pool),
         ("gelu", _gelu),
@@ -210,7 +222,8 @@ RULES = {
         ("max min amax amin argmax argmin", _largest),
         ("cumsum", _cumsum),
         ("avg_pool2d", _average_pool),
-        ("index_add index_add_ scatter_add scatter_add_", _scatter_add),
+        ("scatter_add scatter_add_", _scatter_add),
+        ("index_add index_add_", _index_add),
     )
     for packet in packets(names)
 }
