@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rheobase.backends import count
+from rheobase.backends.counting import break_even
 
 X, PLACES = torch.randn(4, 5), torch.tensor([0, 1, 1, 0])
 COLUMNS = torch.zeros(4, 2, dtype=torch.int64)
@@ -134,3 +135,18 @@ def test_a_head_of_events_that_several_read():
         lambda _, x: F.scaled_dot_product_attention(x, (x > 0).float()[:, :2], x[:, :2], enable_gqa=True), x
     )
     assert total.acs == 2 * 5 * int((x[:, :2] > 0).sum()) and total.macs == 2 * 4 * 5 * 5 * 4
+
+
+def test_events_that_a_list_operator_wrote_to_are_none():
+    def add(_, x):
+        spikes = (x > 0).float()
+        torch._foreach_add_([spikes], 1.0)
+        return spikes @ x.t()
+
+    total = count(With(add), X)
+    assert total.macs == 4 * 4 * 5 and total.acs == 0 and total.uncounted == ("aten._foreach_add_",)
+
+
+def test_no_rate_where_events_reach_no_unit():
+    tally = count(With(lambda weight, x: (x > 0).float() @ weight, 5, 0), X)
+    assert tally.deliveries and break_even(tally, "horowitz-45nm").rate is None

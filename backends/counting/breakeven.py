@@ -68,8 +68,8 @@ def break_even(
 
         events  fixed + shared + s variable        twin  dense        s = (dense - fixed - shared) / variable
 
-    variable  products, weights read and events sent by operators that read events: those with accumulates, or with
-              fewer products than their dense form has
+    variable  products and weights of the operators that read events: those with accumulates, with events delivered
+              to them, or with no product where the dense form has some; and all events sent and delivered
     shared    products and weights of the other operators, which run on the machine of the twin
     fixed     elementwise work, comparisons, transcendentals and state
     dense     every product of a step as a multiply-accumulate with its weight, and the rest of the work, once an
@@ -96,7 +96,7 @@ def break_even(
     used = [t for t in dict.fromkeys((*TERMS, *counted(tally.total))) if t in here | there]
     missing = tuple(t for t in used if (t in here - target.terms.keys()) or (t in there - twin.terms.keys()))
     priced = tuple(t for t in used if t not in missing)
-    driven = [c for c in tally.operators.values() if _reads_events(c)]
+    driven = [c for c in tally.operators.values() if _reads_events(c) and c.dense_macs]
     ran = sum(c.macs + c.acs for c in driven) / sum(c.dense_macs for c in driven) if driven else None
     rate = None
     if ran and not target.dense and not set(PRODUCTS) & set(missing):

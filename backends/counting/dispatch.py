@@ -163,7 +163,7 @@ class CountingMode(TorchDispatchMode):
             self.add(products=factors * (args[3] if packet in INDEX_SUMS else outputs[0]).numel())
         silent = packet in ZEROS or (packet in VIEWS and bool(inputs) and all(t in self.zeros for t in inputs))
         if func._schema.is_mutable:
-            self.forget(outputs)
+            self.forget(outputs or inputs)  # a list's operators give nothing back
         if any(t in self.data for t in inputs):
             written = [t._base for t in outputs if t._base is not None] if func._schema.is_mutable else []
             for t in (*outputs, *written):
