@@ -179,3 +179,21 @@ def test_a_spiking_cnn_is_counted_whole():
     tally = count(net, x, kind=BINARY, strict=True)
     assert all(tally.operators[name].macs == 0 < tally.operators[name].acs for name in ("c1", "c2", "out"))
     assert tally.operators["out"].acs == 10 * tally.operators["n2"].events
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("IFNode", 1), ("LIFNode", 1), ("CUBALIFNode", 2), ("IzhikevichNode", 2), ("RAFNode", 2)]
+)
+def test_spikingjellys_neurons_keep_all_their_states(name, parts):
+    """A current beside the membrane, a recovery, the other half of a resonator; what they store for study is none."""
+    neurons = pytest.importorskip("spikingjelly.activation_based.neuron")
+    neuron = getattr(neurons, name)()
+    neuron.step_mode, neuron.store_v_seq = "m", True
+    assert count(neuron, torch.randn(3, 2, 6)).state_updates == parts * 36
+
+
+def test_the_state_of_spikingjellys_readouts_is_named():
+    neurons = pytest.importorskip("spikingjelly.activation_based.neuron")
+    for decode in (None, "last_mem"):
+        tally = count(neurons.NonSpikingLIFNode(decode=decode), torch.randn(3, 2, 6))
+        assert tally.uncounted == ("state of NonSpikingLIFNode",)

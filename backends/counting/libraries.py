@@ -23,6 +23,10 @@ def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
     libraries = _libraries(module)
     first, *rest = output if isinstance(output, tuple) else (output,)
     first = first.data if isinstance(first, nn.utils.rnn.PackedSequence) else first
+    if "spikingjelly" in libraries and isinstance(v := getattr(module, "v", None), Tensor):
+        kept = getattr(module, "_memories", {}).values()  # whose sequences of states are of another shape
+        parts = sum(isinstance(t, Tensor) and t.shape == v.shape for t in kept)
+        return first if isinstance(first, Tensor) else v, parts
     if not isinstance(first, Tensor):
         return None
     if isinstance(module, nn.RNNBase):  # a projection narrows what is sent, not what is kept
@@ -34,6 +38,4 @@ def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
         return first, len(rest) or sum(isinstance(getattr(module, name, None), Tensor) for name in SNNTORCH)
     if "norse" in libraries and rest and hasattr(rest[0], "_fields"):
         return first, len(tensors(rest))
-    if "spikingjelly" in libraries and isinstance(getattr(module, "v", None), Tensor):
-        return first, 1
     return None
