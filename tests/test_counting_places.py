@@ -150,3 +150,19 @@ def test_events_that_a_list_operator_wrote_to_are_none():
 def test_no_rate_where_events_reach_no_unit():
     tally = count(With(lambda weight, x: (x > 0).float() @ weight, 5, 0), X)
     assert tally.deliveries and break_even(tally, "horowitz-45nm").rate is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr])
+def test_events_meet_the_stored_values_of_a_sparse_matrix(layout):
+    dense = torch.randn(6, 4) * torch.tensor([1.0, 1, 0, 0, 1, 1])[:, None]
+    size = {"blocksize": (2, 2)} if layout == torch.sparse_bsr else {}
+    weight, x = dense.to_sparse(layout=layout, **size), torch.randn(4, 5)
+    total = counted(lambda _, x: weight @ (x > 0).float(), x)
+    assert (total.macs, total.acs) == (0, int(((dense != 0).float() @ (x > 0).float()).sum()))
+    assert total.deliveries == int((x > 0).sum())
+
+
+def test_a_sparse_matrix_of_events_holds_events():
+    total = counted(lambda _, x: (x > 0).float().to_sparse() @ torch.ones(5, 3), X)
+    assert (total.macs, total.acs, total.deliveries) == (0, 3 * int((X > 0).sum()), int((X > 0).sum()))

@@ -46,21 +46,28 @@ def bmm(mode, args, outputs):
 
 
 def _sparse(mode, x, y, name):
-    """A sparse matrix times a dense one, or the other way round: each stored value meets one row."""
+    """A sparse matrix times a dense one, or the other way round: each stored value meets a row, or the events of it."""
     sparse, other = (x, y) if x.layout != torch.strided else (y, x)
     if other.layout != torch.strided:
         mode.uncounted.add("aten.mm of two sparse matrices")
         return DENSE
-    across = other.shape[1] if sparse is x else other.shape[0]
+    kinds = mode.kinds.get(sparse, DENSE), mode.kinds.get(other, DENSE)
+    inner, across = (1, 1) if sparse is x else (0, 0)
     with mode.paused():
         stored = sparse._values().numel() if sparse.layout == torch.sparse_coo else sparse.values().numel()
+        done, events = stored * other.shape[across], 0
+        if kinds[1] in EVENT_KINDS:
+            places = (sparse if sparse.layout == torch.sparse_coo else sparse.to_sparse_coo())._indices()[inner]
+            met = (other != 0).sum(across)
+            done, events = int(met[places].sum()), int(met.sum())
     mode.add(
         name,
         dense_macs=x.shape[0] * x.shape[1] * y.shape[1],
-        macs=stored * across,
         rows=stored,
-        weight_bytes=stored * across * other.element_size(),
+        deliveries=events + (stored if kinds[0] in EVENT_KINDS else 0),
+        weight_bytes=done * other.element_size(),
         activation_bytes=stored * sparse.element_size(),
+        **{"acs" if {*kinds} & {BINARY, TERNARY} else "macs": done},
     )
     return DENSE
 

@@ -251,7 +251,8 @@ def count(
              ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor
 
     Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
-    state of neurons written by hand, and elementwise arithmetic on int64 and bool, which is taken for addressing.
+    state of neurons written by hand, and what is done on int64 and bool alone, but for matrix products and
+    convolutions: it is taken for addressing.
     """
     if kind not in KINDS:
         raise ConfigError("count kind", f"one of {', '.join(KINDS)}", repr(kind), "name what the input is")

@@ -25,7 +25,7 @@ VIEWS = packets(
     "view _unsafe_view reshape t transpose transpose_ permute select slice unbind split unsafe_split split_with_sizes "
     "unsqueeze squeeze expand stack cat clone detach alias _to_copy unsafe_chunk copy_ as_strided flip "
     "lift_fresh resolve_conj unfold contiguous repeat roll abs neg squeeze_ unsqueeze_ diagonal "
-    "_reshape_alias view_as_real native_dropout to_dense narrow"
+    "_reshape_alias view_as_real native_dropout to_dense to_sparse _to_sparse narrow"
 )
 """what comes out is of the kind of what went in"""
 
@@ -37,7 +37,7 @@ FREE = packets(
     "new_empty_strided full full_like fill_ zero_ arange linspace scalar_tensor where masked_fill masked_fill_ set_ "
     "item _local_scalar_dense is_nonzero eye tril triu tril_ triu_ resize_ "
     "lift lift_fresh_copy _assert_async is_same_size equal sym_size nonzero _sparse_coo_tensor_with_dims_and_tensors "
-    "_coalesce _coalesced_ _indices _values to_sparse _to_sparse is_coalesced _pack_padded_sequence"
+    "_coalesce _coalesced_ _indices _values is_coalesced _pack_padded_sequence"
 )
 """moves, creations and questions: no arithmetic"""
 
