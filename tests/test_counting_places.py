@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rheobase.backends import count
 from rheobase.backends.counting import break_even
+from rheobase.spiking.errors import ShapeError
 
 X, PLACES = torch.randn(4, 5), torch.tensor([0, 1, 1, 0])
 COLUMNS = torch.zeros(4, 2, dtype=torch.int64)
@@ -166,3 +167,20 @@ def test_events_meet_the_stored_values_of_a_sparse_matrix(layout):
 def test_a_sparse_matrix_of_events_holds_events():
     total = counted(lambda _, x: (x > 0).float().to_sparse() @ torch.ones(5, 3), X)
     assert (total.macs, total.acs, total.deliveries) == (0, 3 * int((X > 0).sum()), int((X > 0).sum()))
+
+
+def test_a_state_in_a_dictionary_is_a_state():
+    class Net(nn.Module):
+        def forward(self, x, state):
+            return x @ (state["h"] if isinstance(state, dict) else state)
+
+    h = torch.randn(5, 3)
+    assert count(Net(), X, {"h": h}) == count(Net(), X, h) and count(Net(), X, h).weight_bytes == 0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_refused(layout):
+    nested = torch.nested.nested_tensor([X, X[:2]], layout=layout)
+    with pytest.raises(ShapeError, match="count tokens: expected one tensor, got a nested one; pad it"):
+        count(nn.Linear(5, 3), nested)

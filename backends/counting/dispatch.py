@@ -265,6 +265,8 @@ def count(
     except (TypeError, ValueError, RuntimeError):
         remedy = "wrap a module of several inputs in one that takes them out of one tensor"
         raise ShapeError("count tokens", "one tensor", type(tokens).__name__, remedy) from None
+    if tokens.is_nested:
+        raise ShapeError("count tokens", "one tensor", "a nested one", "pad it, or count its parts and add the tallies")
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind

@@ -128,13 +128,15 @@ def _is_number(value, constants) -> bool:
 
 
 def tensors(values) -> list[Tensor]:
-    """Every tensor among arguments, lists of them looked into."""
+    """Every tensor among arguments, lists and dictionaries of them looked into."""
     found = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, list | tuple):
             found += tensors(value)
+        elif isinstance(value, dict):
+            found += tensors(value.values())
     return found
 
 
