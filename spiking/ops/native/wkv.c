@@ -110,7 +110,7 @@ ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u,
         REAL p[CHANNELS], q[CHANNELS], o[CHANNELS], decay[CHANNELS], growth[CHANNELS], bonus[CHANNELS];
         const int able = NAME(able)(w_n, u_n, decay, bonus, n);
         for (int64_t d = 0; d < n; d++)
-            growth[d] = NAME(power)(-w_n[d]);
+            growth[d] = NAME(power)(-w_n[d]); /* read where w + o > k alone: there w > -NEAR */
         const REAL *start = state + b * 3 * channels + first;
         REAL *stop = last + b * 3 * channels + first;
         memcpy(p, start, size);
