@@ -97,6 +97,12 @@ def test_half_precision_is_simulated_in_float32(on):
     assert got.outputs["logits"].dtype == np.float32 and np.array_equal(got.outputs["logits"], wanted.outputs["logits"])
 
 
+def test_the_sigmoid_of_what_is_far_below_zero_is_small_and_not_zero():
+    far = np.linspace(-700, 40, 20).reshape(5, 4)
+    got = simulate(graph_of(("n", Sigmoid(), {}, {"x": "e.out"}), output="n.out", table=far), TOKENS, on="event")
+    assert np.allclose(got.outputs["logits"], 1 / (1 + np.exp(-far[TOKENS])), rtol=1e-15, atol=0)
+
+
 def chain(*parts, source="e.out", output="h.out", delay=0, **arrays):
     head = ("h", Linear(), {"weight": "head"}, {"x": (source, delay)})
     return graph_of(*parts, head, output=output, **HEAD, **arrays)

@@ -18,8 +18,9 @@ from rheobase.spiking.tally import EVENT_KINDS
 
 
 def sigmoid(x):
-    """1 / (1 + e^-x), without overflow for any x."""
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    """1 / (1 + e^-x), without overflow or cancellation for any x."""
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1) / (1 + small)
 
 
 def sliding_windows(images, kernel, stride):
