@@ -17,8 +17,19 @@ from rheobase.backends import count, simulate
 from rheobase.spiking import ATan, FastSigmoid, registry
 from rheobase.spiking.adapters import make_neuron
 from rheobase.spiking.errors import ConfigError, GraphError, RheobaseError, ShapeError, UnsupportedError
-from rheobase.spiking.graph import CubaLIFCell, Edge, Embedding, EventGraph, LIFCell, Linear, Node, Tokens
+from rheobase.spiking.graph import (
+    CubaLIFCell,
+    Edge,
+    Embedding,
+    EventGraph,
+    LIFCell,
+    Linear,
+    Node,
+    TernaryLIFCell,
+    Tokens,
+)
 from rheobase.spiking.neurons import LIF, LIFState
+from rheobase.spiking.ops import lif
 from rheobase.spiking.tally import BINARY, DENSE
 
 ADAPTERS = "rheobase.spiking.adapters"
@@ -356,8 +367,14 @@ def test_a_learnt_lif_takes_one_value_a_unit_into_the_graph():
     assert graph.hash() != small("lif").lower().hash()
     with pytest.raises(GraphError, match="neuron: theta"):
         EventGraph(graph.nodes, graph.edges, {**graph.arrays, "neuron.theta": np.ones(D + 1)}, graph.outputs)
-    with pytest.raises(GraphError, match="CubaLIFCell reset"):
-        CubaLIFCell(reset="later")
+    for wrong, make in {
+        "CubaLIFCell reset": lambda: CubaLIFCell(reset="later"),
+        "LIFCell fire": lambda: LIFCell(fire="=>"),
+        "LIFCell theta": lambda: TernaryLIFCell(theta=0.0),
+        "lif theta": lambda: lif(torch.ones(1, 1, 1), theta=0.0, ternary=True),
+    }.items():
+        with pytest.raises(RheobaseError, match=wrong):
+            make()
 
 
 def test_a_graph_starts_a_lif_at_its_reset():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rheobase.spiking.errors import GraphError
 from rheobase.spiking.graph.op import Op, require
+from rheobase.spiking.surrogates import FIRE_RULES
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
 
 
@@ -70,6 +71,12 @@ class LIFCell(Op):
     v_reset: float | None = 0.0
     decay_input: bool = True
     fire: str = ">="
+
+    def __post_init__(self):
+        if self.fire not in FIRE_RULES:
+            raise GraphError("LIFCell fire", "'>' or '>='", repr(self.fire), "name the firing rule")
+        if self.ternary and not self.theta > 0:
+            raise GraphError("LIFCell theta", "above 0, to fire at -theta too", f"{self.theta}", "give a threshold")
 
     @property
     def initial(self):

@@ -64,8 +64,8 @@ def lif(
     returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset, or
                   the last v_BD); the state to carry is v_BTD[:, -1]. Spikes and h are of x's type, membranes of the
                   widest given, float32 at least
-    raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule or kernels;
-                  UnsupportedError: the form named cannot run this call
+    raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule or
+                  kernels, ternary at theta <= 0;  UnsupportedError: the form named cannot run this call
 
     Source: SpikeGPT's LIF is tau=2, theta=1, v_reset=0, decay_input=True, fire=">=", ATan(2); SNN texts write
     beta = 1 - 1/tau. Peers: snnTorch's `Leaky` is decay_input=False, fire=">", tau = 1/(1 - beta), and equals this
@@ -78,6 +78,8 @@ def lif(
         raise ShapeError("lif", "x of shape [B, T, D]", f"{tuple(x_BTD.shape)}", "add the missing axis")
     if fire not in FIRE_RULES:
         raise ConfigError("lif fire", "'>' or '>='", repr(fire), "name the firing rule")
+    if ternary and not isinstance(theta, Tensor) and not theta > 0:
+        raise ConfigError("lif theta", "above 0, to fire at -theta too", f"{theta}", "give a threshold")
     batch, steps, units = x_BTD.shape
     parameters = [p for p in (tau, theta) if isinstance(p, Tensor)]
     given = [t for t in (x_BTD, v, *parameters) if t is not None]
