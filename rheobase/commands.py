@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rheobase import quickstart as quick
 from rheobase import sharing
-from rheobase.answer import Answer
+from rheobase.answer import Answer, by_layer
 from rheobase.backends import export as export_model
 from rheobase.backends import verify as verify_artifact
 from rheobase.backends.counting import (
@@ -194,7 +194,7 @@ def sample(args) -> Answer:
 
 def export(args) -> Answer:
     own = {"dram": False if args.no_dram else None, "chips": args.chips, "dt_s": args.dt, "gain": args.gain}
-    own |= {"relay": args.relay or None, "legacy": args.legacy or None}
+    own |= {"relay": args.relay or None, "legacy": args.legacy or None, "format": args.format}
     options = {name: value for name, value in own.items() if value is not None}
     stored = is_graph(args.run)
     refuse_input(args, stored)
@@ -206,14 +206,28 @@ def export(args) -> Answer:
         source, tokens = run.model(), calibration(run)
     made = export_model(source, args.to, args.out, calibration=tokens, allow_lossy=args.allow_lossy, **options)
     size = sum(f["bytes"] for f in made.manifest["files"].values())
-    worst = [
-        f"{d['node']} {d['field']} to {d['written']} (at most {d['bound']:.2g})" for d in made.manifest["deviations"]
-    ]
     lines = [f"{made.path}: {len(made.manifest['files'])} files, {size:,} bytes", *made.manifest.get("notes", ())]
-    if outside := [name for name, place in made.manifest["coverage"].items() if place.startswith("outside")]:
-        lines.append(f"outside: {', '.join(outside)}")
-    text = "\n".join([*lines, "changed: " + ("; ".join(worst) or "nothing")])
+    coverage = made.manifest["coverage"]
+    if outside := [name for name, place in coverage.items() if place.startswith("outside")]:
+        lines.append(f"outside: {', '.join(by_layer(outside, coverage))}")
+    text = "\n".join([*lines, *_changed(made.manifest["deviations"])])
     return Answer({"path": str(made.path), "manifest": made.manifest}, text)
+
+
+def _changed(deviations: list[dict]) -> list[str]:
+    """A line for each field that an exporter changed: of how many nodes, to what, and the most that a number moved."""
+    fields: dict[str, list[dict]] = {}
+    for change in deviations:
+        fields.setdefault(change["field"], []).append(change)
+    lines = []
+    for field, same in fields.items():
+        worst, formats = max(same, key=lambda d: d["bound"]), {d["written"] for d in same}
+        nodes = len({d["node"] for d in same})
+        whose = worst["node"] if nodes == 1 else f"{nodes} nodes"
+        which = worst["written"] if len(formats) == 1 else f"{len(formats)} formats, such as {worst['written']}"
+        where = f", {worst['node']}" if nodes > 1 and worst["bound"] else ""
+        lines.append(f"  {field} of {whose} to {which} (at most {worst['bound']:.2g}{where})")
+    return ["changed, node by node in the manifest:", *lines] if lines else ["changed: nothing"]
 
 
 def import_(args) -> Answer:

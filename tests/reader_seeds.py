@@ -40,6 +40,7 @@ from rheobase.spiking.graph.stored import load_graph, save_graph
 
 TEXT = b"1 the spike was sent\n0 the unit was at rest\n1 and fired again\n"
 EVENTS = (".aedat4", ".raw", ".evt3.raw", ".dat", ".es", ".bs2", ".npy", ".h5", ".nirdata")
+EXPORTED = ("nir", "onnx", "pyspinnaker2", "events")
 
 
 class Reader(NamedTuple):
@@ -258,7 +259,9 @@ READERS = {
     "events-sidecar": Reader(
         lambda f: events.write_events(f / "a.raw", Recording([made()], SENSOR)), _read_events(".raw"), _seal_sidecar
     ),
-    **{f"artifact-{to}": Reader(_make_artifact(to), verify, reseal) for to in ("nir", "onnx", "pyspinnaker2")},
+    **{
+        f"artifact-{to}": Reader(_make_artifact(to), verify, reseal) for to in ("nir", "onnx", "pyspinnaker2", "events")
+    },
     "target": Reader(lambda f: (f / "t.toml").write_bytes(TARGET.read_bytes()), lambda f: load_target(f / "t.toml")),
     "power-log": Reader(_make_power, lambda f: read_log(f / "log.csv")),
     "power-trace": Reader(_make_power, lambda f: read_recording(f / "log.csv", f / "t.h5")),

@@ -410,6 +410,12 @@ def test_an_edge_of_a_cameras_format_is_read_by_one_name(tmp_path):
     sent = edge((-1, 1))
     events.write_edge(tmp_path / "a.aedat4", "layers.0.y", sent, "TERNARY")
     assert np.array_equal(events.read_edge(tmp_path / "a.aedat4").to_dense(), sent.to_dense())
+    beside = tmp_path / "a.aedat4.json"
+    said = json.loads(beside.read_text())
+    for wrong in ({"width": 1 << 70}, {"width": 0}, {"units": 1 << 70}, {"steps": 1 << 70}, {"step_us": 0.5}):
+        beside.write_text(json.dumps(said | {"mapping": said["mapping"] | wrong}))
+        with pytest.raises(FormatError, match="a mapping of units"):
+            events.read_edge(tmp_path / "a.aedat4")
     events.write_edge(tmp_path / "a.nirdata", "layers.0.y", sent, "TERNARY", dt_s=1e-3)
     convert(tmp_path / "a.nirdata", tmp_path / "b.raw")
     read = whole(tmp_path / "b.raw")

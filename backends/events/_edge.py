@@ -72,8 +72,9 @@ def to_edge(recording: Recording) -> Events:
     try:
         width, units, steps = (int(said[name]) for name in ("width", "units", "steps"))
         step_us, dt_s = float(said["step_us"]), said["dt_s"] and float(said["dt_s"])
-        if width < 1 or not step_us >= 1:
-            raise ValueError(f"width {width}, step_us {step_us}")
+        sizes = 1 <= width <= 1 << 16 and 0 <= units <= 1 << 32 and 0 <= steps < 1 << 31
+        if not sizes or not 1 <= step_us < 2**32:
+            raise ValueError(f"width {width}, {units} units, {steps} steps of {step_us} us")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError("sidecar", "a mapping of units", repr(error), "write it anew") from None
     parts = list(recording.chunks)
