@@ -94,3 +94,23 @@ def test_numpy_and_c_gather_the_same_rows():
             assert rows == counted == np.count_nonzero(x)
             assert np.abs(out - exact).max() < tolerance and np.abs(again - exact).max() < tolerance
     assert native.Gather(np.ones((4, 2)))(np.zeros((0, 4)))[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["C", "NumPy"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n_in", "n_out"), [(40, 168), (56, 31), (33, 1), (1, 70)])
+def test_a_dense_product_of_an_item_is_the_same_beside_any_others(library, dtype, n_in, n_out):
+    import numpy as np
+
+    from rheobase.spiking.ops import native
+
+    generator = np.random.default_rng(0)
+    x, weight, bias = (generator.standard_normal(shape).astype(dtype) for shape in ((61, n_in), (n_in, n_out), n_out))
+    product = native.Gather(weight, bias, native=library)
+    out = product.dense(x)
+    assert out.dtype == dtype and np.allclose(out, x.astype(float) @ weight + bias, atol=1e-4, rtol=0)
+    for cut in (0, 1, 2, 5, 6, 7, 30, 60):
+        assert np.array_equal(np.concatenate([product.dense(x[:cut]), product.dense(x[cut:])]), out)
+    if product.function is not None:  # and as of events, zeros and all
+        x[generator.random(x.shape) < 0.5] = 0
+        assert np.array_equal(product.dense(x), product(x)[0])

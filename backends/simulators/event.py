@@ -75,10 +75,7 @@ class EventKernels(Counting):
         product = self.arrays[node.name]["product"]
         if self.kind[node.name]["x"] in EVENT_KINDS:
             return product(x)
-        out = x @ product.weight
-        if product.bias is not None:
-            out += product.bias
-        return out, x.size
+        return product.dense(x), x.size
 
     def conv2d(self, node, inputs):
         """Each window is an item of one product: an event's row is read in every window that holds the event."""

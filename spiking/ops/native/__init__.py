@@ -1,4 +1,4 @@
-"""The C library that is compiled at install, and event-driven matrix products on the CPU by it, else by NumPy."""
+"""The C library that is compiled at install, and matrix products of events on the CPU by it, else by NumPy."""
 
 import ctypes
 import functools
@@ -79,3 +79,20 @@ class Gather:
             (unit,) = np.nonzero(x)
             row += x[unit] @ self.weight[unit]
         return out, int(np.count_nonzero(x_ND))
+
+    def dense(self, x_ND: np.ndarray) -> np.ndarray:
+        """The same reading every row: [N, O]. An item's result is the same whatever stands beside it, as of no BLAS."""
+        pointers, sizes = [ctypes.c_void_p] * 4, [ctypes.c_int64] * 3
+        run = self.function and function(f"dense_{SUFFIXES[self.dtype]}", *pointers, *sizes)
+        if run is None:
+            out = np.einsum("nd,do->no", x_ND, self.weight)
+            return out if self.bias is None else out + self.bias
+        from rheobase.spiking.ops.native.threads import spread
+
+        x, out = np.ascontiguousarray(x_ND, self.dtype), np.empty((len(x_ND), self.weight.shape[1]), self.dtype)
+
+        def part(first: int, end: int) -> None:
+            run(x[first:].ctypes.data, *self.pointers, out[first:].ctypes.data, end - first, x.shape[1], out.shape[1])
+
+        spread(part, len(x), x.size * out.shape[1] // 32)  # 32 products take about the time of an element
+        return out
