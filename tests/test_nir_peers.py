@@ -80,6 +80,13 @@ def as_they_are():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def norse_s_defaults():
+    """As they were before Norse's modules, which make the default that all share ask for a gradient."""
+    yield
+    IAFParameters().v_reset.requires_grad_(False)
+
+
 def norse_reads(graph):
     with as_they_are():
         return norse.from_nir(graph, dt=DT)
