@@ -268,7 +268,9 @@ def _sensor(text: str) -> tuple[int, int]:
 
 def run(argv: list[str]) -> int:
     """Run one command; 0 done, 1 a stated failure, 2 usage."""
-    args = parser().parse_args(argv)
+    args = (top := parser()).parse_args(argv)
+    if args.command == "train" and not args.config and not (args.resume and args.out):
+        top.error("train: a CONFIG is required, or --resume with --out RUN")
     from rheobase.spiking.errors import RheobaseError
 
     try:

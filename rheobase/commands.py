@@ -29,7 +29,7 @@ from rheobase.models.training import loop
 from rheobase.models.training.bag_of_words import bag_of_words
 from rheobase.models.training.classify import judge, judge_apart
 from rheobase.models.training.event_task import judge_frames
-from rheobase.models.training.run import Run, RunConfig, config_names, config_path
+from rheobase.models.training.run import Run, RunConfig, config_path
 from rheobase.models.training.sample import SampleConfig, Writer, stream
 from rheobase.models.training.sentence_sets import read_parts
 from rheobase.quickstart import calibration, test, test_on, test_tokens
@@ -49,20 +49,19 @@ def quickstart(args) -> Answer:
 
 
 def train(args) -> Answer:
-    if args.resume:
-        if not args.out or args.config or args.set or args.dry_run:
-            raise ConfigError("train --resume", "--out RUN alone", "other arguments", "the run's own config decides")
-        run = loop.resume(args.out)
-    else:
-        if not args.config:
-            raise ConfigError("train", "a CONFIG", "none", f"give a TOML file or one of {', '.join(config_names())}")
+    if args.resume and (args.dry_run or (args.set and not args.config)):
+        raise ConfigError("train --resume", "--out RUN, or its CONFIG too", "other arguments", "leave them out")
+    config, out = None, args.out
+    if args.config:
         table = read_toml(config_path(args.config))
         for assignment in args.set:
             set_key(table, assignment)
-        config = RunConfig.from_table(table, args.config)
-        if args.dry_run:
-            return dry_run(config)
-        run = loop.start(args.out or Path("runs") / Path(args.config).stem, config)
+        config, out = RunConfig.from_table(table, args.config), out or Path("runs") / Path(args.config).stem
+    if args.dry_run:
+        return dry_run(config)
+    if args.resume and config:
+        _require_its_own(Run.open(out), config)
+    run = loop.resume(out) if args.resume else loop.start(out, config)
     if int(os.environ.get("RANK", "0")):
         return Answer()  # of the ranks that trained together, the first one speaks
     m = run.metrics()
@@ -79,6 +78,17 @@ def train(args) -> Answer:
         valid = f"{m['valid'][tokenizer.measure]:.4f} bits a {tokenizer.unit} on the validation part"
     text = f"{run.folder}: {valid}, best at step {m['best_step']}, {m['train_seconds']:.0f} s"
     return Answer({"run": str(run.folder), **m}, "\n".join([text, *_sparsity(run)]))
+
+
+def _require_its_own(run: Run, config: RunConfig) -> None:
+    """Refuse to go on with a run by another configuration than its own."""
+    own, given = run.config.to_table(), config.fitted(None if config.sees else run.tokenizer()).to_table()
+    for section, settings in own.items():
+        for key in settings | given[section]:
+            was, now = settings.get(key), given[section].get(key)
+            if was != now:
+                where, remedy = f"{section}.{key}", "leave CONFIG out, or train another run"
+                raise ConfigError(where, f"{was!r}, as the run {run.folder} has it", repr(now), remedy)
 
 
 def eval(args) -> Answer:

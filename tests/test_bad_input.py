@@ -166,7 +166,7 @@ def test_a_configuration_that_is_not_toml(tmp_path, say):
 
 
 def test_usage_is_status_2(capsys):
-    for argv in (["trian"], ["export", "x"], ["count", "x", "--tokens", "0"], []):
+    for argv in (["trian"], ["export", "x"], ["count", "x", "--tokens", "0"], [], ["train"], ["train", "--resume"]):
         with pytest.raises(SystemExit) as stop:
             run(argv)
         assert stop.value.code == 2
@@ -259,7 +259,9 @@ def test_folders_that_exist_are_not_overwritten(small_run, tmp_path, say):
     assert "q: expected a folder that does not exist yet" in say("quickstart", "--small", "--out", tmp_path / "q")
     line = say("train", "quickstart_egru", "--out", small_run.folder)
     assert "expected a folder without a run, got a run; resume it with --resume" in line
-    assert "train --resume: expected --out RUN alone" in say("train", "quickstart_egru", "--resume", "--out", "x")
+    assert "train --resume: expected --out RUN, or its CONFIG too" in say(
+        "train", "--resume", "--out", "x", "--dry-run"
+    )
 
 
 def test_names_are_suggested(small_run, tmp_path, say):
@@ -363,6 +365,17 @@ def test_an_evaluation_that_cannot_be_kept_is_shown(small_run, tmp_path, capsys)
     assert run(["eval", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "bits a byte" in shown and f"not kept in {folder}/metrics.json: Is a directory" in shown
+
+
+def test_a_run_resumes_beside_its_own_config_and_no_other(tmp_path, say, capsys):
+    argv = [str(a) for a in train_on(tmp_path, bytes(range(32, 127)) * 20)]
+    assert run(argv) == 0 and run([*argv, "--resume"]) == 0
+    capsys.readouterr()
+    line = say(*argv, "--resume", "--set", "train.seed=3")
+    assert line == f"rheobase: train.seed: expected 0, as the run {tmp_path / 'run'} has it, got 3; " + (
+        "leave CONFIG out, or train another run\n"
+    )
+    assert "expected a run folder with config.toml" in say(argv[0], argv[1], "--resume", "--out", tmp_path / "none")
 
 
 def test_a_run_knows_its_settings_and_its_text(tmp_path, say, capsys):
