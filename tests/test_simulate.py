@@ -14,7 +14,7 @@ from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
-from rheobase.spiking.errors import ConfigError, ShapeError
+from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
 from rheobase.spiking.graph import (
     Edge,
     Embedding,
@@ -86,6 +86,13 @@ def test_events_and_logits_are_the_models_over_a_thousand_tokens(model, on):
         assert np.array_equal(events != 0, layer.o.numpy() != 0)
         assert np.abs(events - layer.y.numpy()).max() < 1e-9
         assert np.abs(trace.state[f"layers.{i}.c"] - state[i].c.numpy()).max() < 1e-9
+
+
+def test_autocast_around_it_changes_no_number():
+    for graph in (egru().float().lower(), SpikeGPT(SpikeGPTConfig(embedding=32, depth=1)).lower()):
+        plain = simulate(graph, tokens(30), on="torch").outputs["logits"]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert np.array_equal(simulate(graph, tokens(30), on="torch").outputs["logits"], plain)
 
 
 def test_what_is_made_later_is_a_table_like_another():
@@ -410,8 +417,12 @@ def test_the_bytes_of_a_gated_cell_by_hand(make, read):
 def test_a_state_of_another_size_is_refused():
     graph = egru().lower()
     state = simulate(graph, tokens(5, 2)).state
-    with pytest.raises(ShapeError, match="number of streams"):
+    with pytest.raises(ShapeError, match="as many streams"):
         simulate(graph, tokens(5, 1), state)
+    with pytest.raises(ShapeError, match="a Trace.state"):
+        simulate(graph, tokens(5, 1), run(egru(), tokens(5, 1))[1])
+    with pytest.raises(GraphError, match="expected an EventGraph, got EGRULM; give what the model's lower"):
+        simulate(egru(), tokens(5, 1))
     for wrong in (-1, 256):
         with pytest.raises(ShapeError, match=f"ids from 0 to 255, got {wrong}"):
             simulate(graph, np.array([[0, wrong, 5]]))

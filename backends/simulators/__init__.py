@@ -4,10 +4,13 @@ import torch
 
 from rheobase.backends.trace import Trace
 from rheobase.spiking import registry
+from rheobase.spiking.errors import GraphError
 from rheobase.spiking.graph import EventGraph
 
 
 @torch.no_grad()
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
 def simulate(graph: EventGraph, tokens, state=None, *, on: str = "event", record=(), **options) -> Trace:
     """Run tokens, or frames, through a graph: the model's own events and outputs.
 
@@ -19,8 +22,11 @@ def simulate(graph: EventGraph, tokens, state=None, *, on: str = "event", record
              fast; of new streams, and no more is recorded than what elements send)
     record   patterns of outputs to keep whole, such as ["layers.*.{c,y}"]
     returns  Trace(outputs, events, state, tally, recorded)
-    raises   ShapeError: an input or a state that does not fit;  ConfigError: no such simulator or output
+    raises   ShapeError: an input or a state that does not fit;  ConfigError: no such simulator or output;
+             GraphError: no graph
     """
+    if not isinstance(graph, EventGraph):
+        raise GraphError("simulate", "an EventGraph", type(graph).__name__, "give what the model's lower() returns")
     return registry.get("rheobase.backends.simulators", on).run(graph, tokens, state, record, **options)
 
 

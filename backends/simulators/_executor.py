@@ -215,9 +215,10 @@ def start_state(graph, state, streams, kernels) -> dict:
     if state is None:
         fill = graph.state_fill()
         return {name: kernels.full(shape, fill[name]) for name, shape in shapes.items()}
-    got = {name: tuple(np.shape(array)) for name, array in state.items()}
+    given = state.items() if isinstance(state, Mapping) else [(type(state).__name__, ())]
+    got = {name: tuple(np.shape(array)) for name, array in given}
     if got != shapes:
-        raise ShapeError("simulate state", f"{shapes}", f"{got}", "use a state of this graph and number of streams")
+        raise ShapeError("simulate state", f"{shapes}", f"{got}", "use a Trace.state of this graph and as many streams")
     return {name: kernels.from_numpy(array) for name, array in state.items()}
 
 
