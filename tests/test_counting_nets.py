@@ -7,7 +7,7 @@ from torch import nn
 
 from rheobase.backends import count
 from rheobase.spiking import LIF
-from rheobase.spiking.errors import ShapeError
+from rheobase.spiking.errors import ShapeError, UnsupportedError
 from rheobase.spiking.tally import BINARY
 
 
@@ -147,6 +147,11 @@ def test_torchs_own_cells_keep_a_value_a_unit_and_step(kind):
 def test_several_inputs_are_refused_in_one_line():
     with pytest.raises(ShapeError, match="count tokens: expected one tensor, got tuple; wrap a module of several"):
         count(nn.Bilinear(5, 5, 3), (X, X))
+
+
+def test_a_graph_is_refused_in_one_line():
+    with pytest.raises(UnsupportedError, match="count: expected a torch module, got EventGraph; .*simulate"):
+        count(spikegpt().lower(), X)
 
 
 def test_counting_leaves_the_modes_of_modules_as_they_were():

@@ -247,7 +247,7 @@ def count(
              operators. The two agree but for bytes, which are those of one fused op or of each operator
     returns  a Tally whose `tokens` is B x T (B where there is no T), by operator: a parameter's or a module's path;
              operators without a rule are named in `uncounted`
-    raises   UnsupportedError: an operator without a rule, where strict, or a module of torch.jit
+    raises   UnsupportedError: an operator without a rule, where strict, a module of torch.jit, or no module
              ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor
 
     Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
@@ -256,6 +256,9 @@ def count(
     """
     if kind not in KINDS:
         raise ConfigError("count kind", f"one of {', '.join(KINDS)}", repr(kind), "name what the input is")
+    if not isinstance(model, nn.Module):
+        remedy = "give the model that was lowered, or take the tally of simulate(graph, tokens)"
+        raise UnsupportedError("count", "a torch module", type(model).__name__, remedy)
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # in which no neuron says what its tensors are
             where, got = f"count {path}".rstrip(), "one of torch.jit"
