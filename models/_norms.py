@@ -18,7 +18,7 @@ class ShiftedNorm(nn.LayerNorm):
     def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
         a, kind = self(x_BTD), x_BTD.device.type
-        if torch.is_autocast_enabled(kind) and a.dtype != torch.float64:  # which autocast leaves alone
+        if kind != "meta" and torch.is_autocast_enabled(kind) and a.dtype != torch.float64:  # autocast leaves that
             a = a.to(torch.get_autocast_dtype(kind))  # the products' type: what mixes make is rounded to that anyway
         # the last step is copied: of a view all of a would stay
         return a, token_shift(a, last_BD.to(a.dtype)), a[:, -1].to(last_BD.dtype, copy=True)

@@ -248,7 +248,8 @@ class LanguageModel(Pretrained):
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
             got, remedy = f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them, or call .long()"
             raise ShapeError(where, "integers [B, T], int64 or int32", got, remedy)
-        if tokens.numel() and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+        hidden = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if tokens.numel() and type(tokens) is Tensor and tokens.device.type == "cpu" and not hidden:
             low, high = tokens.numpy().min(), tokens.numpy().max()
             if low < 0 or high >= self.config.vocabulary:
                 wrong = int(low if low < 0 else high)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from rheobase.spiking import EGRU, LIF
+from rheobase.spiking import EGRU, LIF, registry
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.ops import egru, lif, wkv
 from rheobase.spiking.ops.native import library
@@ -49,6 +49,21 @@ def test_gradients_of_each_sample_are_those_of_one_at_a_time():
         for name, wanted in zip(parameters, alone, strict=True):
             assert torch.allclose(each[name][i], wanted, atol=1e-12, rtol=1e-9), name
     assert all(g.abs().max() > 0 for g in each.values())
+
+
+@pytest.mark.parametrize("name", ["spikegpt", "egru_lm"])
+def test_gradients_of_each_text_are_those_of_one_at_a_time(name):
+    torch.manual_seed(0)
+    module, tokens = registry.get("rheobase.models", name), torch.randint(256, (3, 6))
+    sizes = {"spikegpt": {"embedding": 8, "depth": 1}, "egru_lm": {"embedding": 8, "layers": (8,)}}[name]
+    model = module.Model(module.Config(**sizes)).double().eval()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    each = vmap(grad(lambda p, t: functional_call(model, p, (t[None],))[0].square().sum()), (None, 0))
+    for i, found in enumerate(zip(*each(parameters, tokens).values(), strict=True)):
+        alone = torch.autograd.grad(model(tokens[i : i + 1])[0].square().sum(), list(model.parameters()))
+        for got, wanted in zip(found, alone, strict=True):
+            assert torch.allclose(got, wanted, atol=1e-12, rtol=1e-9)
+    assert model.to("meta")(tokens.to("meta"))[0].shape == (3, 6, 256)
 
 
 def test_an_ensemble_runs_at_once():
