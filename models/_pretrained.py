@@ -242,8 +242,8 @@ class LanguageModel(Pretrained):
         """The state as the reference carries it over a cut; the same state where there is no such rule."""
         return state
 
-    def check(self, tokens: Tensor, state) -> None:
-        """Refuse tokens out of range and states of another model or batch size."""
+    def check(self, tokens: Tensor, state):
+        """Refuse tokens out of range and states of another model or batch size; the state, of its own types."""
         where = f"{self.name} tokens"
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
             got, remedy = f"{tokens.dtype} {tuple(tokens.shape)}", "reshape them, or call .long()"
@@ -258,6 +258,9 @@ class LanguageModel(Pretrained):
                 )
         if state is not None:
             check_state(self.name, state, self.state_shapes(tokens.shape[0]))
+            if any(type(layer) in (tuple, list) for layer in state):
+                return self.as_state(state)
+        return state
 
 
 def check_settings(name: str, config) -> None:

@@ -170,7 +170,7 @@ class RecurrentLM(LanguageModel):
         return {"embedding.weight": True} | dict.fromkeys(names, how.transposed) | super().products()
 
     def hidden(self, tokens, state=None):
-        self.check(tokens, state)
+        state = self.check(tokens, state)
         c = self.config
         h = word_dropout(self.embedding(tokens), tokens, c.vocabulary, c.dropout_words, self.training)
         h = variational_dropout(h, c.dropout_embedding, self.training)

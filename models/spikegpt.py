@@ -187,7 +187,7 @@ class SpikeGPT(LanguageModel):
         return logits, state, activity._replace(logits=logits)
 
     def hidden(self, tokens, state=None):
-        self.check(tokens, state)
+        state = self.check(tokens, state)
         state = state or self.initial_state(tokens.shape[0])
         x = self.embed(tokens)
         states, spikes = [], []

@@ -8,7 +8,7 @@ import torch
 import rheobase
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig
 from rheobase.models._recurrent import variational_dropout, word_dropout
-from rheobase.spiking import restart_cell
+from rheobase.spiking import registry, restart_cell
 from rheobase.spiking.errors import ConfigError, FormatError
 
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -32,6 +32,19 @@ def test_cutting_and_carrying_the_state_changes_nothing(kind):
         assert torch.allclose(torch.cat([first, second], 1), whole, atol=1e-12, rtol=0)
         for a, b in zip(last, end, strict=True):
             assert all(torch.allclose(x, y, atol=1e-12, rtol=0) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", ["egru_lm", "lstm_lm", "gru_lm", "spikegpt", "rwkv4"])
+@torch.no_grad()
+def test_a_state_detached_part_by_part_is_a_state(name):
+    """As truncated backpropagation writes it, which leaves plain tuples or lists."""
+    module = registry.get("rheobase.models", name)
+    sizes = {"layers": (8,)} if "_lm" in name else {"depth": 1}
+    model = module.Model(module.Config(embedding=8, **sizes)).eval()
+    state = model(TOKENS)[1]
+    wanted = model(TOKENS, state)[0]
+    assert torch.equal(model(TOKENS, tuple(tuple(p.detach() for p in layer) for layer in state))[0], wanted)
+    assert torch.equal(model(TOKENS, [[p.detach() for p in layer] for layer in state])[0], wanted)
 
 
 @torch.no_grad()

@@ -22,6 +22,11 @@ class LIFState(NamedTuple):
     v: Tensor
 
 
+def _membrane(state: LIFState | Tensor) -> Tensor:
+    """v of a state, or v itself, as `ops.lif` takes it."""
+    return state if isinstance(state, Tensor) else state[0]
+
+
 class LIF(Cell):
     """Leaky integrate-and-fire units; equations, peers and source: `rheobase.spiking.ops.lif`.
 
@@ -108,11 +113,12 @@ class LIF(Cell):
 
     def step(self, x_BD, state):
         self._check(x_BD)
-        if state.v.shape != x_BD.shape:
-            wanted, got = f"v of shape {tuple(x_BD.shape)}", f"{tuple(state.v.shape)}"
+        v = _membrane(state)
+        if v.shape != x_BD.shape:
+            wanted, got = f"v of shape {tuple(x_BD.shape)}", f"{tuple(v.shape)}"
             raise ShapeError("LIF step", wanted, got, "start a new state")
-        wide = torch.promote_types(torch.promote_types(x_BD.dtype, state.v.dtype), torch.float32)
-        s, v, h = lif_step(x_BD.to(wide), state.v.to(wide), **self._settings())
+        wide = torch.promote_types(torch.promote_types(x_BD.dtype, v.dtype), torch.float32)
+        s, v, h = lif_step(x_BD.to(wide), v.to(wide), **self._settings())
         return self._grade(s.to(x_BD.dtype), h.to(x_BD.dtype)), LIFState(v)
 
     def forward(self, x_BTD, state=None, *, apart: bool = False):
@@ -120,7 +126,7 @@ class LIF(Cell):
         self._check(x_BTD)
         if state is None:
             state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1])
-        s, v, *h = lif(x_BTD, state.v, **self._settings(), with_h=self.graded, whole=False)
+        s, v, *h = lif(x_BTD, _membrane(state), **self._settings(), with_h=self.graded, whole=False)
         y, state = self._grade(s, *h), LIFState(v)
         return (y, s, state) if apart else (y, state)
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rheobase.spiking import registry
-from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
 from rheobase.spiking.neurons import EGRU, LIF, Cell, EGRUState, LIFState
-from rheobase.spiking.ops import egru, lif
+from rheobase.spiking.ops import EGRUTrajectory, egru, lif
 from rheobase.spiking.surrogates import ATan
 
 OURS, ADAPTERS = "rheobase.spiking.neurons", "rheobase.spiking.adapters"
@@ -261,6 +261,20 @@ def test_a_surrogate_that_is_none_is_refused_at_once(make):
     for wrong in ("atan", ATan):
         with pytest.raises(ConfigError, match="surrogate: expected a Surrogate, such as"):
             make(wrong)
+
+
+def test_a_state_may_be_a_plain_tuple_and_a_membrane_itself():
+    x, v = torch.randn(2, 5, 3), torch.randn(2, 3)
+    cell = LIF(3)
+    for state in ((v,), v):
+        assert torch.equal(cell(x, state)[0], cell(x, LIFState(v))[0])
+        assert torch.equal(cell.step(x[:, 0], state)[0], cell.step(x[:, 0], LIFState(v))[0])
+    cell, state = EGRU(3, 3), EGRUState(v, v.tanh(), v)
+    assert torch.equal(cell(x, tuple(state), whole=True)[0].y, cell(x, state)[0])
+    assert type(cell(x, state, whole=True)[0]) is EGRUTrajectory
+    for wrong in (v, (v, v)):
+        with pytest.raises(ShapeError, match="egru state: expected y, c and trace, got"):
+            cell(x, wrong)
 
 
 class StepOnly(Cell):

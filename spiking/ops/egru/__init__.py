@@ -74,6 +74,10 @@ def egru(
     }
     if state is None:
         state = EGRUState(*(x.new_zeros(batch, units) for _ in EGRUState._fields))  # y alone is marked
+    elif not isinstance(state, EGRUState):
+        if isinstance(state, Tensor) or len(state) != len(EGRUState._fields):
+            raise ShapeError("egru state", "y, c and trace", type(state).__name__, "give what an earlier call returned")
+        state = EGRUState(*state)
     wanted |= {f"state.{name}": (part, (batch, units)) for name, part in state._asdict().items()}
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tuple(tensor.shape) != shape:
