@@ -14,7 +14,7 @@ from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
-from rheobase.spiking.errors import ConfigError, GraphError, ShapeError
+from rheobase.spiking.errors import ConfigError, GraphError, ShapeError, UnsupportedError
 from rheobase.spiking.graph import (
     Edge,
     Embedding,
@@ -423,6 +423,8 @@ def test_a_state_of_another_size_is_refused():
         simulate(graph, tokens(5, 1), run(egru(), tokens(5, 1))[1])
     with pytest.raises(GraphError, match="expected an EventGraph, got EGRULM; give what the model's lower"):
         simulate(egru(), tokens(5, 1))
+    with pytest.raises(UnsupportedError, match="integer: embedding: expected an op of integers, .*quantise"):
+        simulate(graph, tokens(5, 1), on="integer")
     for wrong in (-1, 256):
         with pytest.raises(ShapeError, match=f"ids from 0 to 255, got {wrong}"):
             simulate(graph, np.array([[0, wrong, 5]]))

@@ -5,13 +5,19 @@ import numpy as np
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import arithmetic_rwkv as rwkv
 from rheobase.backends.exporters.spinnaker2.quantise import embed
+from rheobase.backends.exporters.spinnaker2.quantise.ops import IntegerOp
 from rheobase.backends.simulators._executor import Kernels, by
+from rheobase.spiking.errors import UnsupportedError
 
 
 class IntegerKernels(Kernels):
     """Kernels over int64 arrays that hold the specification's int8, int16 and int32 values."""
 
     def begin(self, graph):
+        for node in graph.nodes:
+            if node.arrays and not isinstance(node.op, IntegerOp):
+                remedy = "take the graph that exporters.spinnaker2.quantise.quantise(graph, tokens) gives"
+                raise UnsupportedError(f"simulate on integer: {node.name}", "an op of integers", f"{node.op}", remedy)
         self.arrays = {n.name: graph.arrays_of(n) for n in graph.nodes}
         self.sigmoid, self.tanh, self.power = ints.sigmoid_table(), ints.tanh_table(), rwkv.power_table()
 
