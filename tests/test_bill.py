@@ -113,7 +113,7 @@ def test_every_target_loads_and_cites(name):
     assert target.terms and target.note
     for q in (*target.terms.values(), *([target.idle_watts] if target.idle_watts else [])):
         assert all((q.source, q.confidence, q.node, q.precision, q.scope))
-        assert 0 < q.interval.low <= q.interval.central <= q.interval.high
+        assert q.value == q.central and 0 < q.interval.low <= q.interval.central <= q.interval.high
     given = tomllib.loads((FOLDER / f"{name}.toml").read_text())["terms"]
     assert given.keys() == target.terms.keys()
     assert price(Tally(1, {"x": Counts(acs=2, macs=3, dense_macs=9)}), target).lines

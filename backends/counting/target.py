@@ -73,6 +73,11 @@ class Quantity:
     scope: str
 
     @property
+    def value(self) -> float:
+        """The central figure, in `unit`."""
+        return self.central
+
+    @property
     def interval(self) -> Interval:
         """In joules, or watts."""
         return Interval(self.low, self.central, self.high) * (ENERGIES | POWERS)[self.unit]
