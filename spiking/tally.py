@@ -7,6 +7,7 @@ says what it did (`work`, `product`). All of it does nothing unless a counter li
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -120,34 +121,39 @@ class Tally:
 _listeners: list = []
 
 
+def _heard() -> list:
+    """The listeners of this thread: what another one runs is not theirs."""
+    return [each for each in _listeners if each.thread == threading.get_ident()] if _listeners else []
+
+
 def listens() -> bool:
     """Whether any counter listens just now."""
-    return bool(_listeners)
+    return bool(_heard())
 
 
 def watches() -> bool:
     """Whether a counter listens that wants to see every operator of an op rather than be told."""
-    return any(listener.watches for listener in _listeners)
+    return any(listener.watches for listener in _heard())
 
 
 @contextlib.contextmanager
 def unseen():
     """Context manager: what runs inside is not counted."""
     with contextlib.ExitStack() as stack:
-        for listener in _listeners:
+        for listener in _heard():
             stack.enter_context(listener.paused())
         yield
 
 
 def work(**counts) -> None:
     """Tell listening counters what an op did that they could not see, as fields of `Counts`."""
-    for listener in _listeners:
+    for listener in _heard():
         listener.add(**counts)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Tell listening counters of a matrix product x weight + bias that they could not see."""
-    for listener in _listeners:
+    for listener in _heard():
         listener.add_product(x, weight, bias)
 
 
@@ -156,7 +162,7 @@ def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
 
     sent  whether these events are sent just now; False for those of a state that is handed in
     """
-    for listener in _listeners:
+    for listener in _heard():
         listener.mark(tensor, kind, sent)
     return tensor
 
@@ -167,13 +173,14 @@ def announce(*, state_updates: Tensor, cause: Tensor | None = None, parts: int =
     parts  how many such tensors of this shape were written
     cause  the input of each, of the same shape; where it is what events brought, a row of zeros is no input
     """
-    for listener in _listeners:
+    for listener in _heard():
         listener.add_state_updates(state_updates, cause, parts)
 
 
 class listening:
     """Context manager: `listener.mark`, `add_state_updates`, `add`, `add_product` and `paused` are called by every op
-    inside, and its `watches` says whether it wants ops to run as operators that it sees."""
+    inside of the thread `listener.thread`, and its `watches` says whether it wants ops to run as operators that it
+    sees."""
 
     def __init__(self, listener):
         self.listener = listener

@@ -1,5 +1,7 @@
 """Whole networks are counted whole, those of other libraries too."""
 
+import threading
+
 import pytest
 import torch
 from test_counting_operators import X, spikegpt
@@ -147,6 +149,23 @@ def test_torchs_own_cells_keep_a_value_a_unit_and_step(kind):
 def test_several_inputs_are_refused_in_one_line():
     with pytest.raises(ShapeError, match="count tokens: expected one tensor, got tuple; wrap a module of several"):
         count(nn.Bilinear(5, 5, 3), (X, X))
+
+
+def test_what_another_thread_runs_meanwhile_is_not_counted():
+    model, tokens, done = spikegpt(), torch.arange(12)[None], threading.Event()
+
+    def run():
+        while not done.is_set():
+            with torch.no_grad():
+                model(tokens)
+
+    alone, other = count(model, tokens), threading.Thread(target=run)
+    other.start()
+    try:
+        assert all(count(model, tokens) == alone for _ in range(20))
+    finally:
+        done.set()
+        other.join()
 
 
 def test_a_graph_is_refused_in_one_line():

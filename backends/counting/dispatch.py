@@ -7,6 +7,7 @@ token, is prepared ahead, and is not counted.
 
 import contextlib
 import math
+import threading
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class CountingMode(TorchDispatchMode):
 
     def __init__(self, module: nn.Module, watches: bool):
         super().__init__()
-        self.watches = watches
+        self.watches, self.thread = watches, threading.get_ident()
         self.kinds = WeakIdKeyDictionary()
         self.constants, self.zeros, self.data = (WeakIdKeyDictionary() for _ in range(3))
         named = ((name, p) for name, p in module.named_parameters() if p.layout == torch.strided and p.numel())
@@ -104,8 +105,15 @@ class CountingMode(TorchDispatchMode):
         self.add(name, adds=n_out, weight_bytes=n_out * bias.element_size())
         self.product(x, weight, name)
 
+    def enter(self, path: str) -> None:
+        """The begin of a module's call, in this thread or another one's."""
+        if threading.get_ident() == self.thread:
+            self.stack.append(path)
+
     def leave(self, module: nn.Module, output, ours: bool) -> None:
         """The end of a module's call; `ours`: a neuron around it tells of its state."""
+        if threading.get_ident() != self.thread:
+            return
         found = None if ours else neuron_state(module, output)
         if found:
             spikes, parts = found
@@ -282,7 +290,7 @@ def count(
         for module, training in modes.items():
             stack.callback(setattr, module, "training", training)
         for path, module in model.named_modules():
-            before = module.register_forward_pre_hook(lambda *_, path=path: mode.stack.append(path))
+            before = module.register_forward_pre_hook(lambda *_, path=path: mode.enter(path))
             ours = any(path.startswith(f"{cell}.") for cell in cells if cell) or (bool(path) and "" in cells)
             after = module.register_forward_hook(
                 lambda m, _, out, ours=ours: mode.leave(m, out, ours), always_call=True
