@@ -77,8 +77,8 @@ class FrameModel(Pretrained):
         """Refuse frames of another size or kind, and states of another model or batch size."""
         where, size = f"{self.name} frames", (self.config.channels, *self.config.size)
         if frames.dim() != 5 or frames.shape[2:] != size or not frames.is_floating_point():
-            got = f"{frames.dtype} {tuple(frames.shape)}"
-            raise ShapeError(where, f"numbers [B, T, {', '.join(map(str, size))}]", got, "reshape them")
+            got, remedy = f"{frames.dtype} {tuple(frames.shape)}", "reshape them, or call .float()"
+            raise ShapeError(where, f"numbers [B, T, {', '.join(map(str, size))}]", got, remedy)
         if self.config.frames in LEVELS and frames.device.type == "cpu":
             check_levels(where, self.config.frames, frames.detach().double().numpy())
         check_state(self.name, state, self.state_shapes(frames.shape[0]))
