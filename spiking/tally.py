@@ -94,6 +94,10 @@ class Tally:
             tuple(sorted({*self.uncounted, *other.uncounted})),
         )
 
+    def __radd__(self, other: int) -> "Tally":
+        """For `sum`, which starts at 0."""
+        return self if other == 0 else NotImplemented
+
     @property
     def total(self) -> Counts:
         """The sum over all operators."""

@@ -93,6 +93,7 @@ def test_tallies_add():
     both = a + b
     assert (both.tokens, both.macs, both.acs, both.uncounted) == (7, 7, 1, ("a", "b"))
     assert both.transcendentals == {"exp": 1, "tanh": 2}
+    assert sum([a, b]) == both
 
 
 def test_writing_in_place_takes_the_mark_away():
