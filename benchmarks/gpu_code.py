@@ -1,5 +1,6 @@
 """What the compiler makes of the kernels of LIF and WKV for an NVIDIA GPU, without one: registers, spilled bytes,
-instructions of the machine a step, and how far into the loop over stretches half of the loads of the next one have been
+instructions of the machine a step, the cycles that a warp takes for them by the waits that the compiler wrote into the
+code, where all else is at hand, and how far into the loop over stretches half of the loads of the next one have been
 issued; of D=768 and stretches of steps that fill the sequence.
 
     python benchmarks/gpu_code.py [--capability 90]
@@ -17,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rheobase.spiking.ops.lif import triton as lif
+from rheobase.spiking.ops.rows import OPTIONS
 from rheobase.spiking.ops.wkv import triton as wkv
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -44,25 +46,28 @@ def compiled(op, kernel, constants: dict, io: str, capability: int) -> bytes:
     signature = types | {"T": "i32"} | dict.fromkeys(constants, "constexpr")
     places = enumerate(kernel.arg_names)
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in places if signature[name].startswith("*")}
-    options = {"num_warps": op.WARPS} | ({"enable_fp_fusion": False} if op is lif else {})
+    options = OPTIONS | ({"enable_fp_fusion": False} if op is lif else {})
     source = ASTSource(kernel, signature, constants, aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
 
 
-def described(cubin: bytes, steps: int) -> tuple[int, int, float, float]:
-    """Registers, bytes of stack, and of the longest loop instructions a step and where its median load is, 0 to 1."""
+def described(cubin: bytes, steps: int) -> tuple[int, int, float, float, float]:
+    """Registers, bytes of stack, and of the longest loop instructions and cycles a step, and where its median load is,
+    0 to 1."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         show = [subprocess.run([CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True).stdout
                 for flag in ("-res-usage", "-sass")]  # fmt: skip
     registers, stack = (int(re.search(rf"{name}:(\d+)", show[0])[1]) for name in ("REG", "STACK"))
-    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9]*)([^;]*);", show[1])
-    code = [(int(place, 16), name, rest) for place, name, rest in code]
-    jumps = ((at, re.search(r"0x([0-9a-f]+)", to)) for at, name, to in code if name == "BRA")
+    line = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9]*)([^;]*);.*\n\s+/\* 0x([0-9a-f]{16}) \*/"
+    code = re.findall(line, show[1])
+    code = [(int(place, 16), name, rest, int(upper, 16) >> 41 & 15) for place, name, rest, upper in code]
+    jumps = ((at, re.search(r"0x([0-9a-f]+)", to)) for at, name, to, _ in code if name == "BRA")
     loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) < at]
-    loop = max(([name for at, name, _ in code if low <= at <= high] for low, high in loops), key=len)
-    loads = [i for i, name in enumerate(loop) if name == "LDG"]
-    return registers, stack, len(loop) / steps, statistics.median(loads) / len(loop)
+    loop = max(([part[1::2] for part in code if low <= part[0] <= high] for low, high in loops), key=len)
+    loads = [i for i, (name, _) in enumerate(loop) if name == "LDG"]
+    cycles = sum(max(wait, 1) for _, wait in loop)
+    return registers, stack, len(loop) / steps, cycles / steps, statistics.median(loads) / len(loop)
 
 
 def main():
@@ -70,12 +75,13 @@ def main():
     parser.add_argument("--capability", type=int, default=90)
     capability = parser.parse_args().capability
     print(f"Triton {triton.__version__}, sm_{capability}\n")
-    print("| | type | registers | stack | instructions a step | half of the loads after |\n|---|---|---|---|---|---|")
+    print("| | type | registers | stack | instructions a step | cycles | half of the loads after |")
+    print(7 * "|---" + "|")
     for name, (op, kernel, constants) in WAYS.items():
         for io in ("fp32", "bf16"):
             code = compiled(op, kernel, constants, io, capability)
-            registers, stack, a_step, loads = described(code, op.STEPS)
-            print(f"| {name} | {io} | {registers} | {stack} | {a_step:.0f} | {loads:.0%} |", flush=True)
+            registers, stack, a_step, cycles, loads = described(code, op.STEPS)
+            print(f"| {name} | {io} | {registers} | {stack} | {a_step:.0f} | {cycles:.0f} | {loads:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ def test_a_kernel_is_read_off_its_machine_code(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     op, kernel, constants = gpu_code.WAYS["LIF forward"]
     code = gpu_code.compiled(op, kernel, constants, "fp32", 90)
-    registers, stack, a_step, loads = gpu_code.described(code, op.STEPS)
+    registers, stack, a_step, cycles, loads = gpu_code.described(code, op.STEPS)
     assert 3 * op.STEPS < registers < 256 and stack == 0  # three stretches of one number a step
-    assert 6 < a_step < 20 and 0 < loads < 1  # a load, a store, a difference, a product, two sums, a comparison
+    assert 6 < a_step < 20 and 0 < loads < 1  # a load, a store, two differences, two products, two sums, a comparison
+    assert 20 < cycles < 32, "five of them wait for one another, 4 or 5 cycles each"

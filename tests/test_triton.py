@@ -43,6 +43,7 @@ def compile_for(kernel, capability: int, types: dict[str, str], constants: dict,
 @pytest.mark.parametrize("io", ["*fp32", "*bf16"])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
+    from rheobase.spiking.ops.rows import OPTIONS
     from rheobase.spiking.ops.wkv import triton as wkv
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -51,8 +52,10 @@ def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
         constants = {"D": 768, "FIRST": -1e38, "GATED": gated, "WHOLE": whole, "STEPS": 4, "BLOCK": wkv.BLOCK}
         if whole:
             constants["state"] = None
-        assert compile_for(wkv._forward, capability, types, constants | {"KEEP": True})["cubin"]
-        assert compile_for(wkv._backward, capability, types, constants)["cubin"]
+        for kernel, more in ((wkv._forward, {"KEEP": True}), (wkv._backward, {})):
+            asm = compile_for(kernel, capability, types, constants | more, **OPTIONS)
+            assert asm["cubin"] and ".maxnreg 255" in asm["ptx"]
+            assert "div" not in asm["ptx"] and asm["ptx"].count("ex2.approx.f32") == 1, "e^time_decay, once"
 
 
 @pytest.mark.parametrize("io", ["*fp32", "*bf16"])
@@ -60,6 +63,7 @@ def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
 def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypatch):
     """A spike must not hang on how a product rounds."""
     from rheobase.spiking.ops.lif import triton as lif
+    from rheobase.spiking.ops.rows import OPTIONS
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"T": "i32", **dict.fromkeys(("x", "s", "h", "g_s", "g_h", "g_x"), io)}
@@ -70,8 +74,9 @@ def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypat
     for parameters in (learnt, numbers):
         constants = {"D": 768, "STEPS": 4, "BLOCK": lif.BLOCK, **kind, **parameters}
         for kernel, more in ((lif._forward, {"KEEP": True}), (lif._backward, slope)):
-            asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False)
-            assert asm["cubin"] and "fma.rn.f32" not in asm["ptx"]
+            asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False, **OPTIONS)
+            resets = 4 if kernel is lif._forward else 3  # nothing reads the last one that backward goes through
+            assert asm["cubin"] and asm["ptx"].count("fma.rn.f32") == resets, "whose product is exact, and no other"
             divides = "div.rn.f32" in asm["ptx"]
             assert divides == (parameters is learnt), "rounded as torch rounds it; by a power of two a product does"
 

@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+OPTIONS = {"num_warps": 1, "maxnreg": 255}
+"""Of a launch: one unit a thread, which may have all the registers there are. Left to itself the compiler of Triton 3.6
+spares them, at half as much time again for a step, or spills."""
+
 
 @triton.jit
 def place(D: tl.constexpr, BLOCK: tl.constexpr):

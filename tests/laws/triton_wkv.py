@@ -162,6 +162,7 @@ def reads_beyond(at, stride, first, end, STEPS: tl.constexpr, inside, WHOLE: tl.
     return rows
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize(
     ("name", "wrong"), [("_carry", loses_decay), ("_carry", walks_on), ("_load", reads_beyond)], ids=lambda x: str(x)
 )

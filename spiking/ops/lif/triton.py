@@ -3,11 +3,11 @@
 B batch, T steps, D units. The rule of the backward pass is that of `ops/native/lif.c`.
 
 A program runs BLOCK units of one sequence through time, in stretches of STEPS steps. It asks for a stretch two ahead
-of the one that it works on, since where in a stretch the loads are issued is the compiler's choice, so that the chain
-of membranes waits for no memory. The membrane before each stretch is kept; backward runs the stretch again before it
-walks back through it. No product is fused with a sum and divisions round as torch's do on a CPU (on a GPU it multiplies
-by 1/tau, if tau is a number), so that spikes are those of the reference there; a division, the longest link of the
-chain, is a product where tau is a power of two.
+of the one that it works on, since where in a stretch the loads are issued is the compiler's choice, and one ahead would
+wait for all of its memory. The membrane before each stretch is kept; backward runs the stretch again before it walks
+back through it. No product that rounds is fused with a sum and divisions round as torch's do on a CPU (on a GPU it
+multiplies by 1/tau, if tau is a number), so that spikes are those of the reference there; a division, the longest link
+of the chain, is a product where tau is a power of two.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import before, load, place, within
+from rheobase.spiking.ops.rows import OPTIONS, before, load, place, within
 
-STEPS, BLOCK, WARPS = 32, 32, 1
+STEPS, BLOCK = 32, 32
 """One unit a thread; 32 steps forward take a warp about as long as memory takes to answer."""
 
 
@@ -29,7 +29,8 @@ STEPS, BLOCK, WARPS = 32, 32, 1
 def _slope(u, SURROGATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
     if SURROGATE == "ATan":
         z = u * (1.5707963267948966 * FIRST)
-        return FIRST / 2 / (1 + z * z)
+        root = tl.rsqrt(1 + z * z)  # twice the root is a quarter of what a quotient takes
+        return FIRST / 2 * root * root
     elif SURROGATE == "Triangle":
         return FIRST * tl.maximum(1 - SECOND * tl.abs(u), 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif SURROGATE == "Sigmoid":
@@ -70,10 +71,10 @@ def _constants(tau, theta, d, inside, like, TAU: tl.constexpr, THETA: tl.constex
 
 @triton.jit
 def _fired(h, theta, STRICT: tl.constexpr, TERNARY: tl.constexpr):
-    """Whether a unit fires at theta, and at -theta: 1 or 0."""
-    u, under = h - theta, -h - theta
-    up = (u > 0 if STRICT else u >= 0).to(h.dtype)
-    down = (under > 0 if STRICT else under >= 0).to(h.dtype) if TERNARY else tl.zeros_like(h)
+    """Whether a unit fires at theta, and at -theta: 1 or 0. (A difference is 0 of equal numbers alone, so that what
+    the reference asks of h - theta can be asked sooner.)"""
+    up = (h > theta if STRICT else h >= theta).to(h.dtype)
+    down = (-h > theta if STRICT else -h >= theta).to(h.dtype) if TERNARY else tl.zeros_like(h)
     return up, down
 
 
@@ -85,8 +86,9 @@ def _step(x, v, tau, theta, INVERSE: tl.constexpr, REST: tl.constexpr, HARD: tl.
     h = v + _divide(drive, tau, INVERSE)
     h = h if DECAY else h + x
     up, down = _fired(h, theta, STRICT, TERNARY)
-    reset = (up + down) * (h - REST) if HARD else (up - down) * theta
-    return h, drive, up - down, h - reset
+    # fused, since a product by 0, 1 or 2 is exact
+    v = tl.fma(up + down, REST - h, h) if HARD else tl.fma(up - down, -theta, h)
+    return h, drive, up - down, v
 
 
 @triton.jit
@@ -139,6 +141,7 @@ def _backward(
     carried = tl.load(g_last + b * D + d, mask=inside, other=0.0)
     tau, theta = _constants(tau, theta, d, inside, carried, TAU, THETA)
     of_tau, of_theta = tl.zeros_like(carried), tl.zeros_like(carried)
+    inverse = 1 / tau
     first = (stretches - 1) * STEPS
     row, some = (b * T + first) * D + d, inside & (T > 0)
     x, g_s, g_v, g_h, g_x = x + row, g_s + row, g_v + row, g_h + row, g_x + row
@@ -166,24 +169,29 @@ def _backward(
             if ALL_V:
                 g += tl.load(g_v + i * D, mask=inside & live, other=0.0)
             up, down = _fired(h, theta, STRICT, TERNARY)
-            of_spike, of_fired = g_S[i].to(g.dtype), tl.zeros_like(g)
-            if THROUGH and HARD:
-                of_fired -= g * (h - REST)
-            if THROUGH and not HARD:
-                of_spike -= g * theta
-            g_up = (of_spike + of_fired) * _slope(h - theta, SURROGATE, FIRST, SECOND)
-            g_down = tl.zeros_like(g)
+            of_spike, at_up = g_S[i].to(g.dtype), _slope(h - theta, SURROGATE, FIRST, SECOND)
+            by_spike, by_fired = at_up, at_up  # slopes of s, and of whether a unit fires
             if TERNARY:
-                g_down = (of_fired - of_spike) * _slope(-h - theta, SURROGATE, FIRST, SECOND)
-            of_h = (g * (1 - (up + down)) if HARD else g) + g_up - g_down
+                at_down = _slope(-h - theta, SURROGATE, FIRST, SECOND)
+                by_spike, by_fired = at_up + at_down, at_up - at_down
+            # of_h is linear in g, which is waited for: all else is known before
+            stays, back = 1 - (up + down) if HARD else 1.0, h - REST if HARD else theta
+            if THROUGH:
+                stays -= back * (by_fired if HARD else by_spike)
+            of_h = stays * g + of_spike * by_spike
             if WITH_H:
                 of_h += tl.load(g_h + i * D, mask=inside & live, other=0.0).to(g.dtype)
-            of_drive = of_h * INVERSE if INVERSE is not None else of_h / tau
+            of_drive = of_h * inverse
             tl.store(g_x + i * D, of_drive if DECAY else of_h, mask=inside & live)
-            carried = tl.where(live, of_h - of_drive, carried)
+            carried = tl.where(live, of_h * (1 - inverse), carried)
             if LEARNS:
-                of_tau -= tl.where(live, of_drive * drive / tau, 0.0)
-                of_theta -= tl.where(live, g_up + g_down + (0.0 if HARD else g * (up - down)), 0.0)
+                of_tau -= tl.where(live, of_drive * drive * inverse, 0.0)
+                of_reset = -g * back if THROUGH else tl.zeros_like(g)
+                if HARD:
+                    of_over = of_spike * by_fired + of_reset * by_spike
+                else:
+                    of_over = (of_spike + of_reset) * by_fired + g * (up - down)
+                of_theta -= tl.where(live, of_over, 0.0)
         first -= STEPS
         g_v, g_h, g_x = g_v - STEPS * D, g_h - STEPS * D, g_x - STEPS * D
     tl.store(g_v0 + b * D + d, carried, mask=inside)
@@ -200,7 +208,7 @@ def _launch(kernel, tensors: list[Tensor | None], numbers: Sequence[float], hard
     options |= {"REST": v_reset, "HARD": hard, "WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
     if programs := batch * triton.cdiv(units, BLOCK):
         with torch.cuda.device_of(tensors[0]):
-            kernel[(programs,)](*tensors, steps, units, **options, num_warps=WARPS, enable_fp_fusion=False)
+            kernel[(programs,)](*tensors, steps, units, **options, **OPTIONS, enable_fp_fusion=False)
 
 
 @torch.library.custom_op("rheobase::lif_triton", mutates_args=())
