@@ -1,9 +1,10 @@
 """Rows of a sequence in kernels for Triton: stretches of steps, held in registers."""
 
+import torch
 import triton
 import triton.language as tl
 
-OPTIONS = {"num_warps": 1, "maxnreg": 255}
+OPTIONS = {"num_warps": 1} | ({} if torch.version.hip else {"maxnreg": 255})
 """Of a launch: one unit a thread, which may have all the registers there are. Left to itself the compiler of Triton 3.6
 spares them, at half as much time again for a step, or spills."""
 
