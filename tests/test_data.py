@@ -263,6 +263,12 @@ def test_a_run_keeps_its_tokenizer_and_says_its_unit(tokenizer, unit, vocabulary
     prompt = made.tokenizer().decode(part.test[:4]).decode()
     assert f"<pre><b>{prompt}</b>" in page, "the usual prompt holds a letter that these tokens do not know"
     say("train", "--resume", "--out", out)
+    swapped = {"character": (" ,", " !"), "word": ('"cat"', '"cot"'), "token": ('"a":64,"b":65', '"a":65,"b":64')}[unit]
+    made.tokenizer_path.write_text(other := made.tokenizer().to_json().replace(*swapped, 1))
+    assert from_json(other).vocabulary == vocabulary
+    wanted = f"{made.tokenizer_path}: expected a tokenizer of sha256 {made.config.data.tokenizer_sha256[:12]}…, got "
+    for command in (["eval", out], ["sample", out], ["count", out], ["train", "--resume", "--out", out]):
+        assert wanted in say(*command, status=1)
 
 
 def test_a_run_on_shards_has_no_bits_a_byte(tmp_path, say):

@@ -42,6 +42,8 @@ class DataConfig:
     tokenizer: str | None = None
     """"bytes", "characters", "words", or a JSON file: one of ours, or of the tokenizers library; if not given that of a
     folder which `rheobase prepare` wrote, and bytes of any other text"""
+    tokenizer_sha256: str | None = None
+    """the SHA-256 of the run's tokenizer.json, which a training notes here; none of bytes"""
     unknown: str = ""
     """with "characters": the one that stands for those that the training part lacks; if none, they are refused"""
     encoding: str = "utf-8"

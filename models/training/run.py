@@ -223,22 +223,33 @@ class RunConfig:
         return {name: {k: v for k, v in part.items() if k not in free.get(name, ())} for name, part in table.items()}
 
     def fitted(self, tokenizer: Tokenizer | None) -> "RunConfig":
-        """The same with the tokenizer's vocabulary where none was given, and the tokenizer that a prepared folder has
-        where none was named; with no tokenizer, the same.
+        """The same with the tokenizer's vocabulary where none was given, the tokenizer that a prepared folder has where
+        none was named, and the tokenizer's digest; with no tokenizer, the same.
 
-        raises  ConfigError: a vocabulary smaller than the tokenizer's; of bytes it may be, if the text has no others
+        raises  ConfigError: another tokenizer than that of the digest; a vocabulary smaller than the tokenizer's; of
+                bytes it may be, if the text has no others
         """
         if tokenizer is None:
             return self
         if self.data.tokenizer is None and tokenizer.unit != "byte":
             own = str(Path(self.data.text) / TOKENIZER)
             return replace(self, data=replace(self.data, tokenizer=own)).fitted(tokenizer)
+        if tokenizer.unit != "byte" and self.data.tokenizer_sha256 is None:
+            return replace(self, data=replace(self.data, tokenizer_sha256=tokenizer.digest)).fitted(tokenizer)
+        self.require_same(tokenizer, "data.tokenizer")
         given, needed = self.settings.vocabulary, tokenizer.vocabulary
         if given == FROM_TOKENIZER:
             return replace(self, settings=replace(self.settings, vocabulary=needed))
         if given < needed and tokenizer.unit != "byte":
             raise ConfigError("model.vocabulary", f"the tokenizer's {needed} or more", str(given), "leave it out")
         return self
+
+    def require_same(self, tokenizer: Tokenizer, where: object) -> None:
+        """Refuse another tokenizer than that of `data.tokenizer_sha256`, if it is given; raises ConfigError."""
+        wanted = self.data.tokenizer_sha256
+        if wanted not in (None, tokenizer.digest):
+            remedy = "put the same tokenizer back, or for a new training leave out data.tokenizer_sha256"
+            raise ConfigError(where, f"a tokenizer of sha256 {wanted[:12]}…", f"{tokenizer.digest[:12]}…", remedy)
 
     def to_table(self) -> dict:
         """The table that `from_table` reads."""
@@ -336,13 +347,17 @@ class Run:
         return RunConfig.from_table(read_toml(self.config_path), str(self.config_path))
 
     def tokenizer(self) -> Tokenizer:
-        """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign, and
-        UnsupportedError where recordings are classified."""
+        """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign, ConfigError where
+        it is another than the training's, and UnsupportedError where recordings are classified."""
         if self.config.sees:
             raise UnsupportedError(
                 self.folder, "a run on text", "one on recordings", "use train, eval, count, simulate"
             )
-        return Bytes() if self.config.data.tokenizer in BYTES else read_tokenizer(self.tokenizer_path)
+        if self.config.data.tokenizer in BYTES:
+            return Bytes()
+        tokenizer = read_tokenizer(self.tokenizer_path)
+        self.config.require_same(tokenizer, self.tokenizer_path)
+        return tokenizer
 
     @property
     def measure(self) -> str:

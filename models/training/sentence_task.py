@@ -14,6 +14,9 @@ from rheobase.models.training.run import require_tokens_of
 from rheobase.models.training.task import Loss, Task
 from rheobase.spiking.errors import ConfigError
 
+OWN = ("tokenizer", "tokenizer_sha256", "unknown")
+"""settings of [data] that mean something for sentences"""
+
 
 class SentenceTask(Task):
     """Batches of labelled sentences, and the cross-entropy of their labels.
@@ -34,7 +37,7 @@ class SentenceTask(Task):
         t, self.config, self.corpus, self.unit = config.train, config, corpus, corpus.tokenizer.unit
         if config.budget != BudgetConfig() or config.teacher != TeacherConfig(start=config.teacher.start):
             raise ConfigError("sentences", "no [budget], and of [teacher] `start` alone", "more", "drop it")
-        if config.data != DataConfig(tokenizer=config.data.tokenizer, unknown=config.data.unknown) or t.restart:
+        if config.data != DataConfig(**{key: getattr(config.data, key) for key in OWN}) or t.restart:
             wanted = "of [data] `tokenizer` and `unknown` alone, and no train.restart"
             raise ConfigError("sentences", wanted, "more", "drop it")
         ranks.require_one("sentences")
