@@ -172,7 +172,7 @@ def share(run: Run, out: str | Path, page: ModelCard, *, packed: bool = False) -
                 shutil.copyfile(model_folder(run.folder) / name, folder / name)
             for part in filter(lambda part: run.excerpt_path(part).is_file(), EXCERPT):
                 shutil.copyfile(run.excerpt_path(part), Run(folder).excerpt_path(part))
-        if run.tokenizer().unit != "byte":
+        if run.tokenizer_path.is_file():
             shutil.copyfile(run.tokenizer_path, folder / "tokenizer.json")
         write_atomic(folder / "config.toml", to_toml(shared_table(run)).encode())
         write_atomic(folder / "metrics.json", json.dumps(run.metrics(), indent=2).encode())

@@ -281,6 +281,9 @@ def test_a_run_takes_the_tokenizer_of_its_folder(tmp_path, capsys):
             RunConfig.from_table(table_of(tmp_path / "tokens", tokenizer=name)).corpus()
     for name in ("words", str(tmp_path / "tokens" / "tokenizer.json")):
         RunConfig.from_table(table_of(tmp_path / "tokens", tokenizer=name)).corpus()
+    made(tmp_path / "bytes", [tmp_path / "t.txt"])
+    config = RunConfig.from_table(table_of(tmp_path / "bytes", tokenizer=str(tmp_path / "bytes" / "tokenizer.json")))
+    assert loop.start(tmp_path / "named", config, quiet=True).tokenizer().unit == "byte"
 
 
 def test_damage_is_found(tmp_path, capsys):

@@ -298,9 +298,9 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, config: RunConfig, tokenizer: Tokenizer | None) -> "Run":
-        """Make the folder, with tokenizer.json unless it is bytes or none; raises FormatError if a run is there."""
+        """Make the folder, with tokenizer.json unless bytes are named or none; raises FormatError if a run is there."""
         run = cls.vacant(folder)
-        if tokenizer and tokenizer.unit != "byte":
+        if tokenizer and config.data.tokenizer not in BYTES:
             write_atomic(run.tokenizer_path, tokenizer.to_json().encode())
         write_atomic(run.config_path, to_toml(config.to_table()).encode())
         return run
@@ -347,8 +347,8 @@ class Run:
         return RunConfig.from_table(read_toml(self.config_path), str(self.config_path))
 
     def tokenizer(self) -> Tokenizer:
-        """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign, ConfigError where
-        it is another than the training's, and UnsupportedError where recordings are classified."""
+        """What made the model's tokens; raises FormatError where tokenizer.json is missing or foreign, ConfigError
+        where it is another than the training's, and UnsupportedError where recordings are classified."""
         if self.config.sees:
             raise UnsupportedError(
                 self.folder, "a run on text", "one on recordings", "use train, eval, count, simulate"
