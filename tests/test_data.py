@@ -109,6 +109,26 @@ def test_a_run_of_spaces_is_one_token_and_not_cut():
     assert {text[cut:][:3] for cut in cuts} == {b" so", b" or", b" le", b""}
 
 
+def test_no_text_is_cut_where_that_changes_its_tokens():
+    """LLaMA's puts a space before whatever it is given."""
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer.from_str(bpe())
+    made.normalizer = library.normalizers.Prepend(" ")
+    tokenizer, text = from_json(made.to_str()), b"some words and more of them " * 8
+    assert tokenizer.boundary(text, 51) == 55 and tokenizer.seam(text, 51) == len(text)
+    assert from_json(bpe()).seam(text, 51) == 55
+
+
+def test_a_character_that_an_encoding_would_leave_out_is_refused():
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    tokenizer = from_json(made.to_str())
+    assert tokenizer.encode(b"ab a").tolist() == [2, 0]
+    with pytest.raises(FormatError, match="text: expected characters that the tokenizer knows, got 'c' .U.0063"):
+        tokenizer.encode(b"abc")
+
+
 def test_special_tokens_are_neither_added_nor_dropped():
     tokenizer = from_json(bpe())
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT and len(tokenizer.encode(b"")) == 0

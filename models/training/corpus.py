@@ -22,7 +22,7 @@ from rheobase.models.training.token_folder import is_prepared, open_tokens
 from rheobase.models.training.tokenizers import PIECE, Tokenizer, named_tokenizer, pieces
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
 
-CUTS = b"2"
+CUTS = b"3"
 """to be raised where a tokenizer cuts or reads a text in another way, so that ids of before are not taken"""
 PARTS = ("train", "valid", "test")
 Ids = np.ndarray | Shards
@@ -112,7 +112,7 @@ def encode(tokenizer: Tokenizer, text: np.ndarray, where: str = "text") -> np.nd
 
     def arrays():
         done = 0
-        for piece in pieces(tokenizer.boundary, text, "encoding"):
+        for piece in pieces(tokenizer.seam, text, "encoding"):
             ids = tokenizer.encode(piece, done, where)
             done += len(ids)
             yield ids

@@ -79,7 +79,7 @@ def blocks(unit: Unit, field: str, encoding: str, tokenizer: Tokenizer, size: in
 
     raises  Wrong: the first line or row that is not as it should be
     """
-    boundary = Characters.boundary if tokenizer.unit == "byte" and encoding != "bytes" else tokenizer.boundary
+    boundary = Characters.boundary if tokenizer.unit == "byte" and encoding != "bytes" else tokenizer.seam
     if unit.kind == "text":
         encoding = "utf-8" if tokenizer.utf8 and encoding == "bytes" else encoding
         yield from _of_text(unit, encoding, boundary, size)

@@ -2,7 +2,7 @@
 
 A tokenizer has `encode(text) -> ids`, `decode(ids) -> bytes`, `vocabulary`, `dtype` (of the ids, the smallest unsigned
 one that fits), `unit` (what one token is called) and `to_json`; `boundary(text, at)` is the first place from `at` on
-where a text may be cut without changing its tokens.
+where a text may be parted, and `seam(text, at)` the first where that leaves its tokens as they are.
 """
 
 import json
@@ -19,6 +19,8 @@ from rheobase.spiking.registry import nearest
 FORMAT = "rheobase-tokenizer/1"
 EOS, UNK = b"<eos>", b"<unk>"
 PIECE = 1 << 22
+AROUND, TRIES = 64, 32
+"""bytes on either side of a place that are encoded to see whether it is a seam, and places that are so tried"""
 _CODE_POINTS = 0x110000
 _SPACE = re.compile(rb"\s")
 _WORD_START = re.compile(rb"(?<=\S) (?=[A-Za-z\xc3-\xcb\xce-\xdf])")
@@ -58,8 +60,12 @@ class Tokenizer:
 
     @staticmethod
     def boundary(text, at: int) -> int:
-        """The first place from `at` on where the text may be cut without changing its tokens."""
+        """The first place from `at` on where the text may be parted."""
         raise NotImplementedError("a tokenizer says where a text may be cut")
+
+    def seam(self, text, at: int) -> int:
+        """The first place from `at` on where the text may be cut without changing its tokens, or its end."""
+        return self.boundary(text, at)
 
     def to_json(self) -> str:
         """What `from_json` reads."""
@@ -217,12 +223,27 @@ class Pieces(Tokenizer):
             raise _foreign(where, str(error).splitlines()[0]) from None
         self._library.no_padding()
         self._library.no_truncation()
-        self._text = text
+        self._text, model = text, self._library.model
         self.vocabulary = 1 + max(self._library.get_vocab().values(), default=0)
+        self._drops = type(model).__name__ == "BPE" and not (model.unk_token or model.byte_fallback)
+        self._known: set[str] = set()
 
     def encode(self, text, start=0, where="text"):
         lines = _utf8(text)
+        if self._drops and (new := set(lines) - self._known):
+            for character in sorted(new):
+                self._require(character, where)
+            self._known |= new
         return np.array(self._library.encode(lines, add_special_tokens=False).ids, self.dtype)
+
+    def _require(self, character: str, where: str) -> None:
+        """Refuse a character that the library would leave out, as a byte-pair encoding does that has no unk_token."""
+        normalizer, parts = self._library.normalizer, self._library.pre_tokenizer
+        text = normalizer.normalize_str(character) if normalizer else character
+        wanted = "".join(part for part, _ in parts.pre_tokenize_str(text)) if parts else text
+        if len("".join(self._library.encode(character, add_special_tokens=False).tokens)) < len(wanted):
+            got, remedy = f"{character!r} (U+{ord(character):04X})", "name one with an unk_token, or one of bytes"
+            raise FormatError(where, "characters that the tokenizer knows", got, remedy)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its name, or None."""
@@ -233,12 +254,24 @@ class Pieces(Tokenizer):
 
     @staticmethod
     def boundary(text, at):
-        """In front of a single space and a letter, where GPT's pre-tokenizers part words; the end if there is none.
-
-        A tokenizer that merges across such a place may cut a long text a little differently there.
-        """
+        """In front of a single space and a letter, where GPT's pre-tokenizers part words; the end if there is none."""
         found = _WORD_START.search(text, at)
         return found.start() if found else len(text)
+
+    def seam(self, text, at):
+        """The first of some boundaries on whose two sides the tokens are those of both together; else the end."""
+
+        def ids(part: str) -> list[int]:
+            return self._library.encode(part, add_special_tokens=False).ids
+
+        for _ in range(TRIES):
+            at = self.boundary(text, at)
+            sides = text[max(at - AROUND, 0) : at], text[at : at + AROUND]
+            before, after = (bytes(side).decode(errors="ignore") for side in sides)
+            if ids(before + after) == ids(before) + ids(after):
+                return at
+            at += 1
+        return len(text)
 
     def to_json(self):
         return self._text
