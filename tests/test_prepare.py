@@ -245,6 +245,10 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
         parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=2)
         assert message in said("a.parquet", None)
     assert "a column 'txt', got others; did you mean 'text'?" in said("a.parquet", None, field="txt")
+    plain = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    parquet.write_table(pyarrow.table({"text": ["some words"] * 100}), tmp_path / "a.parquet", **plain)
+    flipped = (tmp_path / "a.parquet").read_bytes().replace(b"words", b"sword")
+    assert "a.parquet row 1: expected a text in column 'text', got could not verify" in said("a.parquet", flipped)
     monkeypatch.setattr("rheobase.models.training.encoding.MOST_WORDS", 3)
     assert "line 1: expected at most 3 different words, got more" in said("a.txt", b"a b c d\n", tokenizer="words")
 

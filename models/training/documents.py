@@ -243,6 +243,6 @@ def _opened_table(path: str | Path):
     except ImportError:
         raise ConfigError(path, "the pyarrow package", "none", "pip install 'rheobase[data]'") from None
     try:
-        return parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+        return parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise FormatError(path, "a whole Parquet file", str(error).splitlines()[0], "fetch it anew") from None
