@@ -209,9 +209,11 @@ def _ticks(low: float, high: float) -> list[float]:
 def _plot(series: list[dict], height: int, show, end, log: bool = False) -> dict | None:
     """Geometry of a line chart, None without a point; `show` writes a tick, `end` the last value of a line.
 
+    What is not finite is left out, and on a logarithmic scale what is not above 0.
+
     series  dicts of cls, points [(x, y)], dots (bool), label (None: nothing at the line's end)
     """
-    series = [s | {"points": [p for p in s["points"] if math.isfinite(p[1])]} for s in series]
+    series = [s | {"points": [p for p in s["points"] if math.isfinite(p[1]) and (p[1] > 0 or not log)]} for s in series]
     series = [s for s in series if s["points"]]
     if not series:
         return None

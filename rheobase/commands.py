@@ -123,7 +123,7 @@ def _add_metrics(run: Run, **entries) -> list[str]:
 def _sparsity(run: Run) -> list[str]:
     """A line on the weights that training left at 0, if there are any."""
     found = run.metrics().get("sparsity")
-    if not found or not found["zeros"]:
+    if not found or not (found["zeros"] and found["weights"] and found["layers"]):
         return []
     share, layers = 100 * found["zeros"] / found["weights"], found["layers"]
     least, most = min(layers, key=layers.get), max(layers, key=layers.get)

@@ -224,9 +224,8 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
         raise FormatError(image, f"an export of {first.folder}", "of another model", "export this run")
     models = []
     for run in runs:
-        metrics = run.metrics()
-        evaluation = metrics.get("test") or dataclasses.asdict(test(run))
         tokens, trained = test_tokens(run, min(COUNT_TOKENS, len(run.splits().test))), run.model()
+        evaluation = run.figures(trained).get("test") or dataclasses.asdict(test(run))
         tally = count(trained, torch.from_numpy(tokens))
         models.append(
             ReportModel(

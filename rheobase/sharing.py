@@ -37,9 +37,8 @@ def card(
     config, m = run.config, run.metrics()
     if config.classifies or config.sees:
         raise UnsupportedError(run.folder, "a language model's run", "a classifier's", "share model.save_pretrained's")
-    if not all(isinstance(m[p], dict) and {"perplexity", "tokens"} <= m[p].keys() for p in NAMES if p in m):
-        raise FormatError(run.folder, "figures in metrics.json", "others", "measure them anew: rheobase eval")
     model, tokenizer, given = run.model(), run.tokenizer(), config.data.text
+    run.figures(model)
     text = text or (Path(given).name if Path(given).is_absolute() else given)
     title = f"{type(model).__name__}, {model.n_parameters:,} parameters"
     results = [

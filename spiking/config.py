@@ -42,6 +42,11 @@ def _convert(where: str, value: Any, kind: Any) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         item = typing.get_args(kind)[0]
         return tuple(_convert(f"{where}[{i}]", v, item) for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        item = typing.get_args(kind)[1]
+        return {k: _convert(f"{where}.{k}", v, item) for k, v in value.items()}
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(where, "a number of 64 bits", f"one of {value.bit_length():,}", "mend the value")
     if kind is float and type(value) is int:
         return float(value)
     if (origin or kind) is Any or type(value) is (origin or kind):

@@ -30,6 +30,7 @@ from rheobase.models import EGRULM, EGRULMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.models.training import event_corpus
 from rheobase.models.training.checkpoint import MAGIC, load_checkpoint, save_checkpoint
 from rheobase.models.training.data import DataConfig, read_texts
+from rheobase.models.training.evaluate import Evaluation
 from rheobase.models.training.recordings import labelled
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.models.training.sentences import read_sentences
@@ -81,7 +82,7 @@ def _make_run(folder):
     table = {"model": {"name": "egru_lm", "embedding": 8, "layers": [8]}, "data": {"tokenizer": "words"}}
     run = Run.create(folder, RunConfig.from_table(table), Words.from_text([TEXT]))
     run.log_path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n')
-    run.add_metrics(test={"bits_per_byte": 2.5}, text_sha256="0" * 64)
+    run.add_metrics(test=Evaluation(2.5, 2.5, 5.7, 9, (0.5,), (0,), (0,)), text_sha256="0" * 64)
 
 
 def _read_run(folder):

@@ -104,6 +104,7 @@ def test_a_text_to_predict_that_is_no_file(small_run, say, text):
         ("train.steps=many", "train.steps: expected int, got 'many'"),
         ("train.steps=1.5", "train.steps: expected int, got 1.5"),
         ("train.steps=0", "train.steps: expected at least 1, got 0"),
+        (f"train.steps={2**63}", "train.steps: expected a number of 64 bits, got one of 64; mend the value"),
         ("train", "--set: expected key=value, got 'train'"),
         ("data.order=random", "data.order: expected one of streams, crops, shuffled, got 'random'"),
         ("data.encoding=utf8", "data.encoding: expected one of utf-8, ascii, bytes, got 'utf8'"),
@@ -232,6 +233,21 @@ def test_damaged_checkpoints(small_run, tmp_path, say):
         assert f"{path.name}: expected the sha256 it was written with, got another; delete it" in line
     path.write_bytes(b"PK\x03\x04 something else")
     assert f"{path.name}: expected a rheobase checkpoint, got another file" in say("train", "--resume", "--out", folder)
+
+
+def test_damaged_logs(small_run, tmp_path, say):
+    folder = shutil.copytree(small_run.folder, tmp_path / "run")
+    good = (folder / "log.jsonl").read_text()
+    for line, wanted in (
+        ("{}", "expected a step, got none"),
+        ('{"step": "1"}', "line 1.step: expected int, got '1'"),
+        ('{"step": 1, "valid": []}', "line 1.valid: expected float, got []"),
+        ('{"step": 1, "bits_per_byte": 1, "rates": [null]}', "line 1.rates[0]: expected float, got None"),
+    ):
+        (folder / "log.jsonl").write_text(f"{line}\n{good}")
+        assert wanted in say("report", folder)
+    (folder / "log.jsonl").write_text('{"step": 1, "bits_per_byte": 0.0}\n' + good)  # learnt by heart
+    assert run(["report", str(folder)]) == 0
 
 
 def test_a_foreign_torch_file_runs_no_code(tmp_path):

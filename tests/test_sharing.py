@@ -246,7 +246,16 @@ def test_a_shipped_model_is_not_trained_on():
 
 def test_strange_figures_have_no_card(small_run, tmp_path):
     copy = Run(shutil.copytree(small_run.folder, tmp_path / "run"))
-    for figures in ({"test": 3}, {"valid": {}}):
+    whole = copy.metrics()["valid"]
+    for figures, said in (
+        ({"test": 3}, "metrics.json.test: expected a table, got 3"),
+        ({"valid": {}}, "metrics.json.valid: expected the key 'bits_per_byte'"),
+        ({"valid": whole | {"perplexity": "3"}}, "metrics.json.valid.perplexity: expected float, got '3'"),
+        ({"valid": whole | {"tokens": 10**400}}, "metrics.json.valid.tokens: expected a number of 64 bits"),
+        ({"sparsity": {"zeros": 1, "weights": 2, "layers": {"a": "b"}}}, "sparsity.layers.a: expected float, got 'b'"),
+        ({"valid": whole | {"rates": [0.5]}}, "expected figures in metrics.json"),
+        ({"valid": whole | {"bits_per_byte": None}}, "expected figures in metrics.json"),
+    ):
         (copy.folder / "metrics.json").write_text(json.dumps(figures))
-        with pytest.raises(FormatError, match="expected figures in metrics.json"):
+        with pytest.raises((ConfigError, FormatError), match=said):
             card(copy)

@@ -9,10 +9,11 @@ from rheobase.models import Classifier, ClassifierConfig, LanguageModel, load_mo
 from rheobase.models._frames import FrameModel
 from rheobase.models._sources import SHIPPED, model_folder, shipped_names
 from rheobase.models.training.classify import LabelledCorpus, encode_parts
-from rheobase.models.training.compression import PruneConfig, QuantiseConfig
+from rheobase.models.training.compression import PruneConfig, QuantiseConfig, Sparsity
 from rheobase.models.training.corpus import Corpus, Ids, Splits, load_corpus, names_prepared
 from rheobase.models.training.data import BUILT_IN, DataConfig, unknown_option
 from rheobase.models.training.datasets import DATA_SETS
+from rheobase.models.training.evaluate import Evaluation
 from rheobase.models.training.event_corpus import EventCorpus, load_events
 from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
@@ -20,7 +21,7 @@ from rheobase.models.training.sentence_sets import SentencesConfig, read_parts
 from rheobase.models.training.token_folder import TOKENIZER
 from rheobase.models.training.tokenizers import BUILT, Bytes, Tokenizer, read_tokenizer
 from rheobase.spiking import registry
-from rheobase.spiking.config import from_table, read_toml, to_table, to_toml
+from rheobase.spiking.config import checked, from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.files import read_bytes, write_atomic
 
@@ -54,6 +55,8 @@ FILE = "a file"
 """what `RunConfig.fixed` says of a text or a tokenizer by its path"""
 FROM_TOKENIZER = 0
 """the model's vocabulary before `RunConfig.fitted`, where the configuration gives none"""
+MEASURED = {"text_sha256": str, "best_step": int, "parameters": int, "train_seconds": float, "sparsity": Sparsity}
+"""what metrics.json holds of every training"""
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -405,22 +408,48 @@ class Run:
         return load_model(folder)
 
     def log(self) -> list[dict]:
-        """The records of log.jsonl, one a line."""
+        """The records of log.jsonl, one a line; raises FormatError or ConfigError for another line."""
         lines = read_bytes(self.log_path, "a run's log").splitlines()
         try:
-            return [dict(json.loads(line)) for line in lines]
+            records = [dict(json.loads(line)) for line in lines]
         except (ValueError, TypeError, RecursionError):
             raise FormatError(self.log_path, "one JSON record a line", "another line", "resume the run") from None
+        kinds = {"step": int, "valid": float, "rates": tuple[float, ...], self.measure: float}
+        for i, record in enumerate(records, 1):
+            where = f"{self.log_path} line {i}"
+            if "step" not in record:
+                raise FormatError(where, "a step", "none", "resume the run")
+            checked({key: record[key] for key in kinds.keys() & record}, kinds, where)
+        return records
 
     def metrics(self) -> dict:
-        """What metrics.json holds; empty if nothing was measured yet."""
+        """What metrics.json holds; empty if nothing was measured yet. Raises FormatError or ConfigError for anything
+        else than `add_metrics` wrote."""
         path = self.folder / "metrics.json"
         if not path.is_file():
             return {}
         try:
-            return dict(json.loads(path.read_text()))
+            found = dict(json.loads(path.read_text()))
         except (ValueError, TypeError, RecursionError):
             raise FormatError(path, "a table in JSON", "something else", "delete it and measure anew") from None
+        kinds = dict(MEASURED)
+        if not (self.config.classifies or self.config.sees):
+            kinds |= {"valid": Evaluation, "test": Evaluation}
+        checked({key: found[key] for key in kinds.keys() & found}, kinds, str(path))
+        return found
+
+    def figures(self, model) -> dict[str, dict]:
+        """What metrics.json says of a language model's "valid" and "test" part, as far as they were measured.
+
+        raises  FormatError: figures of another model, or in another unit
+        """
+        metrics, layers = self.metrics(), len(model.event_layers)
+        found = {part: metrics[part] for part in ("valid", "test") if part in metrics}
+        for figures in found.values():
+            sizes = {len(figures.get(key, ())) for key in ("rates", "dead", "saturated")}
+            if figures[self.measure] is None or sizes != {layers}:
+                raise FormatError(self.folder, "figures in metrics.json", "others", "measure them anew: rheobase eval")
+        return found
 
     def add_metrics(self, *, fresh: bool = False, **entries) -> None:
         """Add entries to metrics.json; `fresh` drops what was measured before."""
