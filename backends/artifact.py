@@ -109,7 +109,8 @@ def open_artifact(path: str | Path) -> Artifact:
         files = manifest["files"]
         sound = all(type(entry["bytes"]) is int and type(entry["sha256"]) is str for entry in files.values())
         sound &= all(type(manifest[field]) is kind for field, kind in _FIELDS.items())
-        sound &= type(manifest.get("notes", [])) is list
+        notes = manifest.get("notes", [])
+        sound &= type(notes) is list and all(type(line) is str for line in notes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
@@ -123,6 +124,16 @@ def open_artifact(path: str | Path) -> Artifact:
     for name, entry in manifest["files"].items():
         _checked(folder, name, entry)
     return artifact
+
+
+def foreign(artifact: Artifact, own: Mapping[str, bytes], names: Iterable[str]) -> list[str]:
+    """A note on the programs that this version would not have written, empty if there are none.
+
+    own    what it writes, by name
+    names  the programs of the artefact, which nobody runs to verify it
+    """
+    others = [name for name in names if artifact.read(name) != own.get(name)]
+    return [f"not this version's, read before you run: {', '.join(others)}"] if others else []
 
 
 def _seal(text: bytes) -> bytes:

@@ -61,10 +61,12 @@ def test_a_manifest_that_lacks_its_probes_is_refused(small_image):
         describe(open_artifact(small_image))
 
 
-@pytest.mark.parametrize("field", "format exporter version graph coverage not_claimed deviations tick_plan".split())
+@pytest.mark.parametrize(
+    "field", "format exporter version graph coverage not_claimed deviations tick_plan notes".split()
+)
 def test_a_manifest_that_lacks_what_is_shown_is_refused(small_image, capsys, field):
     manifest = json.loads((small_image / "manifest.json").read_text())
-    (small_image / "manifest.json").write_text(json.dumps(manifest | {field: None}))
+    (small_image / "manifest.json").write_text(json.dumps(manifest | {field: [3] if field == "notes" else None}))
     reseal(small_image)
     assert run(["inspect", str(small_image)]) == 1
     assert "internal error" not in capsys.readouterr().err

@@ -282,6 +282,10 @@ def test_verify_names_what_was_changed(tmp_path):
     assert "files that fit together" in problem()
     (folder / "weights.npz").write_bytes(b"PK")
     assert "weights.npz" in verify(folder).problem, "not resealed: its hash is another"
+    (folder / "weights.npz").write_bytes(whole[folder / "weights.npz"])
+    (folder / "run_s2.py").write_text("print('0 spikes differ')")
+    reseal(folder)
+    assert verify(folder).notes[-1] == "not this version's, read before you run: run_s2.py"
 
 
 def test_on_the_command_line_an_egru_is_refused_in_one_line(small_run, tmp_path, capsys):

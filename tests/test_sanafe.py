@@ -153,6 +153,14 @@ def test_what_is_changed_afterwards_is_found(tmp_path):
     assert "expected a network that SANA-FE runs" in verify(tmp_path / "out").problem
 
 
+def test_steps_without_end_are_refused(tmp_path):
+    made = export(chain().graph("two.s"), "sanafe", tmp_path / "out", calibration=frames(20))
+    groups = {name: [cell, 10**9] for name, (cell, _) in made.manifest["groups"].items()}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(made.manifest | {"groups": groups}))
+    reseal(tmp_path / "out")
+    assert "manifest.json: expected levels of 2 groups, from 1 on, got others" in verify(tmp_path / "out").problem
+
+
 def test_what_sanafe_cannot_run_is_refused(tmp_path):
     def said(error, graph, **given):
         with pytest.raises(error) as raised:

@@ -262,6 +262,10 @@ def test_a_sealed_artefact_of_a_stranger_is_not_trusted(small_image):
         (small_image / "pe" / "000.bin").write_bytes(changed.pack())
         reseal(small_image)
         assert not verify(small_image).ok and "expected" in verify(small_image).problem
+    (small_image / "pe" / "000.bin").write_bytes(whole)
+    (small_image / "csrc" / "main.c").write_text("int main(void) { return 1; }")
+    reseal(small_image)
+    assert verify(small_image).notes[-1] == "not this version's, read before you run: csrc/main.c"
 
 
 def test_the_exporter_goes_by_what_nodes_are_and_not_by_their_names(tmp_path):

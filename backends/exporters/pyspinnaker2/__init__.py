@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rheobase.backends.artifact import Artifact, Report, write_artifact
+from rheobase.backends.artifact import Artifact, Report, foreign, write_artifact
 from rheobase.backends.exporters.pyspinnaker2 import emulate
 from rheobase.backends.exporters.pyspinnaker2.bundle import (
     CONVERSION,
@@ -109,6 +109,7 @@ def verify(artifact: Artifact) -> Report:
             notes.append("net.nir, read as s2_nir does: the same network")
         else:
             notes.append("net.nir: not read, for want of the nir package")
+    notes += foreign(artifact, {SCRIPT: (Path(__file__).parent / SCRIPT).read_bytes()}, [SCRIPT])
     if different:
         problems.insert(0, f"{artifact.path / EXPECTED}: {different} of {compared} units and ticks differ")
     return Report(not problems, compared, different, problems[0] if problems else None, tuple(notes))

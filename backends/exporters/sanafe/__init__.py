@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rheobase.backends.artifact import Artifact, Report, write_artifact
+from rheobase.backends.artifact import MANIFEST, Artifact, Report, write_artifact
 from rheobase.backends.counting import price
 from rheobase.backends.exporters.sanafe.cells import cells_of, levels_of, precision_of
 from rheobase.backends.exporters.sanafe.network import build
@@ -91,9 +91,12 @@ def verify(artifact: Artifact) -> Report:
 
     raises  UnsupportedError: SANA-FE is not installed;  FormatError: it does not run the network
     """
+    trace, groups = artifact_trace(artifact), artifact.manifest["groups"]
+    if not all(1 <= level <= len(groups) for _, level in groups.values()):
+        wanted = f"levels of {len(groups)} groups, from 1 on"
+        raise FormatError(artifact.path / MANIFEST, wanted, "others", "export it anew")
     if importlib.util.find_spec("sanafe") is None:
         raise UnsupportedError("sanafe", "the library", "none installed", 'pip install "sanafe>=2.2.9"')
-    trace, groups = artifact_trace(artifact), artifact.manifest["groups"]
     steps = trace.tokens.shape[1]
     run = run_network(artifact.path / NETWORK, steps + max(level for _, level in groups.values()))
     got = {name: np.zeros_like(trace.signals[name]) for name, _ in groups.values()}

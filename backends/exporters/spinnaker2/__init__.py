@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rheobase.backends.artifact import Artifact, Report, write_artifact
+from rheobase.backends.artifact import Artifact, Report, foreign, write_artifact
 from rheobase.backends.exporters.spinnaker2 import divergence, emulate, host, routing
 from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, Level
 from rheobase.backends.exporters.spinnaker2.firmware import selftest
@@ -201,7 +201,9 @@ def verify(artifact: Artifact, emulation: str | None = None, against: str | Path
             f"{found.different} differ; at most {most:,} instructions a tick (emulated)"
         )
         problem = problem or found.first
-    return Report(problem is None, compared, different, problem, (*notes, routed))
+    sources = {f"csrc/{name}": data for name, data in selftest.sources().items()}
+    notes += [routed, *foreign(artifact, sources, (n for n in artifact.manifest["files"] if n.startswith("csrc/")))]
+    return Report(problem is None, compared, different, problem, tuple(notes))
 
 
 def _verify_run(artifact: Artifact, path: Path) -> Report:
