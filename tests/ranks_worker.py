@@ -1,5 +1,6 @@
 """Started by torchrun: trainings one after the other on all its ranks, of a JSON list of [folder, what to start: its
-table, or null to resume]; a refusal becomes the text of `FOLDER.error`."""
+table, or null to resume], where `{rank}` in the name of a text is the rank; a refusal becomes the text of
+`FOLDER.error`."""
 
 import json
 import sys
@@ -16,6 +17,7 @@ dist.init_process_group("gloo")
 for folder, table in json.loads(Path(sys.argv[1]).read_text()):
     try:
         if table:
+            table["data"]["text"] = table["data"]["text"].format(rank=dist.get_rank())
             loop.start(folder, RunConfig.from_table(table), quiet=True)
         else:
             loop.resume(folder, quiet=True)

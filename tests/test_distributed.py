@@ -18,12 +18,12 @@ import torch
 from rheobase.models.training import loop
 from rheobase.models.training.checkpoint import load_checkpoint, newest_checkpoint
 from rheobase.models.training.data import Batches
-from rheobase.models.training.distributed import Ranks
+from rheobase.models.training.distributed import Ranks, joined
 from rheobase.models.training.run import Run, RunConfig
 from rheobase.models.training.shards import gather
 from rheobase.models.training.step import MicroBatch
 from rheobase.spiking.config import to_toml
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, RheobaseError
 
 TRAIN = {
     "steps": 20,
@@ -126,7 +126,10 @@ def on_two(tmp_path_factory, text):
         "fsdp": table(text, "spikegpt", {"sharding": "fsdp"}),
         "fsdp_egru": table(text, "egru", {"sharding": "fsdp", "accumulate": 3}),
         "odd": table(text, "egru", {"batch": 7}),
+        "differ": table(f"{folder}/{{rank}}.txt", "egru"),
     }
+    for rank, words in enumerate(("one text ", "another ")):
+        (folder / f"{rank}.txt").write_text(words * 300)
     runs = {name: (folder / name, what) for name, what in tables.items()}
     torchrun(2, folder, runs.values())
     return runs
@@ -161,6 +164,22 @@ def test_a_batch_that_cannot_be_cut_is_refused_in_one_line(on_two, text, tmp_pat
     assert not on_two["odd"][0].exists()
     with pytest.raises(ConfigError, match=r"train.batch.*a multiple of 4, 1 ranks x 4 micro-batches.*6"):
         alone(tmp_path / "run", table(text, "egru", {"accumulate": 4}))
+
+
+def test_ranks_with_other_texts_are_refused(on_two):
+    folder = on_two["differ"][0]
+    said = Path(f"{folder}.error").read_text()
+    assert said == "rank 1: expected the settings and texts of rank 0, got another; give every rank the same files"
+    assert not folder.exists()
+
+
+def test_the_end_of_another_rank_is_a_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    with pytest.raises(RheobaseError, match="expected every rank to go on, got .*reset by peer; see what another"):
+        with joined("cpu", 1):
+            raise RuntimeError("[/third_party/gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer.")
 
 
 @pytest.fixture(scope="module")

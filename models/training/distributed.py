@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rheobase.models.training.sharding import shard
 from rheobase.spiking.devices import is_here
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, RheobaseError
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,14 @@ class Ranks:
             dist.broadcast_object_list(box, device=torch.device(self.device))
         return box[0]
 
+    def require_same(self, what: str, value) -> None:
+        """Refuse ranks that were given different things, at every rank; raises ConfigError."""
+        found = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(found, value)
+        if other := next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None):
+            raise ConfigError(f"rank {other}", f"the {what} of rank 0", "another", "give every rank the same files")
+
     def wrap(self, step: nn.Module, model, sharding: str) -> nn.Module:
         """The module that a micro-batch calls; its backward pass leaves the mean gradient over ranks at each of them.
 
@@ -114,7 +122,7 @@ def synchronised(whole: nn.Module, model, now: bool):
 def joined(device: str, accumulate: int):
     """Inside, this process is one of those that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or alone without it.
 
-    raises  ConfigError: no such device here
+    raises  ConfigError: no such device here;  RheobaseError: another rank has ended
     """
     if not is_here(device):
         raise ConfigError("train.device", "a device of this machine", repr(device), 'set train.device = "cpu"')
@@ -132,7 +140,15 @@ def joined(device: str, accumulate: int):
     ours = not dist.is_initialized()
     if ours:
         dist.init_process_group("nccl" if gpu else "gloo")
-    yield Ranks(dist.get_rank(), world, device, accumulate)
+    try:
+        yield Ranks(dist.get_rank(), world, device, accumulate)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        remedy = "see what another said, and go on with --resume"
+        raise RheobaseError(
+            "torchrun", "every rank to go on", str(error).splitlines()[0].rstrip("."), remedy
+        ) from error
     if ours:  # after an error the others may wait for this one: its end is what stops them
         dist.destroy_process_group()
 

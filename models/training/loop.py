@@ -73,7 +73,9 @@ def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -
         with threads(t.threads):
             task, model = prepare(config, corpus, ranks)
             task.begin(model)
-            ranks.share(None)  # each has seen that the folder is vacant
+            ranks.require_same(
+                "settings and texts", _given(config, corpus)
+            )  # and each has seen that the folder is vacant
             if ranks.first:
                 run = Run.create(folder, config, tokenizer)
             with _alone(run, ranks):
@@ -89,9 +91,16 @@ def resume(folder: str | Path, *, quiet: bool | None = None) -> Run:
     with joined(t.device, t.accumulate) as ranks, threads(t.threads), _alone(run, ranks):
         corpus = config.corpus(None if config.sees else run.tokenizer())
         task, model = prepare(config, corpus, ranks)
+        ranks.require_same("settings and texts", _given(config, corpus))
         if not any(run.checkpoints.glob("step-*.ckpt")):
             task.begin(model)
         return _train(run, config, corpus, task, model, ranks, quiet)
+
+
+def _given(config: RunConfig, corpus: AnyCorpus) -> list:
+    """What every rank must be given alike; where its files lie and its threads may differ."""
+    train = config.to_table()["train"] | {"threads": None}
+    return [config.fixed() | {"train": train}, corpus.digest, teacher_digest(config.teacher)]
 
 
 def _alone(run: Run, ranks: Ranks):
