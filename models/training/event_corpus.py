@@ -19,7 +19,7 @@ from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.files import open_atomic
 from rheobase.spiking.hdf5 import open_hdf5
 
-FRAMES = 1
+FRAMES = 2
 """of the cache: raised where the same settings give other frames"""
 
 
@@ -164,10 +164,17 @@ def _tonic(config: EventsConfig, test: bool):
 
     def source():
         for index in range(len(data)):
-            events, label = data[index]
+            try:
+                events, label = data[index]
+            except (OSError, ValueError, LookupError) as error:
+                got = " ".join(str(error).split())
+                raise FormatError(
+                    f"{config.set} {index}", "a recording that tonic reads", got, "fetch it anew"
+                ) from None
             yield from_structured(events, f"{config.set} {index}"), int(label)
 
-    return [config.set, str(Path(folder).resolve()), test, tonic.__version__, len(data)], (height, width), source()
+    sums = [config.set, test, tonic.__version__, len(data), _digest(Path(data.location_on_system))]
+    return sums, (height, width), source()
 
 
 def _shd(path: Path) -> Iterator[tuple[Recording, int]]:

@@ -20,8 +20,8 @@ from rheobase.spiking.graph import Shape
 
 LARGEST = 1 << 28
 """bytes of one unpacked recording; beyond that it is none"""
-
-
+LONGEST_LABEL = 18
+"""digits of a number of 64 bits"""
 DAMAGE = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 """what Python's modules raise for damaged archives; RuntimeError for those that want a password"""
 
@@ -161,7 +161,7 @@ def labelled(path: str | Path, labels: str | None = None) -> Iterator[tuple[Reco
     for name, data in members(path, lambda name: name.suffix in READERS):
         where, own = f"{path}: {name}", name.name.partition(".")[0]
         word = table.get(own, "") if table is not None else name.parent.name if name.parent.name.isdecimal() else own
-        if not word.isdecimal():
+        if not word.isdecimal() or len(word) > LONGEST_LABEL:
             raise FormatError(where, "a label", "none", "name a file of labels in events.labels")
         yield READERS[name.suffix](data, where), int(word)
         n += 1
@@ -174,7 +174,11 @@ def _labels(data: bytes, where: str) -> dict[str, str]:
     for line in lines:
         if len(line) != 2 or not line[1].isdecimal():
             raise FormatError(where, "a name and a label a line", " ".join(line)[:40], "mend the line")
-    return dict(lines)
+    table = dict(lines)
+    if len(table) < len(lines):
+        twice = next(name for i, (name, _) in enumerate(lines) if name in dict(lines[:i]))
+        raise FormatError(where, "a line a recording", f"{twice} again", "leave one of them out")
+    return table
 
 
 def _in_order(name: PurePosixPath) -> tuple:
@@ -190,7 +194,7 @@ def read_npy(data: bytes, where: str) -> Recording:
     x, y, p, t = columns = rows.T.astype(np.float64)
     if not (np.abs(columns) < 1 << 40).all():
         raise FormatError(where, "finite numbers below 2^40", "others", "fetch the recording anew")
-    return Recording(where, *(each.astype(np.int64) for each in (x, y, p, 1000 * t)))
+    return Recording(where, *(each.astype(np.int64) for each in (x, y, p, np.rint(1000 * t))))
 
 
 READERS = {".bs2": read_bs2, ".bin": read_bs2, ".npy": read_npy}
@@ -221,7 +225,7 @@ def frame(
         got = f"{x.max()}, {y.max()}"
         raise FormatError(recording.where, f"events below x {width}, y {height}", got, "set the size of the sensor")
     since = t - t[0]
-    span = since[-1] + 1 if window_ms is None else max(int(1000 * window_ms), 1)
+    span = since[-1] + 1 if window_ms is None else max(round(1000 * window_ms), 1)
     kept = since < span
     n = int(kept.sum())
     at = np.arange(n) * steps // n if by == "count" else since[kept] * steps // span
