@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def new_folder(path: str | Path):
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
-    """Read a whole file; raises FormatError that says `what` was expected where it cannot be read."""
+    """Read a whole file; raises FormatError that says `what` was expected where it cannot be read, or has no end."""
     try:
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise FormatError(path, what, "a pipe or a device", "put a plain file there")
         return Path(path).read_bytes()
     except OSError as error:
         raise FormatError(path, what, error.strerror or str(error), "check the path") from None

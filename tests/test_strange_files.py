@@ -1,6 +1,8 @@
 """Files that a stranger made on purpose: bombs, views without numbers, data that lie elsewhere."""
 
 import lzma
+import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch
 from rheobase.backends.events import open_events
 from rheobase.backends.exporters.onnx.writer import run_onnx
 from rheobase.models import SpikeGPT, SpikeGPTConfig
-from rheobase.models.training import cache
+from rheobase.models.training import cache, loop
 from rheobase.models.training.recordings import labelled
+from rheobase.models.training.run import Run
 from rheobase.spiking import hdf5
 from rheobase.spiking.errors import FormatError
 
@@ -51,6 +54,22 @@ def test_links_and_devices_of_a_tar_are_not_read(tmp_path, kind):
         archive.addfile(entry)
     with pytest.raises(FormatError, match="expected recordings, .*, got none"):
         list(labelled(tmp_path / "a.tar"))
+
+
+def test_pipes_and_devices_are_not_read_and_links_not_written(small_run, tmp_path):
+    folder = shutil.copytree(small_run.folder, tmp_path / "run")
+    weights = folder / "model" / "model.safetensors"
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        weights.unlink()
+        make(weights)
+        with pytest.raises(FormatError, match="safetensors: expected a model's weights, got a pipe or a device"):
+            Run(folder).model()
+    (folder / "log.jsonl").rename(tmp_path / "mine")
+    (folder / "log.jsonl").symlink_to(tmp_path / "mine")
+    before = (tmp_path / "mine").read_bytes()
+    with pytest.raises(FormatError, match="log.jsonl: expected a plain file, which is written to, got a link"):
+        loop.resume(folder, quiet=True)
+    assert (tmp_path / "mine").read_bytes() == before
 
 
 def test_a_bomb_of_text_is_not_unpacked(tmp_path, monkeypatch):

@@ -56,6 +56,10 @@ def alone(folder: Path, log_path: Path):
 
     The lock goes with the process, however that ends. Where the file system knows no locks, there is none.
     """
+    if log_path.is_symlink() or log_path.exists() and not log_path.is_file():
+        raise FormatError(
+            log_path, "a plain file, which is written to", "a link or a pipe", "put the file itself there"
+        )
     with open(log_path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
