@@ -174,7 +174,8 @@ def share(run: Run, out: str | Path, page: ModelCard, *, packed: bool = False) -
         if run.tokenizer_path.is_file():
             shutil.copyfile(run.tokenizer_path, folder / "tokenizer.json")
         write_atomic(folder / "config.toml", to_toml(shared_table(run)).encode())
-        write_atomic(folder / "metrics.json", json.dumps(run.metrics(), indent=2).encode())
+        metrics = run.metrics() | {"weights_sha256": Run(folder).weights()}
+        write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
         write_atomic(folder / "README.md", str(page).encode())
     return Path(out)
 

@@ -235,6 +235,17 @@ def test_damaged_checkpoints(small_run, tmp_path, say):
     assert f"{path.name}: expected a rheobase checkpoint, got another file" in say("train", "--resume", "--out", folder)
 
 
+def test_another_model_in_a_runs_folder(small_run, tmp_path, say):
+    folder = shutil.copytree(small_run.folder, tmp_path / "run")
+    negated = Run(folder).model()
+    negated.embedding.weight.data.neg_()
+    for other in (negated, LSTMLM(LSTMLMConfig(vocabulary=256, embedding=8, layers=(8,)))):
+        other.save_pretrained(folder / "model")
+        for command in ("eval", "report", "card", "count"):
+            assert "run/model: expected the model of this run's training, got another" in say(command, folder)
+        (folder / "metrics.json").unlink(missing_ok=True)  # the other's settings are seen without
+
+
 def test_damaged_logs(small_run, tmp_path, say):
     folder = shutil.copytree(small_run.folder, tmp_path / "run")
     good = (folder / "log.jsonl").read_text()

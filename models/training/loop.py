@@ -281,6 +281,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
     run.add_metrics(
         fresh=True,
         text_sha256=corpus.digest,
+        weights_sha256=run.weights(),
         valid=final,
         best_step=best["step"],
         parameters=model.n_parameters,

@@ -23,7 +23,7 @@ from rheobase.models.training.tokenizers import BUILT, Bytes, Tokenizer, read_to
 from rheobase.spiking import registry
 from rheobase.spiking.config import checked, from_table, read_toml, to_table, to_toml
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
-from rheobase.spiking.files import read_bytes, write_atomic
+from rheobase.spiking.files import read_bytes, sha256, write_atomic
 
 FREE = (
     "steps",
@@ -55,7 +55,14 @@ FILE = "a file"
 """what `RunConfig.fixed` says of a text or a tokenizer by its path"""
 FROM_TOKENIZER = 0
 """the model's vocabulary before `RunConfig.fitted`, where the configuration gives none"""
-MEASURED = {"text_sha256": str, "best_step": int, "parameters": int, "train_seconds": float, "sparsity": Sparsity}
+MEASURED = {
+    "text_sha256": str,
+    "weights_sha256": str,
+    "best_step": int,
+    "parameters": int,
+    "train_seconds": float,
+    "sparsity": Sparsity,
+}
 """what metrics.json holds of every training"""
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -261,11 +268,17 @@ class RunConfig:
 
     def build(self):
         """A new model with these settings: with [sentences], a classifier on the language model."""
+        kind = Classifier if self.classifies else registry.get("rheobase.models", self.model).Model
+        return kind(self.model_config)
+
+    @property
+    def model_config(self):
+        """The configuration of the model that `build` makes."""
         if not self.classifies:
-            return registry.get("rheobase.models", self.model).Model(self.settings)
+            return self.settings
         s, settings = self.sentences, to_table(self.settings)
         own = {"classes": s.labels, "dropout": s.dropout, "counted": s.counted}
-        return Classifier(ClassifierConfig(trunk=self.model, settings=settings, **own))
+        return ClassifierConfig(trunk=self.model, settings=settings, **own)
 
     def corpus(self, tokenizer: Tokenizer | None = None) -> Corpus | LabelledCorpus | EventCorpus:
         """The text or the sentences, cut and encoded, by a tokenizer made as [data] says if none is given; or the
@@ -401,11 +414,21 @@ class Run:
         return self.folder / f"excerpt.{part}.txt"
 
     def model(self):
-        """The trained model: the one that was best on the validation part."""
+        """The trained model: the one that was best on the validation part; raises FormatError where it is another."""
         folder = model_folder(self.folder)
         if not (folder / "config.json").is_file():
             raise FormatError(self.folder, "a finished run", "one without model/", "finish it with train --resume")
-        return load_model(folder)
+        model = load_model(folder)
+        if model.config != self.config.model_config or self.metrics().get("weights_sha256") not in (
+            None,
+            self.weights(),
+        ):
+            raise FormatError(folder, "the model of this run's training", "another", "put it back, or train --resume")
+        return model
+
+    def weights(self) -> str:
+        """The SHA-256 of the trained model's file."""
+        return sha256(read_bytes(model_folder(self.folder) / "model.safetensors", "a model's weights"))
 
     def log(self) -> list[dict]:
         """The records of log.jsonl, one a line; raises FormatError or ConfigError for another line."""
