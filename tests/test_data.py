@@ -332,7 +332,10 @@ def test_bad_tokenizers_and_texts(tmp_path, say):
     assert "data.unknown: expected one character of the vocabulary, got '?'" in said
     assert 'expected none unless data.tokenizer is "characters"' in line(unknown="?")
     assert "o.json: expected a tokenizer's JSON file, got No such file" in line(tokenizer=str(other))
-    for foreign in ("{}", "[1]", "nonsense", '{"format": "rheobase-tokenizer/1", "kind": "spells"}', '{"model": {}}'):
+    merges = {"type": "BPE", "continuing_subword_prefix": "longer", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
+    panics = json.dumps({"version": "1.0", "added_tokens": [], "model": merges})
+    spells = '{"format": "rheobase-tokenizer/1", "kind": "spells"}'
+    for foreign in ("{}", "[1]", "nonsense", spells, '{"model": {}}', panics):
         other.write_text(foreign)
         assert "o.json: expected a tokenizer in JSON (ours or the tokenizers library's), got" in line(
             tokenizer=str(other)

@@ -219,7 +219,9 @@ class Pieces(Tokenizer):
             raise ConfigError(where, "the tokenizers package", "none", "pip install 'rheobase[bpe]'") from None
         try:
             self._library = Library.from_str(text)
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust's, as of merges that do not fit, is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise _foreign(where, str(error).splitlines()[0]) from None
         self._library.no_padding()
         self._library.no_truncation()
