@@ -390,6 +390,21 @@ def test_a_whole_model_compiles_in_one_graph_and_keeps_its_kernels(placement, mo
 
 
 @needs_c
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", [0.5, 2.0, 64.0])
+def test_a_power_of_two_is_multiplied_by_as_it_is_divided_by(tau, dtype):
+    g = torch.Generator().manual_seed(0)
+    x, v, of_s = (3 * torch.randn(size, generator=g, dtype=dtype) for size in ((2, 37, 131), (2, 131), (2, 37, 131)))
+    for settings in ({"v_reset": 0.0}, {"v_reset": None, "decay_input": False, "fire": ">"}, {"ternary": True}):
+        found = []
+        for given in (tau, torch.full((131,), tau, dtype=dtype)):
+            leaves = [part.clone().requires_grad_() for part in (x, v)]
+            s, last = lif(*leaves, tau=given, theta=0.7, kernels="native", **settings)
+            found.append([s, last, *torch.autograd.grad((s * of_s).sum() + last.square().sum(), leaves)])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@needs_c
 def test_the_operators_in_c_keep_torchs_rules():
     (w, u, k, v, *state), _ = wkv_case(0, (2, EVERY + 5, 3), 1.0, True)
     inputs = w, u, k, v, torch.stack(state, 1)
@@ -397,7 +412,7 @@ def test_the_operators_in_c_keep_torchs_rules():
     for keep in (False, True):
         torch.library.opcheck(wkv_in_c.wkv_forward.operator, (*inputs, keep))
     torch.library.opcheck(wkv_in_c.wkv_backward.operator, (*inputs[:4], kept, y, last))
-    settings = [0.0, 2.0, *[1.0] * 3, 0.0, 0.0, 1.0]
+    settings = [0.0, 0.0, 2.0, *[1.0] * 3, 0.0, 0.0, 1.0, 0.0]
     inputs = k, state[0], w.exp(), u.exp()
     for wanted in itertools.product([False, True], repeat=3):
         torch.library.opcheck(lif_in_c.lif_forward.operator, (*inputs, settings, *wanted))

@@ -32,7 +32,8 @@ def digest(arrays):
 
 def of_lif(dtype):
     x, v, tau = spread(dtype, 2, 37, 131, scale=3), spread(dtype, 2, 131), 2.5 + spread(dtype, 131)
-    for settings in ([0, 2, 1, 1, 0, 0, 0, 0], [-0.25, 2, 1, 0, 1, 1, 1, 1], [0, 2, 0, 1, 0, 1, 0, 1]):
+    for reset, *flags in ([0, 1, 1, 0, 0, 0, 0], [-0.25, 1, 0, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0, 1]):
+        settings = [reset, 0, 2, *flags, 0]
         given = x, v, tau, 0.5 + tau / 8
         s, last, h, kept = lif_forward(*given, settings, False, True, True)
         yield from (s, last, h, kept)

@@ -5,6 +5,7 @@ B batch, T steps, D units. The source, with the equations of the backward pass, 
 
 import ctypes
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -23,18 +24,19 @@ UNITS, EVERY = 128, 16
 
 class _Settings(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_double) for name in ("v_reset", "alpha")),
+        *((name, ctypes.c_double) for name in ("v_reset", "inverse", "alpha")),
         *((name, ctypes.c_int32) for name in ("hard", "decay_input", "strict", "ternary", "detach_reset", "learns")),
+        ("by_inverse", ctypes.c_int32),
     ]
 
 
-TERNARY, LEARNS = 5, 7
+TERNARY, LEARNS = 6, 8
 """Places of these among the settings, which are `_Settings` as a list of numbers"""
 
 
 @functools.cache
-def _struct(v_reset: float, alpha: float, *flags: float) -> _Settings:
-    return _Settings(v_reset, alpha, *map(int, flags))
+def _struct(v_reset: float, inverse: float, alpha: float, *flags: float) -> _Settings:
+    return _Settings(v_reset, inverse, alpha, *map(int, flags))
 
 
 def _call(name: str, settings: list[float], like: Tensor, tensors: list[Tensor | None]) -> None:
@@ -132,11 +134,12 @@ def _slopes(ctx) -> tuple[Tensor, Tensor | None]:
 
 def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surrogate, ternary, with_h, whole):
     """`ops.lif` in C, for tensors of one type, float32 or float64, on a CPU; it can be differentiated once."""
-    units = x_BTD.shape[2:]
+    units, exact = x_BTD.shape[2:], not isinstance(tau, Tensor) and 1e-30 < tau < 1e30 and math.frexp(tau)[0] == 0.5
+    inverse = 1 / tau if exact else 0.0
     tau, theta = (torch.as_tensor(p, dtype=x_BTD.dtype).expand(units).contiguous() for p in (tau, theta))
     learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
-    numbers = v_reset or 0.0, surrogate.alpha if type(surrogate) is ATan else 0.0
-    flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns
+    numbers = v_reset or 0.0, inverse, surrogate.alpha if type(surrogate) is ATan else 0.0
+    flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns, exact
     settings = [float(setting) for setting in (*numbers, *flags)]
     tensors = [x_BTD, v, tau, theta]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

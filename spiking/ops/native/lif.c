@@ -20,9 +20,11 @@ enum { UNITS = 128, EVERY = 16 };
 
 typedef struct {
     double v_reset;
-    double alpha; /* steepness of the arctangent surrogate, for a backward pass that is given no slopes */
+    double inverse; /* 1 / tau, where that is one power of two for all units */
+    double alpha;   /* steepness of the arctangent surrogate, for a backward pass that is given no slopes */
     int32_t hard, decay_input, strict, ternary, detach_reset;
     int32_t learns; /* whether the gradients of tau and theta are wanted; set where ternary is */
+    int32_t by_inverse; /* whether to multiply by `inverse`, which rounds the same, and not divide by tau */
 } lif_settings;
 
 /* What of the blocks from `block` to `end` is of one item of the batch. */
@@ -82,6 +84,11 @@ INLINE REAL NAME(fired)(REAL u, int strict)
     return (REAL)((u > 0) | ((u == 0) & !strict));
 }
 
+INLINE REAL NAME(over)(REAL x, REAL tau, lif_settings set)
+{
+    return set.by_inverse ? x * (REAL)set.inverse : x / tau;
+}
+
 INLINE REAL NAME(slope)(REAL u, REAL alpha)
 {
     const REAL z = (REAL)1.5707963267948966 * alpha * u;
@@ -104,7 +111,7 @@ INLINE void NAME(step)(const lif_settings set, const REAL *restrict x, const REA
     const REAL v_reset = set.hard ? (REAL)set.v_reset : 0;
     for (int64_t d = 0; d < n; d++) {
         const REAL above = v[d] - v_reset, driven = set.decay_input ? x[d] - above : -above;
-        const REAL charged = v[d] + driven / tau[d], now = set.decay_input ? charged : charged + x[d];
+        const REAL charged = v[d] + NAME(over)(driven, tau[d], set), now = set.decay_input ? charged : charged + x[d];
         const REAL up = NAME(fired)(now - theta[d], set.strict);
         const REAL down = set.ternary ? NAME(fired)(-now - theta[d], set.strict) : 0;
         v[d] = now - (set.hard ? (up + down) * (now - v_reset) : (up - down) * theta[d]);
@@ -168,7 +175,7 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
         const REAL g_up = (of_spike + of_fired) * slope_up[d];
         const REAL g_down = set.ternary ? (of_fired - of_spike) * slope_down[d] : 0;
         const REAL stays = set.hard ? g * (1 - (up + down)) : g;
-        const REAL g_now = stays + g_up - g_down + of_h[d], g_drive = g_now / tau[d];
+        const REAL g_now = stays + g_up - g_down + of_h[d], g_drive = NAME(over)(g_now, tau[d], set);
         g_x[d] = set.decay_input ? g_drive : g_now;
         carried[d] = g_now - g_drive;
         if (set.learns) {
@@ -221,7 +228,9 @@ INLINE int NAME(is_plain)(const lif_settings *set)
 {
     return set->hard && set->v_reset == 0 && set->decay_input && !set->strict && !set->ternary && !set->learns;
 }
-#define PLAIN {0, set->alpha, .hard = 1, .decay_input = 1, .detach_reset = set->detach_reset}
+#define PLAIN(BY_INVERSE)                                                                                     \
+    ((lif_settings){0, set->inverse, set->alpha, .hard = 1, .decay_input = 1,                                \
+                    .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE})
 
 /* v0, last: membranes before the first and after the last step, [batch, units]. h: before each reset, v: after it, or
  * NULL. kept: after steps EVERY - 1, 2 EVERY - 1 ..., [batch, steps / EVERY, units], or NULL. */
@@ -230,8 +239,10 @@ ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const R
                                  int64_t steps, int64_t units, int64_t block, int64_t end)
 {
 #define FORWARD(SET) NAME(forward)(SET, x, v0, tau, theta, s, h, v, last, kept, steps, units, block, end)
-    const lif_settings plain = PLAIN;
-    NAME(is_plain)(set) ? FORWARD(plain) : FORWARD(*set);
+    if (NAME(is_plain)(set))
+        set->by_inverse ? FORWARD(PLAIN(1)) : FORWARD(PLAIN(0));
+    else
+        FORWARD(*set);
 #undef FORWARD
 }
 
@@ -247,11 +258,10 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
     NAME(backward)(SET, x, v0, kept, tau, theta, slope_up, slope_down, g_s, g_h, g_v, g_x, g_last, g_tau,     \
                    g_theta, steps, units, block, end)
 #define OF_KIND(HARD, TERNARY, LEARNS)                                                                        \
-    BACKWARD(((lif_settings){set->v_reset, set->alpha, HARD, set->decay_input, set->strict, TERNARY,          \
-                             set->detach_reset, LEARNS}))
-    const lif_settings plain = PLAIN;
+    BACKWARD(((lif_settings){set->v_reset, set->inverse, set->alpha, HARD, set->decay_input, set->strict,     \
+                             TERNARY, set->detach_reset, LEARNS, set->by_inverse}))
     if (NAME(is_plain)(set))
-        BACKWARD(plain);
+        set->by_inverse ? BACKWARD(PLAIN(1)) : BACKWARD(PLAIN(0));
     else if (set->ternary)
         set->hard ? OF_KIND(1, 1, 1) : OF_KIND(0, 1, 1);
     else if (set->learns)
