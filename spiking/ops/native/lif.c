@@ -154,8 +154,8 @@ INLINE void NAME(forward)(const lif_settings set, const REAL *x, const REAL *v0,
     }
 }
 
-/* One step of n units back. g_s, g_h, g_v may be NULL. carried: the gradient of the membrane after the step, then of
- * that before. */
+/* One step of n units back. g_s, g_h, g_v may be NULL, and the slopes, for the arctangent's. carried: the gradient of
+ * the membrane after the step, then of that before. */
 INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, const REAL *restrict theta,
                             const REAL *restrict drive, const REAL *restrict h, const REAL *restrict slope_up,
                             const REAL *restrict slope_down, const REAL *restrict g_s, const REAL *restrict g_h,
@@ -163,7 +163,7 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
                             REAL *restrict g_tau, REAL *restrict g_theta, int64_t n)
 {
     const REAL none[UNITS] = {0}, *restrict of_s = g_s ? g_s : none, *restrict of_h = g_h ? g_h : none;
-    const REAL v_reset = (REAL)set.v_reset, through = !set.detach_reset;
+    const REAL v_reset = (REAL)set.v_reset, through = !set.detach_reset, alpha = (REAL)set.alpha;
     if (g_v)
         for (int64_t d = 0; d < n; d++)
             carried[d] += g_v[d];
@@ -172,8 +172,9 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
         const REAL down = set.ternary ? NAME(fired)(-h[d] - theta[d], set.strict) : 0;
         const REAL of_spike = of_s[d] - (set.hard ? 0 : through * g * theta[d]);
         const REAL of_fired = set.hard ? -through * g * (h[d] - v_reset) : 0;
-        const REAL g_up = (of_spike + of_fired) * slope_up[d];
-        const REAL g_down = set.ternary ? (of_fired - of_spike) * slope_down[d] : 0;
+        const REAL at_up = slope_up ? slope_up[d] : NAME(slope)(h[d] - theta[d], alpha);
+        const REAL at_down = slope_down ? slope_down[d] : NAME(slope)(-h[d] - theta[d], alpha);
+        const REAL g_up = (of_spike + of_fired) * at_up, g_down = set.ternary ? (of_fired - of_spike) * at_down : 0;
         const REAL stays = set.hard ? g * (1 - (up + down)) : g;
         const REAL g_now = stays + g_up - g_down + of_h[d], g_drive = NAME(over)(g_now, tau[d], set);
         g_x[d] = set.decay_input ? g_drive : g_now;
@@ -190,7 +191,7 @@ INLINE void NAME(backward)(const lif_settings set, const REAL *x, const REAL *v0
                            const REAL *g_h, const REAL *g_v, REAL *g_x, REAL *g_last, REAL *g_tau, REAL *g_theta,
                            int64_t steps, int64_t units, int64_t block, int64_t end)
 {
-    REAL v[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS], near_up[UNITS], near_down[UNITS];
+    REAL v[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS];
     for (lif_part part; block < end; block += part.blocks) {
         part = part_of(block, end, units);
         for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
@@ -208,14 +209,8 @@ INLINE void NAME(backward)(const lif_settings set, const REAL *x, const REAL *v0
                     if (g_s)
                         NAME(fetch)(g_s + soon, tile.n);
                 }
-                if (!slope_up)
-                    for (int64_t d = 0; d < tile.n; d++)
-                        near_up[d] = NAME(slope)(h[t][d] - theta_n[d], (REAL)set.alpha);
-                if (!slope_up && set.ternary)
-                    for (int64_t d = 0; d < tile.n; d++)
-                        near_down[d] = NAME(slope)(-h[t][d] - theta_n[d], (REAL)set.alpha);
-                NAME(step_back)(set, tau_n, theta_n, drive[t], h[t], slope_up ? slope_up + at : near_up,
-                                slope_down ? slope_down + at : near_down, g_s ? g_s + at : NULL,
+                NAME(step_back)(set, tau_n, theta_n, drive[t], h[t], slope_up ? slope_up + at : NULL,
+                                slope_down ? slope_down + at : NULL, g_s ? g_s + at : NULL,
                                 g_h ? g_h + at : NULL, g_v ? g_v + at : NULL, g_last + tile.row, g_x + at,
                                 set.learns ? g_tau + tile.row : NULL, set.learns ? g_theta + tile.row : NULL, tile.n);
             }
