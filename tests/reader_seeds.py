@@ -260,9 +260,7 @@ READERS = {
     "events-sidecar": Reader(
         lambda f: events.write_events(f / "a.raw", Recording([made()], SENSOR)), _read_events(".raw"), _seal_sidecar
     ),
-    **{
-        f"artifact-{to}": Reader(_make_artifact(to), verify, reseal) for to in ("nir", "onnx", "pyspinnaker2", "events")
-    },
+    **{f"artifact-{to}": Reader(_make_artifact(to), verify, reseal) for to in EXPORTED},
     "target": Reader(lambda f: (f / "t.toml").write_bytes(TARGET.read_bytes()), lambda f: load_target(f / "t.toml")),
     "power-log": Reader(_make_power, lambda f: read_log(f / "log.csv")),
     "power-trace": Reader(_make_power, lambda f: read_recording(f / "log.csv", f / "t.h5")),

@@ -60,8 +60,8 @@ def export(
             files |= {p.name: p.read_bytes() for p in (path, sidecar_path(path))}
             edges[name] = path.name
             deviations += _deviations(name, events, said)
-    files_of = {n.name: [f for name, f in edges.items() if name.rpartition(".")[0] == n.name] for n in graph.nodes}
-    tokens = given if given.ndim == 2 else np.arange(given.shape[1])[None]
+    places = {n.name: [f for name, f in edges.items() if name.rpartition(".")[0] == n.name] for n in graph.nodes}
+    tokens = given if given.ndim == 2 else np.arange(given.shape[1])[None]  # of frames, that of the step
     signals = {name: events.to_dense() for name, events in sent.items()}
     trace = StoredTrace(
         tokens.astype(np.int64), signals, {}, {name: kinds[name] for name in sent}, graph.hash(), "event"
@@ -72,7 +72,7 @@ def export(
         "version": version,
         "graph": graph.hash(),
         "edges": edges,
-        "coverage": {n: ", ".join(files) or "no events" for n, files in files_of.items()},
+        "coverage": {node: ", ".join(names) or "no events" for node, names in places.items()},
         "notes": [f"{sum(map(len, sent.values())):,} events in {given.shape[1]:,} steps, outputs: {len(sent)}"],
         "deviations": deviations,
         "not_claimed": "that the model sends these events: its weights are not here",

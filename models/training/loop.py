@@ -73,9 +73,7 @@ def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -
         with threads(t.threads):
             task, model = prepare(config, corpus, ranks)
             task.begin(model)
-            ranks.require_same(
-                "settings and texts", _given(config, corpus)
-            )  # and each has seen that the folder is vacant
+            ranks.require_same("settings and texts", _given(config, corpus))  # and each has seen the folder vacant
             if ranks.first:
                 run = Run.create(folder, config, tokenizer)
             with _alone(run, ranks):

@@ -23,8 +23,6 @@ from rheobase.spiking.surrogates import Triangle
 
 BLOCK, WARPS = 128, 4
 """Units of a program, one a thread: 64 x 1350 units are 704 programs, five on each of an H100's 132 multiprocessors."""
-
-
 ROW = 16
 """Bytes of which a row is made of whole ones: 4 numbers of float32, 8 of bfloat16"""
 
@@ -265,7 +263,7 @@ _egru.register_autograd(_differentiate, setup_context=_keep)
 
 def _in_whole_rows(x, kernel, recurrent, bias, recurrent_bias, thr, y, c, trace, kept):
     """The same with units and inputs more, all of zeros, so that a row is whole 16 bytes, as quick products want it; a
-    unit of zeros stays at 0, sends nothing and has no gradient."""
+    unit of zeros stays at 0, sends nothing and has no gradient. (An infinite x makes it NaN, and all units with it.)"""
     row = ROW // x.element_size()
     units = -thr.shape[0] % row
     inputs = 0 if kernel is None else -x.shape[-1] % row
