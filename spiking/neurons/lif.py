@@ -107,9 +107,10 @@ class LIF(Cell):
         units = self.units if units is None else units
         if units is None:
             raise ConfigError("LIF initial_state", "the number of units", "None", "give units=")
-        own = next(self.parameters(), torch.empty(0))
-        like = {"dtype": dtype or own.dtype, "device": device or own.device}
-        return LIFState(torch.full((batch, units), self.v_reset or 0.0, **like))
+        if dtype is None or device is None:
+            own = next(self.parameters(), torch.empty(0))
+            dtype, device = dtype or own.dtype, device or own.device
+        return LIFState(torch.full((batch, units), self.v_reset or 0.0, dtype=dtype, device=device))
 
     def step(self, x_BD, state):
         self._check(x_BD)

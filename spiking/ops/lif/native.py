@@ -18,7 +18,7 @@ from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.surrogates import ATan
 
-UNITS, EVERY = 128, 16
+UNITS, EVERY = 64, 16
 """Units of a block, and steps from one kept membrane to the next: as in `lif.c`"""
 
 

@@ -8,15 +8,16 @@
  *                                                    up - down, g_f, through the hard reset, that of up + down
  *     g_h  = g_v dv/dh + g_up slope(h - theta) - g_down slope(-h - theta) + the gradient of h as an output
  *
- * A call does some of the batch x ceil(units / UNITS) blocks, of which none knows another. It goes through them tile by
- * tile, UNITS wide and a stretch high, so that what a tile finds again stays in the first-level cache, and asks for
- * the next stretch's rows as it goes: the gaps between rows keep a processor from guessing them.
+ * A call does some of the batch x ceil(units / UNITS) blocks, of which none knows another. It goes through BLOCKS of
+ * them tile by tile, UNITS wide and a stretch high, so that what a tile finds again stays in registers or in the
+ * first-level cache, and asks for the next stretch's rows, which stay in the second, as it goes: the gaps between rows
+ * keep a processor from guessing them. It asks ASKS times, since a processor drops what its queue has no room for.
  */
 #ifndef REAL
 
 #include "native.h"
 
-enum { UNITS = 128, EVERY = 16 };
+enum { UNITS = 64, EVERY = 16, BLOCKS = 8, ASKS = 4 };
 
 typedef struct {
     double v_reset;
@@ -27,7 +28,7 @@ typedef struct {
     int32_t by_inverse; /* whether to multiply by `inverse`, which rounds the same, and not divide by tau */
 } lif_settings;
 
-/* What of the blocks from `block` to `end` is of one item of the batch. */
+/* Of the blocks from `block` to `end` those that are gone through together, of one item of the batch. */
 typedef struct {
     int64_t item, column, blocks;
 } lif_part;
@@ -35,7 +36,8 @@ typedef struct {
 INLINE lif_part part_of(int64_t block, int64_t end, int64_t units)
 {
     const int64_t a_row = (units + UNITS - 1) / UNITS, column = block % a_row;
-    return (lif_part){block / a_row, column, end - block < a_row - column ? end - block : a_row - column};
+    const int64_t rest = end - block < a_row - column ? end - block : a_row - column;
+    return (lif_part){block / a_row, column, rest < BLOCKS ? rest : BLOCKS};
 }
 
 typedef struct {
@@ -81,7 +83,7 @@ INLINE int64_t tiles(lif_part part, int64_t steps)
 
 INLINE REAL NAME(fired)(REAL u, int strict)
 {
-    return (REAL)((u > 0) | ((u == 0) & !strict));
+    return (u > 0) | ((u == 0) & !strict) ? 1 : 0;
 }
 
 INLINE REAL NAME(over)(REAL x, REAL tau, lif_settings set)
@@ -124,32 +126,48 @@ INLINE void NAME(step)(const lif_settings set, const REAL *restrict x, const REA
     }
 }
 
-INLINE void NAME(forward)(const lif_settings set, const REAL *x, const REAL *v0, const REAL *tau, const REAL *theta,
-                          REAL *s, REAL *h, REAL *v, REAL *last, REAL *kept, int64_t steps, int64_t units,
-                          int64_t block, int64_t end)
+typedef struct {
+    const REAL *x, *v0, *tau, *theta;
+    REAL *s, *h, *v, *last, *kept;
+} NAME(lif_forth);
+
+/* count steps of n units: the tile's own numbers, which a compiler that knows them keeps membranes in registers for. */
+INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, const lif_tile tile, int64_t units,
+                             int64_t count, int64_t n)
+{
+    REAL v[UNITS];
+    const size_t size = (size_t)n * sizeof(REAL);
+    memcpy(v, a.last + tile.row, size);
+    for (int64_t t = 0; t < count; t++) {
+        const int64_t at = tile.at + t * units, soon = at + EVERY * units;
+        for (int ask = 0; ask < ASKS && tile.whole; ask++) {
+            NAME(fetch)(a.x + soon, n);
+            NAME(fetch)(a.s + soon, n);
+        }
+        NAME(step)(set, a.x + at, a.tau + tile.first, a.theta + tile.first, v, NULL, a.h ? a.h + at : NULL, a.s + at,
+                   n);
+        if (a.v)
+            memcpy(a.v + at, v, size);
+    }
+    memcpy(a.last + tile.row, v, size);
+    if (a.kept && tile.whole)
+        memcpy(a.kept + tile.kept, v, size);
+}
+
+INLINE void NAME(forward)(const lif_settings set, const NAME(lif_forth) a, int64_t steps, int64_t units, int64_t block,
+                          int64_t end)
 {
     for (lif_part part; block < end; block += part.blocks) {
         part = part_of(block, end, units);
         const int64_t row = part.item * units + part.column * UNITS;
         const int64_t n = part.blocks * UNITS, rest = units - part.column * UNITS;
-        memcpy(last + row, v0 + row, (size_t)(n < rest ? n : rest) * sizeof(REAL));
+        memcpy(a.last + row, a.v0 + row, (size_t)(n < rest ? n : rest) * sizeof(REAL));
         for (int64_t i = 0; i < tiles(part, steps); i++) {
             const lif_tile tile = tile_of(part, i, steps, units);
-            const size_t size = (size_t)tile.n * sizeof(REAL);
-            REAL *now = last + tile.row;
-            for (int64_t t = 0; t < tile.count; t++) {
-                const int64_t at = tile.at + t * units, soon = at + EVERY * units;
-                if (tile.whole) {
-                    NAME(fetch)(x + soon, tile.n);
-                    NAME(fetch)(s + soon, tile.n);
-                }
-                NAME(step)(set, x + at, tau + tile.first, theta + tile.first, now, NULL, h ? h + at : NULL, s + at,
-                           tile.n);
-                if (v)
-                    memcpy(v + at, now, size);
-            }
-            if (kept && tile.whole)
-                memcpy(kept + tile.kept, now, size);
+            if (tile.whole && tile.n == UNITS)
+                NAME(tile_forth)(set, a, tile, units, EVERY, UNITS);
+            else
+                NAME(tile_forth)(set, a, tile, units, tile.count, tile.n);
         }
     }
 }
@@ -163,6 +181,7 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
                             REAL *restrict g_tau, REAL *restrict g_theta, int64_t n)
 {
     const REAL none[UNITS] = {0}, *restrict of_s = g_s ? g_s : none, *restrict of_h = g_h ? g_h : none;
+    const REAL *restrict given_up = slope_up ? slope_up : none, *restrict given_down = slope_down ? slope_down : none;
     const REAL v_reset = (REAL)set.v_reset, through = !set.detach_reset, alpha = (REAL)set.alpha;
     if (g_v)
         for (int64_t d = 0; d < n; d++)
@@ -172,8 +191,8 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
         const REAL down = set.ternary ? NAME(fired)(-h[d] - theta[d], set.strict) : 0;
         const REAL of_spike = of_s[d] - (set.hard ? 0 : through * g * theta[d]);
         const REAL of_fired = set.hard ? -through * g * (h[d] - v_reset) : 0;
-        const REAL at_up = slope_up ? slope_up[d] : NAME(slope)(h[d] - theta[d], alpha);
-        const REAL at_down = slope_down ? slope_down[d] : NAME(slope)(-h[d] - theta[d], alpha);
+        const REAL at_up = slope_up ? given_up[d] : NAME(slope)(h[d] - theta[d], alpha);
+        const REAL at_down = slope_down ? given_down[d] : NAME(slope)(-h[d] - theta[d], alpha);
         const REAL g_up = (of_spike + of_fired) * at_up, g_down = set.ternary ? (of_fired - of_spike) * at_down : 0;
         const REAL stays = set.hard ? g * (1 - (up + down)) : g;
         const REAL g_now = stays + g_up - g_down + of_h[d], g_drive = NAME(over)(g_now, tau[d], set);
@@ -186,34 +205,51 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
     }
 }
 
-INLINE void NAME(backward)(const lif_settings set, const REAL *x, const REAL *v0, const REAL *kept, const REAL *tau,
-                           const REAL *theta, const REAL *slope_up, const REAL *slope_down, const REAL *g_s,
-                           const REAL *g_h, const REAL *g_v, REAL *g_x, REAL *g_last, REAL *g_tau, REAL *g_theta,
-                           int64_t steps, int64_t units, int64_t block, int64_t end)
+typedef struct {
+    const REAL *x, *v0, *kept, *tau, *theta, *slope_up, *slope_down, *g_s, *g_h, *g_v;
+    REAL *g_x, *g_last, *g_tau, *g_theta;
+} NAME(lif_back);
+
+/* As `tile_forth`. */
+INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, const lif_tile tile, int64_t units,
+                            int64_t count, int64_t n)
 {
-    REAL v[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS];
+    REAL v[UNITS], carried[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS];
+    const REAL *tau = a.tau + tile.first, *theta = a.theta + tile.first;
+    REAL *g_tau = set.learns ? a.g_tau + tile.row : NULL, *g_theta = set.learns ? a.g_theta + tile.row : NULL;
+    const size_t size = (size_t)n * sizeof(REAL);
+    memcpy(v, tile.begins ? a.v0 + tile.row : a.kept + tile.kept - units, size);
+    if (!tile.begins)
+        NAME(fetch)(a.kept + tile.kept - 2 * units, n);
+    for (int64_t t = 0; t < count; t++)
+        NAME(step)(set, a.x + tile.at + t * units, tau, theta, v, set.learns ? drive[t] : NULL, h[t], NULL, n);
+    memcpy(carried, a.g_last + tile.row, size);
+    for (int64_t t = count - 1; t >= 0; t--) {
+        const int64_t at = tile.at + t * units, soon = at - EVERY * units;
+        for (int ask = 0; ask < ASKS && !tile.begins; ask++) {
+            NAME(fetch)(a.x + soon, n);
+            NAME(fetch)(a.g_x + soon, n);
+            if (a.g_s)
+                NAME(fetch)(a.g_s + soon, n);
+        }
+        NAME(step_back)(set, tau, theta, drive[t], h[t], a.slope_up ? a.slope_up + at : NULL,
+                        a.slope_down ? a.slope_down + at : NULL, a.g_s ? a.g_s + at : NULL, a.g_h ? a.g_h + at : NULL,
+                        a.g_v ? a.g_v + at : NULL, carried, a.g_x + at, g_tau, g_theta, n);
+    }
+    memcpy(a.g_last + tile.row, carried, size);
+}
+
+INLINE void NAME(backward)(const lif_settings set, const NAME(lif_back) a, int64_t steps, int64_t units, int64_t block,
+                           int64_t end)
+{
     for (lif_part part; block < end; block += part.blocks) {
         part = part_of(block, end, units);
         for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
             const lif_tile tile = tile_of(part, i, steps, units);
-            const REAL *tau_n = tau + tile.first, *theta_n = theta + tile.first;
-            memcpy(v, tile.begins ? v0 + tile.row : kept + tile.kept - units, (size_t)tile.n * sizeof(REAL));
-            for (int64_t t = 0; t < tile.count; t++)
-                NAME(step)(set, x + tile.at + t * units, tau_n, theta_n, v, set.learns ? drive[t] : NULL, h[t], NULL,
-                           tile.n);
-            for (int64_t t = tile.count - 1; t >= 0; t--) {
-                const int64_t at = tile.at + t * units, soon = at - EVERY * units;
-                if (!tile.begins) {
-                    NAME(fetch)(x + soon, tile.n);
-                    NAME(fetch)(g_x + soon, tile.n);
-                    if (g_s)
-                        NAME(fetch)(g_s + soon, tile.n);
-                }
-                NAME(step_back)(set, tau_n, theta_n, drive[t], h[t], slope_up ? slope_up + at : NULL,
-                                slope_down ? slope_down + at : NULL, g_s ? g_s + at : NULL,
-                                g_h ? g_h + at : NULL, g_v ? g_v + at : NULL, g_last + tile.row, g_x + at,
-                                set.learns ? g_tau + tile.row : NULL, set.learns ? g_theta + tile.row : NULL, tile.n);
-            }
+            if (tile.whole && tile.n == UNITS)
+                NAME(tile_back)(set, a, tile, units, EVERY, UNITS);
+            else
+                NAME(tile_back)(set, a, tile, units, tile.count, tile.n);
         }
     }
 }
@@ -233,11 +269,12 @@ ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const R
                                  const REAL *theta, REAL *s, REAL *h, REAL *v, REAL *last, REAL *kept,
                                  int64_t steps, int64_t units, int64_t block, int64_t end)
 {
-#define FORWARD(SET) NAME(forward)(SET, x, v0, tau, theta, s, h, v, last, kept, steps, units, block, end)
-    if (NAME(is_plain)(set))
-        set->by_inverse ? FORWARD(PLAIN(1)) : FORWARD(PLAIN(0));
+#define FORWARD(SET, H, V) \
+    NAME(forward)(SET, (NAME(lif_forth)){x, v0, tau, theta, s, H, V, last, kept}, steps, units, block, end)
+    if (NAME(is_plain)(set) && !h && !v)
+        set->by_inverse ? FORWARD(PLAIN(1), NULL, NULL) : FORWARD(PLAIN(0), NULL, NULL);
     else
-        FORWARD(*set);
+        FORWARD(*set, h, v);
 #undef FORWARD
 }
 
@@ -249,18 +286,19 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
                                   const REAL *g_s, const REAL *g_h, const REAL *g_v, REAL *g_x, REAL *g_last,
                                   REAL *g_tau, REAL *g_theta, int64_t steps, int64_t units, int64_t block, int64_t end)
 {
-#define BACKWARD(SET)                                                                                         \
-    NAME(backward)(SET, x, v0, kept, tau, theta, slope_up, slope_down, g_s, g_h, g_v, g_x, g_last, g_tau,     \
-                   g_theta, steps, units, block, end)
+    const NAME(lif_back) all = {x,   v0,  kept, tau, theta,  slope_up, slope_down,
+                                g_s, g_h, g_v,  g_x, g_last, g_tau,    g_theta};
+    const NAME(lif_back) few = {x, v0, kept, tau, theta, .g_s = g_s, .g_x = g_x, .g_last = g_last};
+#define BACKWARD(SET, ARRAYS) NAME(backward)(SET, ARRAYS, steps, units, block, end)
 #define OF_KIND(HARD, TERNARY, LEARNS)                                                                        \
     BACKWARD(((lif_settings){set->v_reset, set->inverse, set->alpha, HARD, set->decay_input, set->strict,     \
-                             TERNARY, set->detach_reset, LEARNS, set->by_inverse}))
-    if (NAME(is_plain)(set))
-        set->by_inverse ? BACKWARD(PLAIN(1)) : BACKWARD(PLAIN(0));
+                             TERNARY, set->detach_reset, LEARNS, set->by_inverse}), all)
+    if (NAME(is_plain)(set) && g_s && !slope_up && !g_h && !g_v)
+        set->by_inverse ? BACKWARD(PLAIN(1), few) : BACKWARD(PLAIN(0), few);
     else if (set->ternary)
-        set->hard ? OF_KIND(1, 1, 1) : OF_KIND(0, 1, 1);
+        OF_KIND(set->hard, 1, 1);
     else if (set->learns)
-        set->hard ? OF_KIND(1, 0, 1) : OF_KIND(0, 0, 1);
+        OF_KIND(set->hard, 0, 1);
     else
         set->hard ? OF_KIND(1, 0, 0) : OF_KIND(0, 0, 0);
 #undef OF_KIND
