@@ -8,16 +8,11 @@
  *                                                    up - down, g_f, through the hard reset, that of up + down
  *     g_h  = g_v dv/dh + g_up slope(h - theta) - g_down slope(-h - theta) + the gradient of h as an output
  *
- * A call does some of the batch x ceil(units / UNITS) blocks, of which none knows another. It goes through BLOCKS of
- * them tile by tile, UNITS wide and a stretch high, so that what a tile finds again stays in registers or in the
- * first-level cache, and asks for the next stretch's rows, which stay in the second, as it goes: the gaps between rows
- * keep a processor from guessing them. It asks ASKS times, since a processor drops what its queue has no room for.
+ * A call does the blocks of units from `block` to `end`, as `native.h` says.
  */
 #ifndef REAL
 
 #include "native.h"
-
-enum { UNITS = 64, EVERY = 16, BLOCKS = 8, ASKS = 4 };
 
 typedef struct {
     double v_reset;
@@ -27,48 +22,6 @@ typedef struct {
     int32_t learns; /* whether the gradients of tau and theta are wanted; set where ternary is */
     int32_t by_inverse; /* whether to multiply by `inverse`, which rounds the same, and not divide by tau */
 } lif_settings;
-
-/* Of the blocks from `block` to `end` those that are gone through together, of one item of the batch. */
-typedef struct {
-    int64_t item, column, blocks;
-} lif_part;
-
-INLINE lif_part part_of(int64_t block, int64_t end, int64_t units)
-{
-    const int64_t a_row = (units + UNITS - 1) / UNITS, column = block % a_row;
-    const int64_t rest = end - block < a_row - column ? end - block : a_row - column;
-    return (lif_part){block / a_row, column, rest < BLOCKS ? rest : BLOCKS};
-}
-
-typedef struct {
-    int64_t count, n;  /* steps and units */
-    int64_t first;     /* unit */
-    int64_t row;       /* of the first unit in an array [batch, units] */
-    int64_t at;        /* of the first unit and step in an array [batch, steps, units] */
-    int64_t kept;      /* of the first unit in what is kept after the tile */
-    int begins, whole; /* whether it has the first step; whether it has EVERY steps */
-} lif_tile;
-
-/* Tiles of a part in the order of steps, and of units within a stretch. */
-INLINE lif_tile tile_of(lif_part part, int64_t tile, int64_t steps, int64_t units)
-{
-    const int64_t from = tile / part.blocks * EVERY, first = (part.column + tile % part.blocks) * UNITS;
-    return (lif_tile){
-        .count = steps - from < EVERY ? steps - from : EVERY,
-        .n = units - first < UNITS ? units - first : UNITS,
-        .first = first,
-        .row = part.item * units + first,
-        .at = (part.item * steps + from) * units + first,
-        .kept = (part.item * (steps / EVERY) + from / EVERY) * units + first,
-        .begins = from == 0,
-        .whole = from + EVERY <= steps,
-    };
-}
-
-INLINE int64_t tiles(lif_part part, int64_t steps)
-{
-    return part.blocks * ((steps + EVERY - 1) / EVERY);
-}
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -95,13 +48,6 @@ INLINE REAL NAME(slope)(REAL u, REAL alpha)
 {
     const REAL z = (REAL)1.5707963267948966 * alpha * u;
     return alpha / 2 / (1 + z * z);
-}
-
-/* Ask for a row that is used soon, up to the second-level cache. */
-INLINE void NAME(fetch)(const REAL *row, int64_t n)
-{
-    for (int64_t d = 0; d < n; d += 64 / (int64_t)sizeof(REAL))
-        __builtin_prefetch(row + d, 0, 2);
 }
 
 /* One step of n units. v: the membrane before, then after it. drive, what is divided by tau; h, the membrane before
@@ -132,42 +78,41 @@ typedef struct {
 } NAME(lif_forth);
 
 /* count steps of n units: the tile's own numbers, which a compiler that knows them keeps membranes in registers for. */
-INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, const lif_tile tile, int64_t units,
-                             int64_t count, int64_t n)
+INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, const one_tile tile, int64_t steps,
+                             int64_t units, int64_t count, int64_t n)
 {
-    REAL v[UNITS];
+    REAL v[UNITS], *last = a.last + tile.item * units + tile.first;
     const size_t size = (size_t)n * sizeof(REAL);
-    memcpy(v, a.last + tile.row, size);
+    memcpy(v, last, size);
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = tile.at + t * units, soon = at + EVERY * units;
-        for (int ask = 0; ask < ASKS && tile.whole; ask++) {
-            NAME(fetch)(a.x + soon, n);
-            NAME(fetch)(a.s + soon, n);
+        if (count == EVERY) {
+            ask(a.x + soon, size);
+            ask(a.s + soon, size);
         }
         NAME(step)(set, a.x + at, a.tau + tile.first, a.theta + tile.first, v, NULL, a.h ? a.h + at : NULL, a.s + at,
                    n);
         if (a.v)
             memcpy(a.v + at, v, size);
     }
-    memcpy(a.last + tile.row, v, size);
-    if (a.kept && tile.whole)
-        memcpy(a.kept + tile.kept, v, size);
+    memcpy(last, v, size);
+    if (a.kept && count == EVERY)
+        memcpy(a.kept + (tile.item * (steps / EVERY) + tile.stretch) * units + tile.first, v, size);
 }
 
 INLINE void NAME(forward)(const lif_settings set, const NAME(lif_forth) a, int64_t steps, int64_t units, int64_t block,
                           int64_t end)
 {
-    for (lif_part part; block < end; block += part.blocks) {
+    for (tile_part part; block < end; block += part.blocks) {
         part = part_of(block, end, units);
         const int64_t row = part.item * units + part.column * UNITS;
-        const int64_t n = part.blocks * UNITS, rest = units - part.column * UNITS;
-        memcpy(a.last + row, a.v0 + row, (size_t)(n < rest ? n : rest) * sizeof(REAL));
+        memcpy(a.last + row, a.v0 + row, (size_t)width_of(part, units) * sizeof(REAL));
         for (int64_t i = 0; i < tiles(part, steps); i++) {
-            const lif_tile tile = tile_of(part, i, steps, units);
-            if (tile.whole && tile.n == UNITS)
-                NAME(tile_forth)(set, a, tile, units, EVERY, UNITS);
+            const one_tile tile = tile_of(part, i, steps, units);
+            if (tile.count == EVERY && tile.n == UNITS)
+                NAME(tile_forth)(set, a, tile, steps, units, EVERY, UNITS);
             else
-                NAME(tile_forth)(set, a, tile, units, tile.count, tile.n);
+                NAME(tile_forth)(set, a, tile, steps, units, tile.count, tile.n);
         }
     }
 }
@@ -211,45 +156,47 @@ typedef struct {
 } NAME(lif_back);
 
 /* As `tile_forth`. */
-INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, const lif_tile tile, int64_t units,
-                            int64_t count, int64_t n)
+INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, const one_tile tile, int64_t steps,
+                            int64_t units, int64_t count, int64_t n)
 {
+    const int64_t row = tile.item * units + tile.first;
+    const int64_t kept = (tile.item * (steps / EVERY) + tile.stretch - 1) * units + tile.first;
     REAL v[UNITS], carried[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS];
     const REAL *tau = a.tau + tile.first, *theta = a.theta + tile.first;
-    REAL *g_tau = set.learns ? a.g_tau + tile.row : NULL, *g_theta = set.learns ? a.g_theta + tile.row : NULL;
+    REAL *g_tau = set.learns ? a.g_tau + row : NULL, *g_theta = set.learns ? a.g_theta + row : NULL;
     const size_t size = (size_t)n * sizeof(REAL);
-    memcpy(v, tile.begins ? a.v0 + tile.row : a.kept + tile.kept - units, size);
-    if (!tile.begins)
-        NAME(fetch)(a.kept + tile.kept - 2 * units, n);
+    memcpy(v, tile.stretch ? a.kept + kept : a.v0 + row, size);
+    if (tile.stretch > 1)
+        ask(a.kept + kept - units, size);
     for (int64_t t = 0; t < count; t++)
         NAME(step)(set, a.x + tile.at + t * units, tau, theta, v, set.learns ? drive[t] : NULL, h[t], NULL, n);
-    memcpy(carried, a.g_last + tile.row, size);
+    memcpy(carried, a.g_last + row, size);
     for (int64_t t = count - 1; t >= 0; t--) {
         const int64_t at = tile.at + t * units, soon = at - EVERY * units;
-        for (int ask = 0; ask < ASKS && !tile.begins; ask++) {
-            NAME(fetch)(a.x + soon, n);
-            NAME(fetch)(a.g_x + soon, n);
+        if (tile.stretch) {
+            ask(a.x + soon, size);
+            ask(a.g_x + soon, size);
             if (a.g_s)
-                NAME(fetch)(a.g_s + soon, n);
+                ask(a.g_s + soon, size);
         }
         NAME(step_back)(set, tau, theta, drive[t], h[t], a.slope_up ? a.slope_up + at : NULL,
                         a.slope_down ? a.slope_down + at : NULL, a.g_s ? a.g_s + at : NULL, a.g_h ? a.g_h + at : NULL,
                         a.g_v ? a.g_v + at : NULL, carried, a.g_x + at, g_tau, g_theta, n);
     }
-    memcpy(a.g_last + tile.row, carried, size);
+    memcpy(a.g_last + row, carried, size);
 }
 
 INLINE void NAME(backward)(const lif_settings set, const NAME(lif_back) a, int64_t steps, int64_t units, int64_t block,
                            int64_t end)
 {
-    for (lif_part part; block < end; block += part.blocks) {
+    for (tile_part part; block < end; block += part.blocks) {
         part = part_of(block, end, units);
         for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
-            const lif_tile tile = tile_of(part, i, steps, units);
-            if (tile.whole && tile.n == UNITS)
-                NAME(tile_back)(set, a, tile, units, EVERY, UNITS);
+            const one_tile tile = tile_of(part, i, steps, units);
+            if (tile.count == EVERY && tile.n == UNITS)
+                NAME(tile_back)(set, a, tile, steps, units, EVERY, UNITS);
             else
-                NAME(tile_back)(set, a, tile, units, tile.count, tile.n);
+                NAME(tile_back)(set, a, tile, steps, units, tile.count, tile.n);
         }
     }
 }

@@ -14,19 +14,66 @@
 #define ANY_WIDTH
 #endif
 
-/* Asks for a row of some bytes ahead of its use: the rows of a block of channels lie too far apart for a processor to
- * foresee them. */
-INLINE void prefetch(const void *row, size_t size)
+/* Kernels go through arrays [batch, steps, units] tile by tile, UNITS wide and EVERY steps high, so that what a tile
+ * finds again stays in registers or in the first-level cache. Of the batch x ceil(units / UNITS) blocks of units none
+ * knows another; BLOCKS of them are gone through side by side, for rows long enough for the memory.
+ */
+enum { UNITS = 64, EVERY = 16, BLOCKS = 8, ASKS = 4 };
+
+/* Of the blocks from `block` to `end` those that are gone through side by side, of one item of the batch. */
+typedef struct {
+    int64_t item, column, blocks;
+} tile_part;
+
+INLINE tile_part part_of(int64_t block, int64_t end, int64_t units)
 {
-    for (size_t at = 0; at < size; at += 64)
-        __builtin_prefetch((const char *)row + at);
+    const int64_t a_row = (units + UNITS - 1) / UNITS, column = block % a_row;
+    const int64_t rest = end - block < a_row - column ? end - block : a_row - column;
+    return (tile_part){block / a_row, column, rest < BLOCKS ? rest : BLOCKS};
 }
 
-/* The same, but past the first cache, which has no room for all that is asked for at once. */
-INLINE void prefetch_wide(const void *row, size_t size)
+/* How many units a part has. */
+INLINE int64_t width_of(tile_part part, int64_t units)
 {
-    for (size_t at = 0; at < size; at += 64)
-        __builtin_prefetch((const char *)row + at, 0, 2);
+    const int64_t n = part.blocks * UNITS, rest = units - part.column * UNITS;
+    return n < rest ? n : rest;
+}
+
+typedef struct {
+    int64_t count, n;       /* steps and units */
+    int64_t stretch, block; /* of EVERY steps, from the first; of the part, from its first */
+    int64_t item, first;    /* of the batch; the first unit */
+    int64_t at;             /* of the first unit and step in an array [batch, steps, units] */
+} one_tile;
+
+/* Tiles of a part in the order of steps, and of units within a stretch. */
+INLINE one_tile tile_of(tile_part part, int64_t number, int64_t steps, int64_t units)
+{
+    const int64_t stretch = number / part.blocks, block = number % part.blocks;
+    const int64_t rest = steps - stretch * EVERY, first = (part.column + block) * UNITS;
+    return (one_tile){
+        .count = rest < EVERY ? rest : EVERY,
+        .n = units - first < UNITS ? units - first : UNITS,
+        .stretch = stretch,
+        .block = block,
+        .item = part.item,
+        .first = first,
+        .at = (part.item * steps + stretch * EVERY) * units + first,
+    };
+}
+
+INLINE int64_t tiles(tile_part part, int64_t steps)
+{
+    return part.blocks * ((steps + EVERY - 1) / EVERY);
+}
+
+/* Asks for a row of the next stretch, past the first-level cache, which has no room for it: the gaps between rows keep
+ * a processor from guessing them. It asks ASKS times, since a processor drops what its queue has no room for. */
+INLINE void ask(const void *row, size_t size)
+{
+    for (int again = 0; again < ASKS; again++)
+        for (size_t at = 0; at < size; at += 64)
+            __builtin_prefetch((const char *)row + at, 0, 2);
 }
 
 /* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln 2 / 2, and the Taylor polynomial of e^r. Unlike libm's, a

@@ -4,7 +4,8 @@
  * e^(-|w + o - k|) a step; where k is within NEAR of o in a block's whole row, as nearly always, it takes e^(k - o)
  * alone and multiplies. That depends on the step alone, so that a sequence gives the same bits wherever it is cut.
  *
- * The state is kept before every EVERYth step; backward runs each such stretch again before it walks back through it.
+ * A call does the blocks of channels from `block` to `end`, as `native.h` says. The state is kept before every EVERYth
+ * step; backward runs each such stretch again before it walks back through it.
  * Where all k of a stretch and the o before it are within NEAR of one number m, as nearly always, backward measures the
  * stretch's p and q in units of e^m: then a step's shares are e^w, e^(k - m) and e^u e^(k - m), with one exponential
  * and no choice.
@@ -18,7 +19,7 @@
 
 #include "native.h"
 
-enum { CHANNELS = 64, EVERY = 16, AHEAD = 8, NEAR = 30 };
+enum { NEAR = 30 };
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -54,17 +55,27 @@ INLINE REAL NAME(small)(REAL x)
     return x < LEAST ? 0 : NAME(power)(x);
 }
 
-/* e^w and e^u of some channels; whether u is near enough to 0, and w not above it, for products with them. */
-INLINE int NAME(able)(const REAL *restrict w, const REAL *restrict u, REAL *restrict decay, REAL *restrict bonus,
-                      int64_t n)
+/* Of the blocks of a part: e^w, e^-w and e^u, and whether u is near enough to 0, and w not above it, for products with
+ * them. */
+typedef struct {
+    REAL decay[BLOCKS][UNITS], growth[BLOCKS][UNITS], bonus[BLOCKS][UNITS];
+    int able[BLOCKS];
+} NAME(factors);
+
+INLINE void NAME(factor)(NAME(factors) *f, const REAL *w, const REAL *u, tile_part part, int64_t channels)
 {
-    int able = 1;
-    for (int64_t d = 0; d < n; d++) {
-        able &= (w[d] <= 0) & (u[d] >= -NEAR / 3) & (u[d] <= NEAR / 3);
-        decay[d] = NAME(small)(w[d]);
-        bonus[d] = NAME(small)(u[d]);
+    for (int64_t j = 0; j < part.blocks; j++) {
+        const int64_t first = (part.column + j) * UNITS, n = channels - first < UNITS ? channels - first : UNITS;
+        const REAL *restrict w_n = w + first, *restrict u_n = u + first;
+        int able = 1;
+        for (int64_t d = 0; d < n; d++) {
+            able &= (w_n[d] <= 0) & (u_n[d] >= -NEAR / 3) & (u_n[d] <= NEAR / 3);
+            f->decay[j][d] = NAME(small)(w_n[d]);
+            f->growth[j][d] = NAME(power)(-w_n[d]); /* read where w + o > k alone: there w > -NEAR */
+            f->bonus[j][d] = NAME(small)(u_n[d]);
+        }
+        f->able[j] = able;
     }
-    return able;
 }
 
 /* One step. Near: of e^(k - o) alone, and products with e^w and e^u. */
@@ -92,71 +103,81 @@ INLINE void NAME(step)(REAL *restrict p, REAL *restrict q, REAL *restrict o, con
     }
 }
 
-/* A call does the blocks from `block` to `end` of batch x ceil(channels / CHANNELS), each over all steps.
- *
- * state, last: p, q, o before the first and after the last step, [batch, 3, channels]. kept: the states before steps
- * 0, EVERY, 2 EVERY ..., [batch, ceil(steps / EVERY), 3, channels], or NULL to keep none. */
-ANY_WIDTH void NAME(wkv_forward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
-                              const REAL *restrict v, const REAL *restrict state, REAL *restrict y,
-                              REAL *restrict last, REAL *restrict kept, int64_t steps, int64_t channels,
-                              int64_t block, int64_t end)
+typedef struct {
+    const REAL *w, *u, *k, *v;
+    REAL *y, *last, *kept;
+} NAME(wkv_forth);
+
+/* count steps of n channels: the tile's own numbers, which a compiler that knows them keeps states in registers for. */
+INLINE void NAME(tile_forth)(const NAME(wkv_forth) a, const NAME(factors) *f, const one_tile tile, int64_t steps,
+                             int64_t channels, int64_t count, int64_t n)
 {
-    const int64_t a_row = (channels + CHANNELS - 1) / CHANNELS, stretches = (steps + EVERY - 1) / EVERY;
-    for (; block < end; block++) {
-        const int64_t b = block / a_row, first = block % a_row * CHANNELS;
-        const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
-        const size_t size = (size_t)n * sizeof(REAL);
-        const REAL *w_n = w + first, *u_n = u + first;
-        REAL p[CHANNELS], q[CHANNELS], o[CHANNELS], decay[CHANNELS], growth[CHANNELS], bonus[CHANNELS];
-        const int able = NAME(able)(w_n, u_n, decay, bonus, n);
-        for (int64_t d = 0; d < n; d++)
-            growth[d] = NAME(power)(-w_n[d]); /* read where w + o > k alone: there w > -NEAR */
-        const REAL *start = state + b * 3 * channels + first;
-        REAL *stop = last + b * 3 * channels + first;
-        memcpy(p, start, size);
-        memcpy(q, start + channels, size);
-        memcpy(o, start + 2 * channels, size);
-        for (int64_t t = 0; t < steps; t++) {
-            const int64_t at = (b * steps + t) * channels + first;
-            const REAL *k_t = k + at, *v_t = v + at;
-            REAL *restrict y_t = y + at;
-            if (t + AHEAD < steps) {
-                prefetch(k_t + AHEAD * channels, size);
-                prefetch(v_t + AHEAD * channels, size);
-                prefetch(y_t + AHEAD * channels, size);
-            }
-            if (kept && t % EVERY == 0) {
-                REAL *row = kept + (b * stretches + t / EVERY) * 3 * channels + first;
-                memcpy(row, p, size);
-                memcpy(row + channels, q, size);
-                memcpy(row + 2 * channels, o, size);
-            }
-            int far = !able;
-            for (int64_t d = 0; d < n; d++)
-                far |= !(k_t[d] - o[d] <= NEAR) | !(o[d] - k_t[d] <= NEAR);
-            if (far)
-                NAME(step)(p, q, o, w_n, u_n, decay, growth, bonus, k_t, v_t, y_t, n, 0);
-            else
-                NAME(step)(p, q, o, w_n, u_n, decay, growth, bonus, k_t, v_t, y_t, n, 1);
+    const size_t size = (size_t)n * sizeof(REAL);
+    const REAL *w = a.w + tile.first, *u = a.u + tile.first, *decay = f->decay[tile.block];
+    const REAL *growth = f->growth[tile.block], *bonus = f->bonus[tile.block];
+    const int64_t stretches = (steps + EVERY - 1) / EVERY;
+    REAL s[3][UNITS], *last = a.last + 3 * tile.item * channels + tile.first;
+    for (int i = 0; i < 3; i++) {
+        memcpy(s[i], last + i * channels, size);
+        if (a.kept)
+            memcpy(a.kept + (3 * (tile.item * stretches + tile.stretch) + i) * channels + tile.first, s[i], size);
+    }
+    for (int64_t t = 0; t < count; t++) {
+        const int64_t at = tile.at + t * channels, soon = at + EVERY * channels;
+        const REAL *restrict k = a.k + at;
+        if (count == EVERY) {
+            ask(a.k + soon, size);
+            ask(a.v + soon, size);
+            ask(a.y + soon, size);
         }
-        memcpy(stop, p, size);
-        memcpy(stop + channels, q, size);
-        memcpy(stop + 2 * channels, o, size);
+        int far = !f->able[tile.block];
+        for (int64_t d = 0; d < n; d++)
+            far |= !(k[d] - s[2][d] <= NEAR) | !(s[2][d] - k[d] <= NEAR);
+        if (far)
+            NAME(step)(s[0], s[1], s[2], w, u, decay, growth, bonus, k, a.v + at, a.y + at, n, 0);
+        else
+            NAME(step)(s[0], s[1], s[2], w, u, decay, growth, bonus, k, a.v + at, a.y + at, n, 1);
+    }
+    for (int i = 0; i < 3; i++)
+        memcpy(last + i * channels, s[i], size);
+}
+
+/* state, last: p, q, o before the first and after the last step, [batch, 3, channels]. kept: the states before steps
+ * 0, EVERY, 2 EVERY ..., [batch, ceil(steps / EVERY), 3, channels], or NULL to keep none. */
+ANY_WIDTH void NAME(wkv_forward)(const REAL *w, const REAL *u, const REAL *k, const REAL *v, const REAL *state, REAL *y,
+                                 REAL *last, REAL *kept, int64_t steps, int64_t channels, int64_t block, int64_t end)
+{
+    const NAME(wkv_forth) a = {w, u, k, v, y, last, kept};
+    NAME(factors) f;
+    for (tile_part part; block < end; block += part.blocks) {
+        part = part_of(block, end, channels);
+        NAME(factor)(&f, w, u, part, channels);
+        for (int64_t i = 0; i < 3; i++) {
+            const int64_t row = (3 * part.item + i) * channels + part.column * UNITS;
+            memcpy(last + row, state + row, (size_t)width_of(part, channels) * sizeof(REAL));
+        }
+        for (int64_t i = 0; i < tiles(part, steps); i++) {
+            const one_tile tile = tile_of(part, i, steps, channels);
+            if (tile.count == EVERY && tile.n == UNITS)
+                NAME(tile_forth)(a, &f, tile, steps, channels, EVERY, UNITS);
+            else
+                NAME(tile_forth)(a, &f, tile, steps, channels, tile.count, tile.n);
+        }
     }
 }
 
-/* What backward holds of a block of channels, and of the stretch where it is. */
+/* What backward holds of a tile. */
 typedef struct {
-    REAL p[EVERY + 1][CHANNELS], q[EVERY + 1][CHANNELS], o[EVERY + 1][CHANNELS]; /* states before its steps, and last */
-    REAL a[EVERY][CHANNELS], e[EVERY][CHANNELS];                                 /* shares of p and of v in the next */
-    REAL m[CHANNELS], decay[CHANNELS], bonus[CHANNELS];                          /* of the stretch; e^w, e^u */
-    REAL of_p[CHANNELS], of_q[CHANNELS], rest[CHANNELS], of_w[CHANNELS], of_u[CHANNELS];
+    REAL p[EVERY + 1][UNITS], q[EVERY + 1][UNITS], o[EVERY + 1][UNITS]; /* states before its steps, and last */
+    REAL a[EVERY][UNITS], e[EVERY][UNITS];                                 /* shares of p and of v in the next */
+    REAL m[UNITS];
+    REAL of_p[UNITS], of_q[UNITS], rest[UNITS], of_w[UNITS], of_u[UNITS];
 } NAME(stretch);
 
 /* Chooses m of each channel of a stretch; whether all of it is near enough. */
 INLINE int NAME(near)(NAME(stretch) *s, const REAL *restrict k, int64_t count, int64_t channels, int64_t n)
 {
-    REAL most[CHANNELS], least[CHANNELS], sum[CHANNELS];
+    REAL most[UNITS], least[UNITS], sum[UNITS];
     for (int64_t d = 0; d < n; d++)
         most[d] = least[d] = sum[d] = k[d];
     for (int64_t i = 1; i < count; i++)
@@ -174,12 +195,10 @@ INLINE int NAME(near)(NAME(stretch) *s, const REAL *restrict k, int64_t count, i
     return !far;
 }
 
-/* Runs a stretch from its first state, and asks for what the way back through it is going to need. */
-INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict k, const REAL *restrict v,
-                        const REAL *g_y, const REAL *g_k, const REAL *g_v, int64_t count, int64_t channels, int64_t n,
-                        const int scaled)
+/* Runs a stretch from its first state. */
+INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict decay, const REAL *restrict k,
+                        const REAL *restrict v, int64_t count, int64_t channels, int64_t n, const int scaled)
 {
-    const size_t size = (size_t)n * sizeof(REAL);
     if (scaled)
         for (int64_t d = 0; d < n; d++) {
             const REAL by = NAME(small)(s->o[0][d] - s->m[d]);
@@ -188,12 +207,9 @@ INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *re
         }
     for (int64_t i = 0; i < count; i++) {
         const REAL *k_t = k + i * channels, *v_t = v + i * channels;
-        prefetch(g_y + i * channels, size);
-        prefetch(g_k + i * channels, size);
-        prefetch(g_v + i * channels, size);
         for (int64_t d = 0; d < n; d++) {
             const REAL decayed = w[d] + s->o[i][d], most = decayed > k_t[d] ? decayed : k_t[d];
-            const NAME(shares) next = scaled ? (NAME(shares)){most, s->decay[d], NAME(power)(k_t[d] - s->m[d])}
+            const NAME(shares) next = scaled ? (NAME(shares)){most, decay[d], NAME(power)(k_t[d] - s->m[d])}
                                              : NAME(share)(decayed, k_t[d]);
             if (!scaled)
                 s->a[i][d] = next.a;
@@ -209,10 +225,10 @@ INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *re
  *
  * q_kept: q behind the stretch as forward kept it, NULL behind the last. What it is to the stretch's own says in which
  * unit P and Q come, the rounding of all steps of o included: e^(m - o) differs from that by as much. */
-INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
-                       const REAL *restrict v, const REAL *restrict g_y, REAL *restrict g_k, REAL *restrict g_v,
-                       const REAL *restrict q_kept, int64_t from, int64_t count, int64_t channels, int64_t n,
-                       const int scaled)
+INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict u, const REAL *restrict decay,
+                       const REAL *restrict bonus, const REAL *restrict k, const REAL *restrict v,
+                       const REAL *restrict g_y, REAL *restrict g_k, REAL *restrict g_v, const REAL *restrict q_kept,
+                       int64_t stretch, int64_t count, int64_t channels, int64_t n, const int scaled)
 {
     const size_t size = (size_t)n * sizeof(REAL);
     if (scaled)
@@ -224,15 +240,19 @@ INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *res
     for (int64_t i = count - 1; i >= 0; i--) {
         const REAL *k_t = k + i * channels, *v_t = v + i * channels, *g_y_t = g_y + i * channels;
         REAL *restrict g_k_t = g_k + i * channels, *restrict g_v_t = g_v + i * channels;
-        if (from + i >= EVERY) {
-            prefetch_wide(k_t - EVERY * channels, size);
-            prefetch_wide(v_t - EVERY * channels, size);
+        if (stretch) {
+            const int64_t before = (i - EVERY) * channels;
+            ask(k + before, size);
+            ask(v + before, size);
+            ask(g_y + before, size);
+            ask(g_k + before, size);
+            ask(g_v + before, size);
         }
         for (int64_t d = 0; d < n; d++) {
             const REAL p = s->p[i][d], q = s->q[i][d], o = s->o[i][d], e = s->e[i][d];
-            const REAL a = scaled ? s->decay[d] : s->a[i][d];
+            const REAL a = scaled ? decay[d] : s->a[i][d];
             const NAME(shares) now =
-                scaled ? (NAME(shares)){0, 1, s->bonus[d] * e} : NAME(share)(o, u[d] + k_t[d]);
+                scaled ? (NAME(shares)){0, 1, bonus[d] * e} : NAME(share)(o, u[d] + k_t[d]);
             const REAL inverse = 1 / (now.a * q + now.e);
             const REAL y = (now.a * p + now.e * v_t[d]) * inverse, g = g_y_t[d] * inverse;
             /* e (v - y), which cancels where e is nearly all: by v - y = a (q v - p) / (a q + e) */
@@ -260,51 +280,64 @@ INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *res
         }
 }
 
-/* g_y: gradient of y. g_state: on entry P, Q and rest of the last state, on return those of the first,
- * [batch, 3, channels]. g_w, g_u: [batch, channels]. */
-ANY_WIDTH void NAME(wkv_backward)(const REAL *restrict w, const REAL *restrict u, const REAL *restrict k,
-                               const REAL *restrict v, const REAL *restrict kept, const REAL *restrict g_y,
-                               REAL *restrict g_state, REAL *restrict g_w, REAL *restrict g_u, REAL *restrict g_k,
-                               REAL *restrict g_v, int64_t steps, int64_t channels, int64_t block,
-                               int64_t end)
+typedef struct {
+    const REAL *w, *u, *k, *v, *kept, *g_y;
+    REAL *g_state, *g_w, *g_u, *g_k, *g_v;
+} NAME(wkv_back);
+
+/* As `tile_forth`. */
+INLINE void NAME(tile_back)(const NAME(wkv_back) a, const NAME(factors) *f, const one_tile tile, int64_t steps,
+                            int64_t channels, int64_t count, int64_t n)
 {
-    const int64_t a_row = (channels + CHANNELS - 1) / CHANNELS, stretches = (steps + EVERY - 1) / EVERY;
-    for (; block < end; block++) {
-        const int64_t b = block / a_row, first = block % a_row * CHANNELS;
-        const int64_t n = channels - first < CHANNELS ? channels - first : CHANNELS;
-        const size_t size = (size_t)n * sizeof(REAL);
-        const REAL *w_n = w + first, *u_n = u + first;
-        REAL *g_first = g_state + b * 3 * channels + first;
-        NAME(stretch) s;
-        const int able = NAME(able)(w_n, u_n, s.decay, s.bonus, n);
-        memset(s.of_w, 0, size);
-        memset(s.of_u, 0, size);
-        memcpy(s.of_p, g_first, size);
-        memcpy(s.of_q, g_first + channels, size);
-        memcpy(s.rest, g_first + 2 * channels, size);
-        for (int64_t stretch = stretches - 1; stretch >= 0; stretch--) {
-            const int64_t from = stretch * EVERY, count = steps - from < EVERY ? steps - from : EVERY;
-            const int64_t at = (b * steps + from) * channels + first;
-            const REAL *k_s = k + at, *v_s = v + at, *g_y_s = g_y + at;
-            REAL *g_k_s = g_k + at, *g_v_s = g_v + at;
-            const REAL *row = kept + (b * stretches + stretch) * 3 * channels + first;
-            const REAL *q_kept = stretch + 1 < stretches ? row + 4 * channels : NULL;
-            memcpy(s.p[0], row, size);
-            memcpy(s.q[0], row + channels, size);
-            memcpy(s.o[0], row + 2 * channels, size);
-            if (able && NAME(near)(&s, k_s, count, channels, n)) {
-                NAME(again)(&s, w_n, k_s, v_s, g_y_s, g_k_s, g_v_s, count, channels, n, 1);
-                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, q_kept, from, count, channels, n, 1);
-            } else {
-                NAME(again)(&s, w_n, k_s, v_s, g_y_s, g_k_s, g_v_s, count, channels, n, 0);
-                NAME(back)(&s, w_n, u_n, k_s, v_s, g_y_s, g_k_s, g_v_s, q_kept, from, count, channels, n, 0);
-            }
+    const size_t size = (size_t)n * sizeof(REAL);
+    const REAL *w = a.w + tile.first, *u = a.u + tile.first, *k = a.k + tile.at, *v = a.v + tile.at;
+    const REAL *decay = f->decay[tile.block], *bonus = f->bonus[tile.block];
+    const int64_t stretches = (steps + EVERY - 1) / EVERY;
+    const REAL *kept = a.kept + 3 * (tile.item * stretches + tile.stretch) * channels + tile.first;
+    const REAL *q_kept = tile.stretch + 1 < stretches ? kept + 4 * channels : NULL;
+    NAME(stretch) s;
+    REAL *here[] = {s.p[0], s.q[0], s.o[0]}, *carried[] = {s.of_p, s.of_q, s.rest, s.of_w, s.of_u}, *back[5];
+    for (int i = 0; i < 5; i++) {
+        back[i] = i < 3 ? a.g_state + (3 * tile.item + i) * channels : (i < 4 ? a.g_w : a.g_u) + tile.item * channels;
+        memcpy(carried[i], back[i] + tile.first, size);
+    }
+    for (int i = 0; i < 3; i++) {
+        memcpy(here[i], kept + i * channels, size);
+        if (tile.stretch)
+            ask(kept + (i - 3) * channels, size);
+    }
+#define BOTH(SCALED)                                                                                          \
+    NAME(again)(&s, w, decay, k, v, count, channels, n, SCALED);                                              \
+    NAME(back)(&s, w, u, decay, bonus, k, v, a.g_y + tile.at, a.g_k + tile.at, a.g_v + tile.at, q_kept,       \
+               tile.stretch, count, channels, n, SCALED)
+    if (f->able[tile.block] && NAME(near)(&s, k, count, channels, n)) {
+        BOTH(1);
+    } else {
+        BOTH(0);
+    }
+#undef BOTH
+    for (int i = 0; i < 5; i++)
+        memcpy(back[i] + tile.first, carried[i], size);
+}
+
+/* g_y: gradient of y. g_state: on entry P, Q and rest of the last state, on return those of the first,
+ * [batch, 3, channels]. g_w, g_u: [batch, channels], added to. */
+ANY_WIDTH void NAME(wkv_backward)(const REAL *w, const REAL *u, const REAL *k, const REAL *v, const REAL *kept,
+                                  const REAL *g_y, REAL *g_state, REAL *g_w, REAL *g_u, REAL *g_k, REAL *g_v,
+                                  int64_t steps, int64_t channels, int64_t block, int64_t end)
+{
+    const NAME(wkv_back) a = {w, u, k, v, kept, g_y, g_state, g_w, g_u, g_k, g_v};
+    NAME(factors) f;
+    for (tile_part part; block < end; block += part.blocks) {
+        part = part_of(block, end, channels);
+        NAME(factor)(&f, w, u, part, channels);
+        for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
+            const one_tile tile = tile_of(part, i, steps, channels);
+            if (tile.count == EVERY && tile.n == UNITS)
+                NAME(tile_back)(a, &f, tile, steps, channels, EVERY, UNITS);
+            else
+                NAME(tile_back)(a, &f, tile, steps, channels, tile.count, tile.n);
         }
-        memcpy(g_first, s.of_p, size);
-        memcpy(g_first + channels, s.of_q, size);
-        memcpy(g_first + 2 * channels, s.rest, size);
-        memcpy(g_w + b * channels + first, s.of_w, size);
-        memcpy(g_u + b * channels + first, s.of_u, size);
     }
 }
 

@@ -31,7 +31,7 @@ def _call(name: str, like: Tensor, tensors: list[Tensor | None]) -> None:
 def _outputs(w_D, u_D, k_BTD, v_BTD, state_B3D, keep, new=torch.empty):
     """y, the last state, and every 16th state if they are to be kept, not yet written."""
     batch, steps, channels = k_BTD.shape
-    kept = k_BTD.new_empty(batch, -(-steps // EVERY) if keep else 0, 3, channels)
+    kept = new((batch, -(-steps // EVERY) if keep else 0, 3, channels), dtype=k_BTD.dtype)
     return new(k_BTD.shape, dtype=k_BTD.dtype), torch.empty_like(state_B3D), kept
 
 
@@ -46,8 +46,8 @@ def wkv_forward(
 
 
 def _gradients(w_D, u_D, k_BTD, v_BTD, kept_BS3D, g_y_BTD, g_last_B3D, new=torch.empty):
-    """Of w and u [B, D], of k, v and of the first state, not yet written."""
-    g_w, g_u = (w_D.new_empty(len(k_BTD), len(w_D)) for _ in range(2))
+    """Of w and u [B, D], 0 to be added to, of k, v and of the first state, not yet written."""
+    g_w, g_u = (w_D.new_zeros(len(k_BTD), len(w_D)) for _ in range(2))
     g_k, g_v = (new(k_BTD.shape, dtype=k_BTD.dtype) for _ in range(2))
     return g_w, g_u, g_k, g_v, torch.empty_like(g_last_B3D)
 
