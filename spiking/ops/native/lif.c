@@ -87,8 +87,8 @@ INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, co
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = tile.at + t * units, soon = at + EVERY * units;
         if (count == EVERY) {
-            ask(a.x + soon, size);
-            ask(a.s + soon, size);
+            ask(a.x + soon, size, ASKS);
+            ask(a.s + soon, size, ASKS);
         }
         NAME(step)(set, a.x + at, a.tau + tile.first, a.theta + tile.first, v, NULL, a.h ? a.h + at : NULL, a.s + at,
                    n);
@@ -167,17 +167,17 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
     const size_t size = (size_t)n * sizeof(REAL);
     memcpy(v, tile.stretch ? a.kept + kept : a.v0 + row, size);
     if (tile.stretch > 1)
-        ask(a.kept + kept - units, size);
+        ask(a.kept + kept - units, size, ASKS);
     for (int64_t t = 0; t < count; t++)
         NAME(step)(set, a.x + tile.at + t * units, tau, theta, v, set.learns ? drive[t] : NULL, h[t], NULL, n);
     memcpy(carried, a.g_last + row, size);
     for (int64_t t = count - 1; t >= 0; t--) {
         const int64_t at = tile.at + t * units, soon = at - EVERY * units;
         if (tile.stretch) {
-            ask(a.x + soon, size);
-            ask(a.g_x + soon, size);
+            ask(a.x + soon, size, ASKS);
+            ask(a.g_x + soon, size, ASKS);
             if (a.g_s)
-                ask(a.g_s + soon, size);
+                ask(a.g_s + soon, size, ASKS);
         }
         NAME(step_back)(set, tau, theta, drive[t], h[t], a.slope_up ? a.slope_up + at : NULL,
                         a.slope_down ? a.slope_down + at : NULL, a.g_s ? a.g_s + at : NULL, a.g_h ? a.g_h + at : NULL,

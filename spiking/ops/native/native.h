@@ -67,12 +67,13 @@ INLINE int64_t tiles(tile_part part, int64_t steps)
     return part.blocks * ((steps + EVERY - 1) / EVERY);
 }
 
-/* Asks for a row of the next stretch, past the first-level cache, which has no room for it: the gaps between rows keep
- * a processor from guessing them. It asks ASKS times, since a processor drops what its queue has no room for. */
-INLINE void ask(const void *row, size_t size)
+/* Asks for a row that is needed soon, past the first-level cache, which has no room for it: a processor cannot guess
+ * which row is next. A processor drops what its queue has no room for, so that asking several times is quicker where a
+ * row is soon dealt with. */
+INLINE void ask(const void *row, size_t size, int times)
 {
-    for (int again = 0; again < ASKS; again++)
-        for (size_t at = 0; at < size; at += 64)
+    for (size_t at = 0; at < size; at += 64)
+        for (int again = 0; again < times; again++)
             __builtin_prefetch((const char *)row + at, 0, 2);
 }
 

@@ -126,9 +126,9 @@ INLINE void NAME(tile_forth)(const NAME(wkv_forth) a, const NAME(factors) *f, co
         const int64_t at = tile.at + t * channels, soon = at + EVERY * channels;
         const REAL *restrict k = a.k + at;
         if (count == EVERY) {
-            ask(a.k + soon, size);
-            ask(a.v + soon, size);
-            ask(a.y + soon, size);
+            ask(a.k + soon, size, ASKS);
+            ask(a.v + soon, size, ASKS);
+            ask(a.y + soon, size, ASKS);
         }
         int far = !f->able[tile.block];
         for (int64_t d = 0; d < n; d++)
@@ -242,11 +242,11 @@ INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *res
         REAL *restrict g_k_t = g_k + i * channels, *restrict g_v_t = g_v + i * channels;
         if (stretch) {
             const int64_t before = (i - EVERY) * channels;
-            ask(k + before, size);
-            ask(v + before, size);
-            ask(g_y + before, size);
-            ask(g_k + before, size);
-            ask(g_v + before, size);
+            ask(k + before, size, ASKS);
+            ask(v + before, size, ASKS);
+            ask(g_y + before, size, ASKS);
+            ask(g_k + before, size, ASKS);
+            ask(g_v + before, size, ASKS);
         }
         for (int64_t d = 0; d < n; d++) {
             const REAL p = s->p[i][d], q = s->q[i][d], o = s->o[i][d], e = s->e[i][d];
@@ -304,7 +304,7 @@ INLINE void NAME(tile_back)(const NAME(wkv_back) a, const NAME(factors) *f, cons
     for (int i = 0; i < 3; i++) {
         memcpy(here[i], kept + i * channels, size);
         if (tile.stretch)
-            ask(kept + (i - 3) * channels, size);
+            ask(kept + (i - 3) * channels, size, ASKS);
     }
 #define BOTH(SCALED)                                                                                          \
     NAME(again)(&s, w, decay, k, v, count, channels, n, SCALED);                                              \
