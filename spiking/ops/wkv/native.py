@@ -31,7 +31,7 @@ def _call(name: str, like: Tensor, tensors: list[Tensor | None]) -> None:
 def _outputs(w_D, u_D, k_BTD, v_BTD, state_B3D, keep, new=torch.empty):
     """y, the last state, and every 16th state if they are to be kept, not yet written."""
     batch, steps, channels = k_BTD.shape
-    kept = new((batch, -(-steps // EVERY) if keep else 0, 3, channels), dtype=k_BTD.dtype)
+    kept = k_BTD.new_empty(batch, -(-steps // EVERY) if keep else 0, 3, channels)
     return new(k_BTD.shape, dtype=k_BTD.dtype), torch.empty_like(state_B3D), kept
 
 
