@@ -15,7 +15,7 @@ from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, read_levels
 from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
-from rheobase.backends.trace import artifact_trace, compare, load_trace
+from rheobase.backends.trace import TRACE, artifact_trace, compare, load_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training.run import Run
 from rheobase.models.training.token_folder import is_prepared
@@ -91,7 +91,11 @@ def _signals(path: Path) -> dict[str, np.ndarray]:
     if path.suffix in (".h5", ".hdf5"):
         return dict(load_trace(path).signals)
     if (path / MANIFEST).is_file():
-        return dict(artifact_trace(open_artifact(path)).signals)
+        artifact = open_artifact(path)
+        if TRACE not in artifact.manifest["files"]:
+            remedy = "diff what `rheobase simulate --record` gives of each"
+            raise ConfigError("diff", "a recorded trace", f"{path}, {artifact.manifest['format']} without one", remedy)
+        return dict(artifact_trace(artifact).signals)
     run = Run.open(path)
     losses = np.array([r[run.measure] for r in run.log() if run.measure in r])
     weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}

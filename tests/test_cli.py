@@ -99,6 +99,9 @@ def test_export_verify_inspect(small_run, tmp_path, ask):
     text = ask("inspect", tmp_path / "image")
     assert text.startswith("s2lm/1") and "pe/000.bin" in text and "not claimed" in text
     assert "differ" in ask("diff", tmp_path / "image", tmp_path / "image")
+    ask("export", small_run.folder, "--to", "onnx", "--out", tmp_path / "onnx")
+    error = ask("diff", tmp_path / "onnx", tmp_path / "image", "--json", status=1)["error"]
+    assert re.match(r"diff: expected a recorded trace, got .*onnx.* without one; diff what `rheobase simulate", error)
     assert "egru_lm" in ask("inspect", small_run.folder)
     for path in (small_run.folder, tmp_path / "none"):
         error = ask("verify", path, "--json", status=1)["error"]

@@ -82,7 +82,7 @@ def test_basic_optimisation_keeps_the_integers(tmp_path):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     from safetensors.numpy import load_file
 
-    trace = load_file(tmp_path / "dense" / "trace.safetensors")
+    trace = load_file(tmp_path / "dense" / "fragments.safetensors")
     for row in json.loads((tmp_path / "dense" / "fragments.json").read_text()):
         name = row["file"]
         session = onnxruntime.InferenceSession(tmp_path / "dense" / name, options, providers=["CPUExecutionProvider"])

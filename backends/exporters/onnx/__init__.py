@@ -1,7 +1,7 @@
 """ONNX: the dense parts of a graph in int8 with powers of two, a file for each fragment between its cells.
 
-Files: `NN.onnx`; `fragments.json`, what each reads and gives, in the order in which they run; `trace.safetensors`, the
-integers that entered each fragment and those that it gave. Arithmetic: `steps`.
+Files: `NN.onnx`; `fragments.json`, what each reads and gives, in the order in which they run; `fragments.safetensors`,
+the integers that entered each fragment and those that it gave. Arithmetic: `steps`.
 """
 
 import json
@@ -19,8 +19,8 @@ from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
 FORMAT = "rheobase-onnx/1"
-TABLE, TRACE = "fragments.json", "trace.safetensors"
-TRACE_STEPS = 32
+TABLE, VALUES = "fragments.json", "fragments.safetensors"
+STEPS = 32
 
 
 def export(
@@ -29,7 +29,7 @@ def export(
     """Write the dense fragments of a graph; see `rheobase.backends.export`.
 
     calibration  tokens [B, T], or frames: the largest magnitude of each signal chooses its power of two, and the first
-                 32 steps of the first stream make the trace
+                 32 steps of the first stream are what `verify` replays
     allow_lossy  nothing here needs it: what int8 changes is recorded
     raises       UnsupportedError: no products, numbers that are not finite, or sums that float32 does not hold;
                  ConfigError: no calibration
@@ -45,7 +45,7 @@ def export(
     fracs, power, changed = measure(graph, calibration, parts)
     maker = Maker(graph, fracs, power)
     kept = {e.source for part in parts for e in part.inputs.values()}.union(*(part.outputs for part in parts))
-    seen = simulate(graph, calibration[:1, :TRACE_STEPS], record=sorted(kept)).recorded
+    seen = simulate(graph, calibration[:1, :STEPS], record=sorted(kept)).recorded
     files, tensors, errors = {}, {}, {}
     table = [_row(graph, f"{i:02}.onnx", part, fracs) for i, part in enumerate(parts)]
     for part, row in zip(parts, table, strict=True):
@@ -62,7 +62,7 @@ def export(
         tensors |= {f"{name}/in/{n}": x for n, x in feeds.items()}
     from safetensors.numpy import save
 
-    files |= {TRACE: save(tensors), TABLE: json.dumps(table, indent=1).encode() + b"\n"}
+    files |= {VALUES: save(tensors), TABLE: json.dumps(table, indent=1).encode() + b"\n"}
     inside = {name: row["file"] for row in table for name in row["nodes"]}
     weights = [deviation(node, role, "int8 with powers of two", bound) for node, role, bound in maker.notes]
     manifest = {
@@ -87,9 +87,9 @@ def verify(artifact: Artifact) -> Report:
     from safetensors.numpy import load
 
     try:
-        tensors, table = load(artifact.read(TRACE)), json.loads(artifact.read(TABLE))
+        tensors, table = load(artifact.read(VALUES)), json.loads(artifact.read(TABLE))
     except (SafetensorError, ValueError) as error:
-        raise FormatError(artifact.path / TRACE, "a trace and a table", str(error), "export it anew") from None
+        raise FormatError(artifact.path / VALUES, "values and a table", str(error), "export it anew") from None
     compared, different, first = 0, 0, None
     for row in table:
         name, where = row["file"], artifact.path / row["file"]
