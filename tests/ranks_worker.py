@@ -2,6 +2,7 @@
 table, or null to resume], where `{rank}` in the name of a text is the rank; a refusal becomes the text of
 `FOLDER.error`."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -26,3 +27,4 @@ for folder, table in json.loads(Path(sys.argv[1]).read_text()):
             Path(f"{folder}.error").write_text(str(error))
     dist.barrier()  # rank 0 ends a run alone
 dist.destroy_process_group()
+gc.collect()  # a sharded model holds the group's threads, which abort a process that ends with them

@@ -4,7 +4,9 @@ The global batch of B rows is cut into W K parts of one size, W ranks of K micro
 of rank r. Every figure that is a mean over rows is then the mean of the parts'.
 """
 
+import atexit
 import contextlib
+import gc
 import os
 from dataclasses import dataclass
 
@@ -151,6 +153,8 @@ def joined(device: str, accumulate: int):
         ) from error
     if ours:  # after an error the others may wait for this one: its end is what stops them
         dist.destroy_process_group()
+        # a sharded model, a cycle of references, holds the group's threads, which abort a process that ends with them
+        atexit.register(gc.collect)
 
 
 class _Mean(torch.autograd.Function):

@@ -19,7 +19,7 @@ from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.surrogates import ATan
 
 UNITS, EVERY = 64, 16
-"""Units of a block, and steps from one kept membrane to the next: as in `lif.c`"""
+"""Units of a block, and steps from one kept membrane to the next: as in `native.h`"""
 
 
 class _Settings(ctypes.Structure):

@@ -77,7 +77,8 @@ typedef struct {
     REAL *s, *h, *v, *last, *kept;
 } NAME(lif_forth);
 
-/* count steps of n units: the tile's own numbers, which a compiler that knows them keeps membranes in registers for. */
+/* count steps of n units: the tile's own numbers; those of a whole one are known to the compiler, which may then keep
+ * membranes in registers from step to step. */
 INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, const one_tile tile, int64_t steps,
                              int64_t units, int64_t count, int64_t n)
 {
@@ -168,8 +169,15 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
     memcpy(v, tile.stretch ? a.kept + kept : a.v0 + row, size);
     if (tile.stretch > 1)
         ask(a.kept + kept - units, size, ASKS);
-    for (int64_t t = 0; t < count; t++)
-        NAME(step)(set, a.x + tile.at + t * units, tau, theta, v, set.learns ? drive[t] : NULL, h[t], NULL, n);
+    for (int64_t t = 0; t < count; t++) {
+        const int64_t at = tile.at + t * units;
+        if (t >= steps - (tile.stretch + 1) * EVERY) { /* the stretch behind has asked for the rows before */
+            ask(a.g_x + at, size, 1);
+            if (a.g_s)
+                ask(a.g_s + at, size, 1);
+        }
+        NAME(step)(set, a.x + at, tau, theta, v, set.learns ? drive[t] : NULL, h[t], NULL, n);
+    }
     memcpy(carried, a.g_last + row, size);
     for (int64_t t = count - 1; t >= 0; t--) {
         const int64_t at = tile.at + t * units, soon = at - EVERY * units;

@@ -108,7 +108,7 @@ typedef struct {
     REAL *y, *last, *kept;
 } NAME(wkv_forth);
 
-/* count steps of n channels: the tile's own numbers, which a compiler that knows them keeps states in registers for. */
+/* count steps of n channels: the tile's own numbers, for a compiler to know those of a whole one. */
 INLINE void NAME(tile_forth)(const NAME(wkv_forth) a, const NAME(factors) *f, const one_tile tile, int64_t steps,
                              int64_t channels, int64_t count, int64_t n)
 {
@@ -169,7 +169,7 @@ ANY_WIDTH void NAME(wkv_forward)(const REAL *w, const REAL *u, const REAL *k, co
 /* What backward holds of a tile. */
 typedef struct {
     REAL p[EVERY + 1][UNITS], q[EVERY + 1][UNITS], o[EVERY + 1][UNITS]; /* states before its steps, and last */
-    REAL a[EVERY][UNITS], e[EVERY][UNITS];                                 /* shares of p and of v in the next */
+    REAL a[EVERY][UNITS], e[EVERY][UNITS];                              /* shares of p and of v in the next */
     REAL m[UNITS];
     REAL of_p[UNITS], of_q[UNITS], rest[UNITS], of_w[UNITS], of_u[UNITS];
 } NAME(stretch);
@@ -195,10 +195,13 @@ INLINE int NAME(near)(NAME(stretch) *s, const REAL *restrict k, int64_t count, i
     return !far;
 }
 
-/* Runs a stretch from its first state. */
+/* Runs a stretch from its first state. g_y, g_k, g_v: where the way back through it is to find and leave its numbers;
+ * it asks for the rows from `asked` on, the stretch behind it has asked for those before. */
 INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict decay, const REAL *restrict k,
-                        const REAL *restrict v, int64_t count, int64_t channels, int64_t n, const int scaled)
+                        const REAL *restrict v, const REAL *g_y, const REAL *g_k, const REAL *g_v, int64_t asked,
+                        int64_t count, int64_t channels, int64_t n, const int scaled)
 {
+    const size_t size = (size_t)n * sizeof(REAL);
     if (scaled)
         for (int64_t d = 0; d < n; d++) {
             const REAL by = NAME(small)(s->o[0][d] - s->m[d]);
@@ -207,6 +210,11 @@ INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *re
         }
     for (int64_t i = 0; i < count; i++) {
         const REAL *k_t = k + i * channels, *v_t = v + i * channels;
+        if (i >= asked) {
+            ask(g_y + i * channels, size, 1);
+            ask(g_k + i * channels, size, 1);
+            ask(g_v + i * channels, size, 1);
+        }
         for (int64_t d = 0; d < n; d++) {
             const REAL decayed = w[d] + s->o[i][d], most = decayed > k_t[d] ? decayed : k_t[d];
             const NAME(shares) next = scaled ? (NAME(shares)){most, decay[d], NAME(power)(k_t[d] - s->m[d])}
@@ -221,7 +229,7 @@ INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *re
     }
 }
 
-/* Walks back through a stretch that was run `again`, and asks for the stretch before it.
+/* Walks back through a stretch that was run `again`, and asks for as many rows of the one before it.
  *
  * q_kept: q behind the stretch as forward kept it, NULL behind the last. What it is to the stretch's own says in which
  * unit P and Q come, the rounding of all steps of o included: e^(m - o) differs from that by as much. */
@@ -286,17 +294,17 @@ typedef struct {
 } NAME(wkv_back);
 
 /* As `tile_forth`. */
-INLINE void NAME(tile_back)(const NAME(wkv_back) a, const NAME(factors) *f, const one_tile tile, int64_t steps,
-                            int64_t channels, int64_t count, int64_t n)
+INLINE void NAME(tile_back)(const NAME(wkv_back) a, const NAME(factors) *f, NAME(stretch) *s, const one_tile tile,
+                            int64_t steps, int64_t channels, int64_t count, int64_t n)
 {
     const size_t size = (size_t)n * sizeof(REAL);
     const REAL *w = a.w + tile.first, *u = a.u + tile.first, *k = a.k + tile.at, *v = a.v + tile.at;
-    const REAL *decay = f->decay[tile.block], *bonus = f->bonus[tile.block];
+    const REAL *decay = f->decay[tile.block], *bonus = f->bonus[tile.block], *g_y = a.g_y + tile.at;
+    REAL *g_k = a.g_k + tile.at, *g_v = a.g_v + tile.at;
     const int64_t stretches = (steps + EVERY - 1) / EVERY;
     const REAL *kept = a.kept + 3 * (tile.item * stretches + tile.stretch) * channels + tile.first;
     const REAL *q_kept = tile.stretch + 1 < stretches ? kept + 4 * channels : NULL;
-    NAME(stretch) s;
-    REAL *here[] = {s.p[0], s.q[0], s.o[0]}, *carried[] = {s.of_p, s.of_q, s.rest, s.of_w, s.of_u}, *back[5];
+    REAL *here[] = {s->p[0], s->q[0], s->o[0]}, *carried[] = {s->of_p, s->of_q, s->rest, s->of_w, s->of_u}, *back[5];
     for (int i = 0; i < 5; i++) {
         back[i] = i < 3 ? a.g_state + (3 * tile.item + i) * channels : (i < 4 ? a.g_w : a.g_u) + tile.item * channels;
         memcpy(carried[i], back[i] + tile.first, size);
@@ -307,10 +315,10 @@ INLINE void NAME(tile_back)(const NAME(wkv_back) a, const NAME(factors) *f, cons
             ask(kept + (i - 3) * channels, size, ASKS);
     }
 #define BOTH(SCALED)                                                                                          \
-    NAME(again)(&s, w, decay, k, v, count, channels, n, SCALED);                                              \
-    NAME(back)(&s, w, u, decay, bonus, k, v, a.g_y + tile.at, a.g_k + tile.at, a.g_v + tile.at, q_kept,       \
-               tile.stretch, count, channels, n, SCALED)
-    if (f->able[tile.block] && NAME(near)(&s, k, count, channels, n)) {
+    NAME(again)(s, w, decay, k, v, g_y, g_k, g_v, steps - (tile.stretch + 1) * EVERY, count, channels, n,     \
+                SCALED);                                                                                      \
+    NAME(back)(s, w, u, decay, bonus, k, v, g_y, g_k, g_v, q_kept, tile.stretch, count, channels, n, SCALED)
+    if (f->able[tile.block] && NAME(near)(s, k, count, channels, n)) {
         BOTH(1);
     } else {
         BOTH(0);
@@ -328,15 +336,16 @@ ANY_WIDTH void NAME(wkv_backward)(const REAL *w, const REAL *u, const REAL *k, c
 {
     const NAME(wkv_back) a = {w, u, k, v, kept, g_y, g_state, g_w, g_u, g_k, g_v};
     NAME(factors) f;
+    NAME(stretch) s;
     for (tile_part part; block < end; block += part.blocks) {
         part = part_of(block, end, channels);
         NAME(factor)(&f, w, u, part, channels);
         for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
             const one_tile tile = tile_of(part, i, steps, channels);
             if (tile.count == EVERY && tile.n == UNITS)
-                NAME(tile_back)(a, &f, tile, steps, channels, EVERY, UNITS);
+                NAME(tile_back)(a, &f, &s, tile, steps, channels, EVERY, UNITS);
             else
-                NAME(tile_back)(a, &f, tile, steps, channels, tile.count, tile.n);
+                NAME(tile_back)(a, &f, &s, tile, steps, channels, tile.count, tile.n);
         }
     }
 }

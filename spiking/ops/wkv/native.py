@@ -16,8 +16,8 @@ from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.ops.wkv.reference import WKVState
 
-CHANNELS, EVERY = 64, 16
-"""Channels of a block, and steps from one kept state to the next: as in `wkv.c`"""
+UNITS, EVERY = 64, 16
+"""Channels of a block, and steps from one kept state to the next: as in `native.h`"""
 
 
 def _call(name: str, like: Tensor, tensors: list[Tensor | None]) -> None:
@@ -25,7 +25,7 @@ def _call(name: str, like: Tensor, tensors: list[Tensor | None]) -> None:
     types = [ctypes.c_void_p] * len(tensors) + [ctypes.c_int64] * 4
     run = function(f"{name}_{SUFFIXES[like.dtype]}", *types)
     arguments = [*(None if t is None else t.data_ptr() for t in tensors), steps, channels]
-    spread(lambda first, end, held=tensors: run(*arguments, first, end), batch * -(-channels // CHANNELS), like.numel())
+    spread(lambda first, end, held=tensors: run(*arguments, first, end), batch * -(-channels // UNITS), like.numel())
 
 
 def _outputs(w_D, u_D, k_BTD, v_BTD, state_B3D, keep, new=torch.empty):
