@@ -11,10 +11,9 @@ from rheobase.spiking import EGRU, LIF, ATan, FastSigmoid, Sigmoid, StraightThro
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.ops import WKVState, lif, wkv
 from rheobase.spiking.ops.lif import native as lif_in_c
-from rheobase.spiking.ops.native import library, threads
+from rheobase.spiking.ops.native import EVERY, library, threads
 from rheobase.spiking.ops.native.memory import empty
 from rheobase.spiking.ops.wkv import native as wkv_in_c
-from rheobase.spiking.ops.wkv.native import EVERY
 
 needs_c = pytest.mark.skipif(library() is None, reason="no C library: no compiler at install")
 SURROGATES = [ATan(), ATan(3.0), Sigmoid(), Triangle(), FastSigmoid(), StraightThrough()]
@@ -262,6 +261,18 @@ def test_wkv_in_c_is_its_reference(scale, state_counts):
 
 
 @needs_c
+@pytest.mark.parametrize("steps", [1, 63, 500])
+def test_wkv_in_c_is_its_reference_at_odd_sizes(poisoned, steps):
+    """More channels than blocks that go side by side, and nothing is read that was not written."""
+    for seed, (batch, channels) in enumerate(itertools.product([1, 3], [1, 100, 513])):
+        inputs, weights = wkv_case(seed, (batch, steps, channels), 1.0, True)
+        wanted, got = (run_wkv(inputs, weights, kernels) for kernels in ("reference", "native"))
+        for a, b, tolerance in zip(got, wanted, (1e-12, 1e-10), strict=True):
+            for part, right in zip(a, b, strict=True):
+                assert_close(part, right, tolerance)
+
+
+@needs_c
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("which", ["k", "v"])
@@ -290,7 +301,7 @@ def test_float32_wkv_has_an_exponential_within_two_units_in_the_last_place():
 
 @needs_c
 def test_threads_change_no_bit_of_wkv(monkeypatch):
-    inputs, weights = wkv_case(0, (3, 300, 130), 1.0, True)
+    inputs, weights = wkv_case(0, (3, 300, 700), 1.0, True)
     pools = Watched(threads._pool)
     monkeypatch.setattr(threads, "_pool", pools)
     runs = []

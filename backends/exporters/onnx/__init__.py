@@ -20,7 +20,8 @@ from rheobase.spiking.graph import EventGraph
 
 FORMAT = "rheobase-onnx/1"
 TABLE, VALUES = "fragments.json", "fragments.safetensors"
-STEPS = 32
+REPLAYED = 32
+"""steps that `verify` replays, at most"""
 
 
 def export(
@@ -45,7 +46,7 @@ def export(
     fracs, power, changed = measure(graph, calibration, parts)
     maker = Maker(graph, fracs, power)
     kept = {e.source for part in parts for e in part.inputs.values()}.union(*(part.outputs for part in parts))
-    seen = simulate(graph, calibration[:1, :STEPS], record=sorted(kept)).recorded
+    seen = simulate(graph, calibration[:1, :REPLAYED], record=sorted(kept)).recorded
     files, tensors, errors = {}, {}, {}
     table = [_row(graph, f"{i:02}.onnx", part, fracs) for i, part in enumerate(parts)]
     for part, row in zip(parts, table, strict=True):

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 
 from rheobase.spiking.ops.choice import SUFFIXES
-from rheobase.spiking.ops.native import function
+from rheobase.spiking.ops.native import EVERY, UNITS, function
 from rheobase.spiking.ops.native.memory import empty
 from rheobase.spiking.ops.native.once import once
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.surrogates import ATan
-
-UNITS, EVERY = 64, 16
-"""Units of a block, and steps from one kept membrane to the next: as in `native.h`"""
 
 
 class _Settings(ctypes.Structure):

@@ -8,6 +8,8 @@ import logging
 import numpy as np
 
 SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
+UNITS, EVERY = 64, 16
+"""Units of a block of LIF and WKV, and steps from one state that they keep to the next: as in `native.h`"""
 
 
 def compiled(module: str) -> ctypes.CDLL | None:
