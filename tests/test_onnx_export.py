@@ -82,13 +82,13 @@ def test_basic_optimisation_keeps_the_integers(tmp_path):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     from safetensors.numpy import load_file
 
-    values = load_file(tmp_path / "dense" / "fragments.safetensors")
+    stored = load_file(tmp_path / "dense" / "fragments.safetensors")
     for row in json.loads((tmp_path / "dense" / "fragments.json").read_text()):
         name = row["file"]
         session = onnxruntime.InferenceSession(tmp_path / "dense" / name, options, providers=["CPUExecutionProvider"])
-        got = session.run(row["outputs"], {n: values[f"{name}/in/{n}"] for n in row["inputs"]})
+        got = session.run(row["outputs"], {n: stored[f"{name}/in/{n}"] for n in row["inputs"]})
         for source, values in zip(row["outputs"], got, strict=True):
-            wanted = values[f"{name}/out/{source}"] * 2.0 ** -values[f"{name}/frac/{source}"].astype(float)
+            wanted = stored[f"{name}/out/{source}"] * 2.0 ** -stored[f"{name}/frac/{source}"].astype(float)
             assert (values == wanted).all()
 
 
