@@ -321,11 +321,18 @@ def test_what_cannot_be_trained_so_is_refused(model, changes, said, text, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def launch(out, *arguments):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rheobase", "train"]
+def launch(out, *arguments, ranks=2):
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "rheobase", "train"]
     command = [sys.executable, *start, *arguments, "--out", str(out)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+
+def test_ranks_of_a_sharded_model_end_well(text, tmp_path):
+    """A thread of their group's aborted one of three ranks in about every second such run, once it was done."""
+    (tmp_path / "config.toml").write_text(to_toml(table(text, "spikegpt", {"sharding": "fsdp"})))
+    assert launch(tmp_path / "run", str(tmp_path / "config.toml"), ranks=3).wait(300) == 0
+    assert Run.open(tmp_path / "run").log()[-1]["step"] == TRAIN["steps"]
 
 
 def workers(process):
