@@ -94,7 +94,8 @@ def test_egru_compiles(capability, zoneout, products, others, tmp_path, monkeypa
     types |= dict.fromkeys(("gates", "q", "bias", "q_g", "events", "of_a", "of_q", "of_y"), products)
     types |= dict.fromkeys(("of_c", "of_trace", "of_thr"), "*fp32") | dict.fromkeys(("t", "T", "H"), "i32")
     types |= {"kept": "*i1"}
-    constants = {"ZONEOUT": 0.0 if zoneout == "none" else 0.2, "DECAY": 0.9, "TYPE": tl.float32, "BLOCK": egru.BLOCK}
+    constants = {"ZEROS": 2, "ZONEOUT": 0.0 if zoneout == "none" else 0.2, "DECAY": 0.9}
+    constants |= {"TYPE": tl.float32, "BLOCK": egru.BLOCK}
     if zoneout != "training":
         constants["kept"] = None
     assert compile_for(egru._forward, capability, types, constants)["cubin"]
@@ -157,7 +158,7 @@ def test_egru_s_later_launches_have_the_first_one_s_arguments(name):
 
     tensors = [torch.zeros(2) if i % 5 else None for i in range(names.index("t"))]
     more = {"GAMMA": 0.7, "EPS": 1.0} if name == "_backward" else {}
-    launch = egru._launcher(Kernel(), tensors, torch.zeros(2, 3, 130), ZONEOUT=0.1, **more)
+    launch = egru._launcher(Kernel(), tensors, torch.zeros(2, 3, 130), ZEROS=2, ZONEOUT=0.1, **more)
     for t in (2, 1, 0):
         launch(t)
     first, *others = calls

@@ -118,6 +118,17 @@ def test_any_cut_changes_nothing(cut):
         assert torch.allclose(a, b, atol=1e-13, rtol=0)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_passed_on(value):
+    """And no further, through units that fill a row up: 5 are 6 in float64."""
+    tensors, weights = case((2, 6, 5))
+    tensors[0][1, 2, 3] = value
+    got, wanted = (run(tensors, weights, name, surrogate=TRIANGLE)[:2] for name in ("triton", "reference"))
+    for a, b in zip((*got[0], *got[1]), (*wanted[0], *wanted[1]), strict=True):
+        assert torch.equal(a.isnan(), b.isnan()) and torch.allclose(a, b, atol=1e-12, equal_nan=True)
+    assert wanted[0][0].isnan().any() == (value != value)
+
+
 def test_any_strides_will_do():
     tensors, weights = case((2, 5, 6))
     wanted = run(tensors, weights, "triton", surrogate=TRIANGLE)

@@ -42,28 +42,30 @@ def _carried(first, later, t, H, at_first, at, inside, TYPE: tl.constexpr):
 @triton.jit(do_not_specialize=["t"])
 def _forward(
     gates, q, bias, q_g, events, y, c, o, trace, c_0, trace_0, thr, kept, t, T, H,
-    ZONEOUT: tl.constexpr, DECAY: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+    ZEROS: tl.constexpr, ZONEOUT: tl.constexpr, DECAY: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Step t: gates is a on entry and z, r, g on return, q the bare product, events what the next one reads [B, H]. All
-    numbers are of a TYPE within."""
+    numbers are of a TYPE within. The last ZEROS units fill a row up: what products make of them is not read, since that
+    is not a number where an infinite one meets a weight of 0."""
     b, j = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside, at, at_first = j < H, (b * T + t) * H + j, b * H + j
+    real = j < H - ZEROS
     gates += 3 * (b * T + t) * H + j
     q += 3 * b * H + j
     bias += j
-    q_z = tl.load(q, mask=inside).to(TYPE) + tl.load(bias, mask=inside).to(TYPE)
-    q_r = tl.load(q + H, mask=inside).to(TYPE) + tl.load(bias + H, mask=inside).to(TYPE)
-    q_of_g = tl.load(q + 2 * H, mask=inside).to(TYPE) + tl.load(bias + 2 * H, mask=inside).to(TYPE)
-    z = _sigmoid(tl.load(gates, mask=inside).to(TYPE) + q_z)
-    r = _sigmoid(tl.load(gates + H, mask=inside).to(TYPE) + q_r)
-    g = 2 * _sigmoid(2 * (tl.load(gates + 2 * H, mask=inside).to(TYPE) + r * q_of_g)) - 1
+    q_z = tl.load(q, mask=real, other=0.0).to(TYPE) + tl.load(bias, mask=inside).to(TYPE)
+    q_r = tl.load(q + H, mask=real, other=0.0).to(TYPE) + tl.load(bias + H, mask=inside).to(TYPE)
+    q_of_g = tl.load(q + 2 * H, mask=real, other=0.0).to(TYPE) + tl.load(bias + 2 * H, mask=inside).to(TYPE)
+    z = _sigmoid(tl.load(gates, mask=real, other=0.0).to(TYPE) + q_z)
+    r = _sigmoid(tl.load(gates + H, mask=real, other=0.0).to(TYPE) + q_r)
+    g = 2 * _sigmoid(2 * (tl.load(gates + 2 * H, mask=real, other=0.0).to(TYPE) + r * q_of_g)) - 1
     before = _carried(c_0, c, t, H, at_first, at, inside, TYPE)
     p = z * before + (1 - z) * g
     if kept is not None:
         p = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, p, before)
     elif ZONEOUT != 0:
         p = ZONEOUT * before + (1 - ZONEOUT) * p
-    threshold = tl.load(thr + j, mask=inside).to(TYPE)
+    threshold = tl.load(thr + j, mask=real, other=0.0).to(TYPE)
     over = p - threshold
     fired = (over > 0).to(TYPE)
     sent = fired * p
@@ -91,8 +93,8 @@ def _given(gradient, at, inside, TYPE: tl.constexpr):
 @triton.jit(do_not_specialize=["t"])
 def _backward(
     gates, q_g, y, c, c_0, thr, kept, g_y, g_c, g_o, g_trace, of_a, of_q, of_y, of_c, of_trace, of_thr, t, T, H,
-    ZONEOUT: tl.constexpr, DECAY: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ZEROS: tl.constexpr, ZONEOUT: tl.constexpr, DECAY: tl.constexpr, GAMMA: tl.constexpr, EPS: tl.constexpr,
+    TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Step t: of_a and of_q, and what is carried to the step before, but for of_y; of_trace None is 0 at every step.
 
@@ -106,7 +108,7 @@ def _backward(
     z, r = tl.load(gates, mask=inside).to(TYPE), tl.load(gates + H, mask=inside).to(TYPE)
     g, q_of_g = tl.load(gates + 2 * H, mask=inside).to(TYPE), tl.load(q_g + at, mask=inside).to(TYPE)
     sent, left = tl.load(y + at, mask=inside).to(TYPE), tl.load(c + at, mask=inside).to(TYPE)
-    threshold = tl.load(thr + j, mask=inside).to(TYPE)
+    threshold = tl.load(thr + j, mask=j < H - ZEROS, other=0.0).to(TYPE)
     fires = (sent != 0) | (left > threshold)
     fired = fires.to(TYPE)
     by_trace = _given(g_trace, at, inside, TYPE) + _given(of_trace, at_first, inside, TYPE)
@@ -181,7 +183,7 @@ def _egru(
     q, events = gates.new_empty(gates.shape[0], gates.shape[2]), y_0.to(x.dtype, copy=True).contiguous()
     given = [part.contiguous() for part in (c_0, trace_0, thr)]
     tensors = [gates, q, recurrent_bias.contiguous(), q_g, events, y, c, o, trace, *given, kept]
-    launch = _launcher(_forward, tensors, y, ZONEOUT=zoneout)
+    launch = _launcher(_forward, tensors, y, ZEROS=y.shape[2] - thr.shape[0], ZONEOUT=zoneout)
     with torch.cuda.device_of(x):
         for t in range(x.shape[1]):
             torch.mm(events, recurrent, out=q)  # the kernel adds the bias: addmm costs the host more
@@ -213,7 +215,8 @@ def _egru_backward(
     if g_trace is None and last_trace is None:
         carried[2] = None  # it stays 0
     tensors = [gates, q_g, y, c, c_0.contiguous(), thr.contiguous(), kept, *incoming, of_a, of_q, *carried, of_thr]
-    launch = _launcher(_backward, tensors, y, ZONEOUT=zoneout, GAMMA=gamma, EPS=eps)
+    rules = {"ZEROS": y.shape[2] - thr.shape[0], "ZONEOUT": zoneout, "GAMMA": gamma, "EPS": eps}
+    launch = _launcher(_backward, tensors, y, **rules)
     back, of_y, rows = recurrent.t(), carried[0], of_q.unbind(1)
     with torch.cuda.device_of(y):
         for t in reversed(range(len(rows))):
@@ -252,7 +255,7 @@ def _differentiate(ctx, *incoming):
         torch.mm(before.t(), of_q) if wanted[2] else None,
         of_bias if wanted[3] else None,
         torch.cat([of_bias[:shared], of_q[:, shared:].sum(0)]),
-        of_thr.sum(0).to(thr.dtype),
+        of_thr[:, : thr.shape[0]].sum(0).to(thr.dtype),
         *(part.to(c.dtype) for part in (of_y, of_c, of_trace)),
         *(None, None, None, None),
     )
@@ -262,8 +265,8 @@ _egru.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _in_whole_rows(x, kernel, recurrent, bias, recurrent_bias, thr, y, c, trace, kept):
-    """The same with units and inputs more, all of zeros, so that a row is whole 16 bytes, as quick products want it; a
-    unit of zeros stays at 0, sends nothing and has no gradient. (An infinite x makes it NaN, and all units with it.)"""
+    """The same but for thr with units and inputs more, all of zeros, so that a row is whole 16 bytes, as quick products
+    want it; a unit of zeros stays at 0, sends nothing and has no gradient."""
     row = ROW // x.element_size()
     units = -thr.shape[0] % row
     inputs = 0 if kernel is None else -x.shape[-1] % row
@@ -277,7 +280,7 @@ def _in_whole_rows(x, kernel, recurrent, bias, recurrent_bias, thr, y, c, trace,
     x = wider(x, 3, units) if kernel is None else wider(x, 1, inputs)
     kernel, recurrent = wider(kernel, 3, units, inputs), wider(recurrent, 3, units, units)
     products = x, kernel, recurrent, wider(bias, 3, units), wider(recurrent_bias, 3, units)
-    return products, tuple(wider(t, 1, units) for t in (thr, y, c, trace)), wider(kept, 1, units)
+    return products, (thr, *(wider(t, 1, units) for t in (y, c, trace))), wider(kept, 1, units)
 
 
 def egru(
