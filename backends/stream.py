@@ -63,7 +63,7 @@ class Stream:
         self.dtype = np.dtype(np.int32) if integer else np.result_type(*(a.dtype for a in graph.arrays.values()))
         self._kernels = IntegerKernels() if integer else EventKernels()
         self._kernels.begin(graph)
-        self._dense = dense
+        self._tables, self._dense = tables, dense
         self._keep: list[np.ndarray] = []
         shapes = {f"{n.name}.{port}": graph.shape_of(f"{n.name}.{port}") for n in graph.nodes for port in n.op.outputs}
         self._values = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
@@ -115,6 +115,9 @@ class Stream:
             for held in (self._values, self._before):
                 if name in held:
                     held[name][:] = array[0]
+
+    def __reduce__(self):  # instructions hold addresses, which are those of one process
+        return _again, (self.graph, self._tables, self._dense, self.state, self.rows)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -221,6 +224,15 @@ class Stream:
             return make(_PLAIN[type(op)])
         remedy = f'simulate on="{"integer" if self.dtype == np.int32 else "event"}"'
         raise UnsupportedError(node.name, "an op that Stream has an instruction for", type(op).__name__, remedy)
+
+
+def _again(graph: EventGraph, tables: bool, dense: bool, state: Mapping, rows: Mapping[str, int]) -> Stream:
+    """A copy of a stream, in this process or another."""
+    stream = Stream(graph, tables=tables, dense=dense)
+    stream.state = state
+    for name, instruction in zip(stream._nodes, stream._instructions, strict=True):
+        instruction.rows = rows.get(name, 0)
+    return stream
 
 
 _PLAIN = {

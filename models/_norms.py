@@ -81,7 +81,8 @@ class StaticNorm(nn.LayerNorm):
     def _blend(self, x: Tensor) -> Tensor:
         if self.gone:
             return self.scale() * x + self.offset()
-        static = (x - self.mean) / self.deviation * self.weight + self.bias
+        mean, deviation = (s.clone() if self.training else s for s in (self.mean, self.deviation))  # `_watch` writes
+        static = (x - mean) / deviation * self.weight + self.bias
         return (1 - self.removed) * super().forward(x) + self.removed * static
 
     def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +101,7 @@ class StaticNorm(nn.LayerNorm):
 
     @torch.no_grad()
     def _watch(self, x: Tensor) -> None:
-        if not self.training or self.gone:
+        if not self.training or self.gone or not x.numel():
             return
         rows = x.flatten(0, -2)
         now = rows.mean(), (rows.var(-1, correction=0) + self.eps).sqrt().mean()

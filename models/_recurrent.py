@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rheobase.models._pretrained import LanguageModel, check_settings
 from rheobase.spiking.errors import ConfigError
-from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Op, Relu, Tokens
+from rheobase.spiking.graph import Edge, Embedding, EventGraph, Linear, Node, Op, Relu, Tokens, arrays_of
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, mark
 
 
@@ -207,8 +207,8 @@ class RecurrentLM(LanguageModel):
             edges += layer_edges
             below, kind, width = f"layers.{i}.{how.port}", how.cell.outputs[how.port], units
         if c.projection:
-            arrays_of = {"weight": "projection.weight", "bias": "projection.bias"}
-            nodes += [Node("projection", Linear(transposed=True), arrays_of), Node("relu", Relu())]
+            own = {"weight": "projection.weight", "bias": "projection.bias"}
+            nodes += [Node("projection", Linear(transposed=True), own), Node("relu", Relu())]
             edges += [
                 Edge(below, "projection.x", kind, (width,)),
                 Edge("projection.out", "relu.x", DENSE, (c.embedding,)),
@@ -217,5 +217,5 @@ class RecurrentLM(LanguageModel):
         tied = {"weight": "embedding.weight", "bias": "decoder.bias"}
         nodes.append(Node("decoder", Linear(transposed=True), tied))
         edges.append(Edge(below, "decoder.x", kind, (c.embedding,)))
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+        arrays = arrays_of(self)
         return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "decoder.out"})

@@ -25,6 +25,7 @@ from rheobase.spiking.graph import (
     SquaredRelu,
     Tokens,
     WKVCell,
+    array_of,
 )
 
 
@@ -43,7 +44,7 @@ class _Lowering:
         self.fed = self.config.placement == "spike_fed"
         self.static = self.config.norm == "static"
         self.nodes, self.edges = [], []
-        self.arrays = {name: _numpy(tensor) for name, tensor in model.named_parameters()}
+        self.arrays = {name: array_of(tensor, name) for name, tensor in model.named_parameters()}
         if self.static and not model.complete:
             where, share = "spikegpt norm", f"removed to {100 * model.ln_out.removed:.0f} %"
             raise UnsupportedError(where, "norms that are removed", share, "train to the end of the schedule")
@@ -72,7 +73,7 @@ class _Lowering:
 
     def derived(self, name: str, tensor: Tensor) -> str:
         """A name for an array that is computed from parameters."""
-        self.arrays[name] = _numpy(tensor)
+        self.arrays[name] = array_of(tensor, name)
         return name
 
     def embedding(self) -> str:
@@ -161,7 +162,3 @@ class _Lowering:
         else:
             x = self.norm("ln_out", x)
         self.add("head", Linear(transposed=True), arrays, x=(x, self.d))
-
-
-def _numpy(tensor: Tensor):
-    return tensor.detach().cpu().numpy().copy()

@@ -10,7 +10,7 @@ from torch import nn
 
 from rheobase.models._frames import FrameModel, check_frame_settings
 from rheobase.models.egru_lm import EGRULM, egru_lowering
-from rheobase.spiking.graph import Edge, EventGraph, Frames, Linear, Node
+from rheobase.spiking.graph import Edge, EventGraph, Frames, Linear, Node, arrays_of
 from rheobase.spiking.neurons import EGRU, EGRUState
 from rheobase.spiking.surrogates import Triangle
 from rheobase.spiking.tally import DENSE, GRADED, mark
@@ -140,7 +140,7 @@ class EGRUFrames(FrameModel):
             below, kind = f"layers.{len(c.layers) - 1}.trace", DENSE
         nodes.append(Node("readout", Linear(transposed=True), {"weight": "readout.weight", "bias": "readout.bias"}))
         edges.append(Edge(below, "readout.x", kind, (width,)))
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+        arrays = arrays_of(self)
         return EventGraph(tuple(nodes), tuple(edges), arrays, {"logits": "readout.out"})
 
 

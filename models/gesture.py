@@ -16,7 +16,20 @@ from rheobase.models._frames import FrameModel, check_frame_settings
 from rheobase.models._recurrent import GradedRelu
 from rheobase.models.egru_lm import EGRULM, egru_lowering
 from rheobase.spiking.errors import ConfigError
-from rheobase.spiking.graph import Conv2d, Edge, EventGraph, Frames, Linear, MaxPool2d, Node, Op, Relu, Shape, places
+from rheobase.spiking.graph import (
+    Conv2d,
+    Edge,
+    EventGraph,
+    Frames,
+    Linear,
+    MaxPool2d,
+    Node,
+    Op,
+    Relu,
+    Shape,
+    arrays_of,
+    places,
+)
 from rheobase.spiking.neurons import EGRU, LIF, EGRUState
 from rheobase.spiking.ops.egru.reference import EGRUTrajectory
 from rheobase.spiking.surrogates import Triangle
@@ -232,7 +245,7 @@ class Gesture(FrameModel):
     def lower(self) -> EventGraph:
         """The whole model as an EventGraph in evaluation semantics; array names are those of `state_dict()`."""
         c = self.config
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+        arrays = arrays_of(self)
         nodes, edges = [Node("frames", Frames(c.image, c.frames))], []
         last = "frames.out", c.frames, (math.prod(c.image),)
 

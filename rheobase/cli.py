@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
             "--prefill", type=_positive, metavar="N", help="count the first N tokens in one call, then one call a token"
         ),
         arg("--measure", action="store_true", help="also read the joules that this machine used for the same tokens"),
-        arg("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure (default cpu)"),
+        arg("--device", choices=["cpu", "cuda"], help="where to --measure (default cpu)"),
         arg("--strict", action="store_true", help="fail if any operator was not counted"),
     )
     command(
@@ -281,7 +281,7 @@ def run(argv: list[str]) -> int:
 
         sys.stdout.reconfigure(errors="replace")
         answer = getattr(commands, {"import": "import_"}.get(args.command, args.command))(args)
-        shown = json.dumps({"ok": answer.ok, **answer.table}, indent=2, default=str) if args.json else answer.text
+        shown = _as_json({"ok": answer.ok, **answer.table}) if args.json else answer.text
         if shown:
             print(shown, flush=True)
     except BrokenPipeError:
@@ -296,6 +296,12 @@ def run(argv: list[str]) -> int:
             raise
         return _fail(args, f"internal error, {type(error).__name__}: {error}; --debug shows where")
     return 0 if answer.ok else 1
+
+
+def _as_json(table: dict) -> str:
+    """JSON as any reader takes it: null for NaN and infinities, for which it has no word."""
+    plain = json.loads(json.dumps(table, default=str), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2, allow_nan=False)
 
 
 def _fail(args, line: str) -> int:

@@ -28,6 +28,9 @@ MEASURE_SECONDS = 2.0
 
 
 def count(args) -> Answer:
+    if args.device and not args.measure:
+        raise ConfigError("count --device", "--measure beside it", "none", "the operations are the same on any device")
+    args.device = args.device or "cpu"
     stored = is_graph(args.run)
     refuse_input(args, stored)
     if stored and (args.prefill or args.measure):

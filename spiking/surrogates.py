@@ -76,8 +76,8 @@ class Surrogate:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not (0 <= value < math.inf and (value or field.name != "eps")):
-                where = f"{type(self).__name__} {field.name}"
-                raise ConfigError(where, "a finite number, not negative", str(value), "mend it")
+                where, least = f"{type(self).__name__} {field.name}", "above" if field.name == "eps" else "of at least"
+                raise ConfigError(where, f"a finite number {least} 0", str(value), "mend it")
 
     def slope(self, u: Tensor) -> Tensor:
         """The derivative used in the backward pass, of the shape of u."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from rheobase import __version__
+from rheobase import __version__, commands
+from rheobase.answer import Answer
 from rheobase.cli import run
 
 
@@ -163,3 +164,11 @@ def test_doctor_shows_a_wrong_choice_of_kernels_and_the_rest(ask, monkeypatch):
     said = "RHEOBASE_KERNELS: expected auto or reference or native or triton, got natve; name one of them"
     assert {table[f"{op}_kernels"] for op in ("lif", "wkv", "egru")} == {said} and table["rheobase"] == __version__
     assert said in ask("doctor")
+
+
+def test_json_has_null_where_there_is_no_finite_number(capsys, monkeypatch):
+    table = {"a": [float("inf"), 1.5], "b": {"c": float("nan")}, "path": Path("x")}
+    monkeypatch.setattr(commands, "targets", lambda args: Answer(table, ""))
+    assert run(["targets", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert shown == {"ok": True, "a": [None, 1.5], "b": {"c": None}, "path": "x"}

@@ -144,5 +144,7 @@ def test_joules_stand_beside_the_bill_or_why_not(small_run, ask, tmp_path, monke
     table = json.loads(ask(*arguments, "--json"))
     assert table["measured"]["joules"] is None and "expected RAPL's packages, got none" in table["measured"]["why"]
     validate(table)
+    said = ask("count", small_run.folder, "--device", "cpu", status=1)
+    assert "count --device: expected --measure beside it" in said
     if not torch.cuda.is_available():
         assert "a device that torch can use" in ask(*arguments, "--device", "cuda", status=1)

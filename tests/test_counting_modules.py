@@ -93,6 +93,20 @@ def test_under_inference_mode_the_same_is_counted():
         assert count(net, SEQUENCE.clone(), strict=True) == plain
 
 
+@pytest.mark.parametrize("largest", [torch.max, torch.min])
+def test_under_inference_mode_a_name_with_several_forms_is_the_same(largest):
+    net = Call(lambda x: largest(x, -x))
+    plain = count(net, X, strict=True)
+    with torch.inference_mode():
+        assert count(net, X.clone(), strict=True) == plain and plain.comparisons
+
+
+def test_what_cannot_be_put_to_eval_is_named():
+    exported = torch.export.export(nn.Linear(5, 3), (X,)).module()
+    with pytest.raises(UnsupportedError, match="modules that can be put to eval.*, got one of torch.export"):
+        count(exported, X)
+
+
 NORMS = {
     "InstanceNorm": (nn.InstanceNorm1d(3), torch.randn(2, 3, 7), 6),
     "BatchNorm without running statistics": (nn.BatchNorm1d(5, affine=False, track_running_stats=False), X, 5),

@@ -11,7 +11,7 @@ from torch import nn
 from rheobase.backends import count
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY
 
 STEPS, BATCH, SIZES = 16, 4, (20, 30, 10)
@@ -199,6 +199,12 @@ BY_HAND = {
         X.view(1, 1, 4, 5),
         {"macs": 2 * (3 * 4 - 2) * (3 * 5 - 2), "adds": 40},
     ),
+    "convolution, padded before": (
+        nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(1, 2, 3, bias=False)),
+        X.view(1, 1, 4, 5),
+        {"macs": 2 * (1 + 2 + 3 + 3) * (3 + 3 + 3 + 2)},
+    ),
+    "largest of two": (lambda x: torch.max(x, -x), X, {"comparisons": 20}),
     "strided, grouped": (nn.Conv1d(4, 4, 2, stride=2, groups=2, bias=False), X[None], {"macs": 2 * 2 * 2 * 2 * 4 // 2}),
     "transposed": (nn.ConvTranspose1d(4, 6, 2, stride=2, groups=2, bias=False), X[None], {"macs": 20 * 3 * 2}),
 }
@@ -332,12 +338,21 @@ def test_tallies_add_over_layers(seed):
 
 @given(st.integers(0, 2**31), st.floats(0.01, 100), st.sampled_from([BINARY, TERNARY, GRADED, DENSE]))
 def test_values_times_a_constant_are_counted_the_same(seed, factor, kind):
-    x = torch.randint(-1, 2, (4, 5), generator=torch.Generator().manual_seed(seed)).float()
+    least = 0 if kind == BINARY else -1
+    x = torch.randint(least, 2, (4, 5), generator=torch.Generator().manual_seed(seed)).float()
     layer = nn.Linear(5, 3)
     once = count(layer, x, kind=kind).total
     assert count(layer, factor * x, kind=kind).total == once
     scaled = count(_module(lambda x: layer(factor * x)), x, kind=kind).total
     assert (scaled.macs, scaled.acs) == (once.macs, once.acs)
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [(BINARY, "0 and one number, got"), (TERNARY, "and its opposite, got")])
+def test_values_that_are_none_of_the_kind(kind, wanted):
+    x = torch.tensor([[0.0, 1, -1, 2, 0]])
+    with pytest.raises(ShapeError, match=f"count: expected {kind} values, .*{wanted} others"):
+        count(nn.Linear(5, 3), x, kind=kind)
+    assert count(nn.Linear(5, 3), x.sign() * (kind == TERNARY or x > 0), kind=kind).acs == (9 if kind == TERNARY else 6)
 
 
 def test_a_kind_that_is_none():

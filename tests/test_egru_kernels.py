@@ -323,3 +323,11 @@ def test_the_operators_keep_torchs_rules():
         gradients = (torch.ones_like(y), None, None, None)
         torch.library.opcheck(native.egru_backward.operator, (*given, None, *gradients, 0.2, 0.7, 1.0))
     torch.library.opcheck(native.egru_weight_gradient.operator, (y.flatten(0, 1), gates.flatten(0, 1)))
+
+
+def test_a_state_of_another_type_is_named():
+    layer = EGRU(3, 4).double()
+    with pytest.raises(
+        ShapeError, match="egru: expected .* of one type, or autocast, got torch.float32, torch.float64"
+    ):
+        layer(torch.zeros(1, 2, 3, dtype=torch.float64), layer.initial_state(1, dtype=torch.float32))

@@ -79,6 +79,13 @@ def test_steps_that_are_no_whole_microseconds_are_recorded(tmp_path, egru):
     ).ok
 
 
+@pytest.mark.parametrize("dt_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_steps_of_no_time_are_refused(tmp_path, egru, dt_s):
+    with pytest.raises(LossyExportError, match="events: expected steps of 1 us to an hour"):
+        export(egru, "events", tmp_path / "x", calibration=TOKENS, dt_s=dt_s)
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_event_is_found_where_all_hashes_are_right(tmp_path, egru):
     made = export(egru, "events", tmp_path / "x", calibration=TOKENS)
     file = made.path / made.manifest["edges"]["layers.1.y"]

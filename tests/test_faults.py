@@ -135,3 +135,8 @@ def test_the_command_says_what_happened_and_what_did_not(small_run, capsys):
         assert line in error and error.count("\n") == 1
     assert run(["simulate", str(small_run.folder), "--fault", "drop=1"]) == 1
     assert "expected --on integer" in capsys.readouterr().err
+
+
+def test_a_seed_is_not_negative():
+    with pytest.raises(ConfigError, match="faults' seed: expected 0 or more, got -1"):
+        faulty(-1, late=0.1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from nir_nets import FRAMES, X, net
 from torch import nn
+from torch.nn.utils import prune
 
 from rheobase.backends import simulate
 from rheobase.backends.importers.torch import import_module, import_named
@@ -194,6 +195,53 @@ def test_a_neuron_that_no_graph_op_computes_is_named(library):
 def test_a_name_that_is_no_network_is_one_line(network, name, kind, message):
     with pytest.raises(kind, match=message):
         import_named(f"{network}:{name}")
+
+
+def _pruned(layer):
+    prune.identity(layer, "weight")
+
+
+def _hooked(layer):
+    layer.register_forward_hook(lambda module, given, out: 2 * out)
+
+
+@pytest.mark.parametrize("change", [_pruned, _hooked])
+def test_a_module_with_hooks_is_refused(change):
+    """What they compute is not in the weights."""
+    snntorch = pytest.importorskip("snntorch")
+    made = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(0.75, init_hidden=True))
+    change(made[0])
+    with pytest.raises(UnsupportedError, match="expected modules without hooks, got Linear with some at 0; take them"):
+        import_module(made)
+
+
+def test_settings_that_no_graph_op_has_are_refused():
+    snntorch = pytest.importorskip("snntorch")
+    for setting in ({"state_quant": torch.round}, {"graded_spikes_factor": 2.0}):
+        made = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(0.75, init_hidden=True, **setting))
+        with pytest.raises(UnsupportedError, match="a state that is not quantised, got others; leave"):
+            import_module(made)
+
+
+def test_a_threshold_that_is_no_number_is_named():
+    snntorch = pytest.importorskip("snntorch")
+    made = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(0.75, threshold=float("nan"), init_hidden=True))
+    with pytest.raises(UnsupportedError, match="threshold: expected one value for all units, got nan"):
+        import_module(made)
+
+
+def test_weights_that_numpy_has_no_type_for_are_named():
+    snntorch = pytest.importorskip("snntorch")
+    made = nn.Sequential(nn.Conv2d(1, 2, 3), snntorch.Leaky(0.75, init_hidden=True)).bfloat16()
+    with pytest.raises(UnsupportedError, match=r"got torch.bfloat16; call .float\(\)"):
+        import_module(made, shape=(1, 5, 5))
+
+
+def test_what_a_program_prints_is_no_part_of_the_answer(tmp_path, network, capsys):
+    (tmp_path / "loud.py").write_text("print('loading')\nfrom network import zero\n")
+    assert command(["import", f"{tmp_path / 'loud.py'}:zero", "--out", str(tmp_path / "graph"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["ok"] and "loading" in shown.err
 
 
 def test_layers_without_a_graph_op_are_named():

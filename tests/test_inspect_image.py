@@ -70,3 +70,11 @@ def test_a_manifest_that_lacks_what_is_shown_is_refused(small_image, capsys, fie
     reseal(small_image)
     assert run(["inspect", str(small_image)]) == 1
     assert "internal error" not in capsys.readouterr().err
+
+
+def test_a_picture_is_a_png(small_image, tmp_path, capsys):
+    assert run(["inspect", str(small_image), "--out", str(tmp_path / "picture.svg")]) == 1
+    assert "expected a name that ends in .png, got" in capsys.readouterr().err
+    assert run(["inspect", str(small_image), "--out", str(tmp_path / "picture.png")]) == 0
+    assert [path.name for path in tmp_path.glob("picture*")] == ["picture.png"]
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

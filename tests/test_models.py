@@ -9,7 +9,7 @@ import rheobase
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig
 from rheobase.models._recurrent import variational_dropout, word_dropout
 from rheobase.spiking import registry, restart_cell
-from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
 
@@ -179,3 +179,15 @@ def test_parameter_counts_by_hand():
     assert egru.n_parameters == table + sum(3 * h * (i + h) + 6 * h + h for i, h in ((12, 10), (10, 12)))
     assert lstm.n_parameters == table + sum(4 * h * (i + h) + 8 * h for i, h in ((12, 10), (10, 12)))
     assert gru.n_parameters == table + sum(3 * h * (i + h) + 6 * h for i, h in ((12, 10), (10, 12)))
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_types_that_numpy_lacks_are_named(kind):
+    with pytest.raises(UnsupportedError, match=r"embedding.weight: .*, got torch.bfloat16; call .float\(\)"):
+        models()[kind].bfloat16().lower()
+
+
+def test_a_model_is_made_without_memory():
+    with torch.device("meta"):
+        model = EGRULM(EGRULMConfig(embedding=12, layers=(10, 12)))
+    assert all(p.is_meta for p in model.parameters())

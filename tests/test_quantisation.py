@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rheobase.backends import simulate
-from rheobase.backends.exporters.spinnaker2.quantise import sensitivity
+from rheobase.backends.exporters.spinnaker2.quantise import quantise, sensitivity
 from rheobase.models import EGRULM, EGRULMConfig
 from rheobase.spiking.graph import EventGraph, Linear
 from rheobase.spiking.quantisation import MAX_EXPONENT, best_exponents, round_weights, rounded
@@ -78,3 +78,10 @@ def test_sensitivity_is_what_one_rounded_matrix_adds():
     changed = EventGraph(graph.nodes, graph.edges, {**coarse, "layers.0.kernel": by_hand}, graph.outputs)
     want = [cost(simulate(g, tokens, on="torch").outputs["logits"]) for g in (changed, made)]
     assert found["layers.0.kernel"] == want[0] - want[1]
+
+
+def test_calibration_may_be_a_tensor():
+    torch.manual_seed(0)
+    graph, tokens = EGRULM(EGRULMConfig(embedding=8, layers=(8,), thr_mean=0.1)).lower(), torch.arange(40)[None]
+    given = quantise(graph, tokens)
+    assert given[0].hash() == quantise(graph, tokens.numpy())[0].hash()

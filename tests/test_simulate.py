@@ -428,3 +428,10 @@ def test_a_state_of_another_size_is_refused():
     for wrong in (-1, 256):
         with pytest.raises(ShapeError, match=f"ids from 0 to 255, got {wrong}"):
             simulate(graph, np.array([[0, wrong, 5]]))
+
+
+@pytest.mark.parametrize(("on", "options"), [("event", "no options"), ("torch", "device"), ("integer", "no options")])
+def test_an_option_that_a_simulator_lacks(on, options):
+    graph = EGRULM(EGRULMConfig(embedding=4, layers=(4,))).lower()
+    with pytest.raises(ConfigError, match=f"simulate: expected on='{on}' with {options}, got devise"):
+        simulate(graph, torch.zeros(1, 2, dtype=torch.int64), on=on, devise="cpu")

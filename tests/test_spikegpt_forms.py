@@ -166,6 +166,25 @@ def test_a_static_norm_runs_in_inference_mode():
 
 
 @torch.no_grad()
+def test_a_static_norm_learns_nothing_from_no_tokens():
+    model = small(**FED, norm="static").train()
+    tokens = tokens_for(model, steps=5)
+    model(tokens)
+    known = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(tokens[:0])
+    model(tokens[:, :0])
+    assert all(torch.equal(buffer, known[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_static_norm_is_called_twice_before_a_backward_pass():
+    model = small(**FED, norm="static").train()
+    tokens = tokens_for(model, steps=5)
+    first, state = model(tokens)
+    second, _ = model(tokens, state)
+    (first.sum() + second.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_a_static_norm_watches_the_new_tokens_and_not_the_one_carried():
     torch.manual_seed(0)
     last, (shifting, plain) = torch.full((4, 6), 1e6).double(), (StaticNorm(6).double() for _ in range(2))

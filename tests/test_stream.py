@@ -1,5 +1,7 @@
 """A graph run a token at a time in C gives what the simulators give, and reads the rows that they read."""
 
+import copy
+import pickle
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -169,3 +171,15 @@ def test_without_a_c_library_the_remedy_is_given(monkeypatch):
     monkeypatch.setattr(module, "function", lambda *_: None)
     with pytest.raises(UnsupportedError, match="C library's stream, got none"):
         Stream(egru().lower())
+
+
+@needs_c
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copy_goes_on_alone(again):
+    stream = Stream(egru().lower(), dense=True)
+    stream(TEXT[:20])
+    other = again(stream)
+    assert other.rows == stream.rows and sum(stream.rows.values())
+    stream(TEXT[40:60])
+    wanted = Stream(egru().lower(), dense=True)(TEXT[:40])[20:]
+    assert np.array_equal(other(TEXT[20:40]), wanted)

@@ -117,10 +117,12 @@ def convolution(mode, args, outputs):
             kernels = kernels.sum(1, keepdim=True) if transposed else kernels.unflatten(0, (groups, -1)).sum(1)
             return round(aten.convolution(elements.double(), kernels, None, *geometry).sum().item())
 
-        dense = reached(torch.ones_like(x), torch.ones_like(weight))
-        met = [
-            t != 0 if of_t in EVENT_KINDS else torch.ones_like(t) for t, of_t in zip((x, weight), kinds, strict=True)
-        ]
+        whole = [torch.ones_like(x), torch.ones_like(weight)]
+        if x in mode.padded:
+            inner, pads = mode.padded[x]
+            whole[0] = aten.constant_pad_nd(x.new_ones(inner), pads)
+        dense = reached(*whole)
+        met = [t != 0 if of_t in EVENT_KINDS else ones for t, of_t, ones in zip((x, weight), kinds, whole, strict=True)]
         done = reached(*met) if set(kinds) & set(EVENT_KINDS) else dense
         rows, kernels = (int(torch.count_nonzero(t)) for t in met)
     if bias is not None:

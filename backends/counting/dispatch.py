@@ -41,7 +41,6 @@ from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, C
 
 INDEX = (torch.int64, torch.bool)
 """types of ids, places and masks, whose arithmetic is addressing and is not counted"""
-KNOWN = {*VIEWS, *FREE, *RULES, *ELEMENTWISE}
 
 
 def _is_composite(operator) -> bool:
@@ -66,7 +65,7 @@ class CountingMode(TorchDispatchMode):
         super().__init__()
         self.watches, self.thread = watches, threading.get_ident()
         self.kinds = WeakIdKeyDictionary()
-        self.constants, self.zeros, self.data = (WeakIdKeyDictionary() for _ in range(3))
+        self.constants, self.zeros, self.data, self.padded = (WeakIdKeyDictionary() for _ in range(4))
         named = ((name, p) for name, p in module.named_parameters() if p.layout == torch.strided and p.numel())
         self.parameters = {p.data_ptr(): name for name, p in named}
         for constant in (*module.parameters(), *(b for b in module.buffers() if b.dim() == 0)):
@@ -134,7 +133,7 @@ class CountingMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, packet = kwargs or {}, func.overloadpacket
-        if packet not in KNOWN and _is_composite(func):
+        if _is_composite(func):
             with self:  # which under inference mode nobody else takes apart
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -188,7 +187,7 @@ class CountingMode(TorchDispatchMode):
     def forget(self, written: list[Tensor]) -> None:
         """What is written in place is no longer what it was, under whatever other name it goes."""
         places = {t.untyped_storage().data_ptr() for t in written if t.layout == torch.strided}
-        for known in (self.kinds, self.constants, self.zeros):
+        for known in (self.kinds, self.constants, self.zeros, self.padded):
             for t in list(known):
                 if t.layout == torch.strided and t.untyped_storage().data_ptr() in places:
                     known.pop(t, None)
@@ -240,6 +239,15 @@ class CountingMode(TorchDispatchMode):
         return ARRIVALS if of_x in EVENT_KINDS else DENSE
 
 
+def _require(kind: str, values: Tensor) -> None:
+    """Refuse values that are no events of the kind; a factor that all share is folded into the weights that read it."""
+    sent = values[values != 0] if kind in (BINARY, TERNARY) else values.new_empty(0)
+    sizes = sent.abs() if kind == TERNARY and sent.dtype != torch.bool else sent
+    if (sizes != sizes[:1]).any():
+        expected = f"{kind} values, 0 and one number" + (" and its opposite" if kind == TERNARY else "")
+        raise ShapeError("count", expected, "others", "declare another kind")
+
+
 @torch.no_grad()
 def count(
     model: nn.Module, tokens: Tensor, state=None, *, kind: str = DENSE, strict: bool = False, kernels: str = "auto"
@@ -256,7 +264,8 @@ def count(
     returns  a Tally whose `tokens` is B x T (B where there is no T), by operator: a parameter's or a module's path;
              operators without a rule are named in `uncounted`
     raises   UnsupportedError: an operator without a rule, where strict, a module of torch.jit, or no module
-             ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor
+             ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor, or values that are none
+             of the kind
 
     Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
     state of neurons written by hand, and what is done on int64 and bool alone, but for matrix products and
@@ -271,6 +280,11 @@ def count(
         if isinstance(module, torch.jit.ScriptModule):  # in which no neuron says what its tensors are
             where, got = f"count {path}".rstrip(), "one of torch.jit"
             raise UnsupportedError(where, "modules that run in Python", got, "count it as it was before")
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):
+            where = f"count {path}".rstrip()
+            raise UnsupportedError(
+                where, "modules that can be put to eval()", "one of torch.export", "count its source"
+            )
     try:
         tokens = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError):
@@ -278,6 +292,7 @@ def count(
         raise ShapeError("count tokens", "one tensor", type(tokens).__name__, remedy) from None
     if tokens.is_nested:
         raise ShapeError("count tokens", "one tensor", "a nested one", "pad it, or count its parts and add the tallies")
+    _require(kind, tokens)
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind

@@ -26,7 +26,10 @@ def _scatter(mode, args, outputs, reduce=None):
 
 
 def _pad(mode, args, outputs):
-    return mode.kinds.get(args[0], DENSE) if len(args) < 3 or args[2] == 0 else DENSE
+    if len(args) > 2 and args[2] != 0:
+        return DENSE
+    mode.padded[outputs[0]] = args[0].shape, args[1]
+    return mode.kinds.get(args[0], DENSE)
 
 
 def _max_pool(mode, args, outputs):

@@ -4,6 +4,7 @@ nirtorch traces the module to a NIR graph. Its neurons travel in it as the graph
 so that what NIR itself cannot say, such as snnTorch's reset by subtraction one step late, comes through.
 """
 
+import contextlib
 import importlib.util
 import inspect
 import operator
@@ -18,7 +19,7 @@ from rheobase.backends.nir_file import load_nir
 from rheobase.spiking import registry
 from rheobase.spiking.adapters._library import load
 from rheobase.spiking.errors import ConfigError, FormatError, RheobaseError, UnsupportedError
-from rheobase.spiking.graph import EventGraph
+from rheobase.spiking.graph import EventGraph, array_of
 from rheobase.spiking.neurons import Cell
 
 NEURONS = {"snntorch": "", "norse.torch": "Cell"}
@@ -36,7 +37,8 @@ def import_named(source: str, **options) -> EventGraph:
     sys.path.insert(0, folder)  # as Python does for a script: it may import what lies beside it
     sys.modules.setdefault(spec.name, module)
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is the command's
+            spec.loader.exec_module(module)
     except ImportError as error:
         raise ConfigError(path, "imports that are there", str(error), "install what it needs") from None
     finally:
@@ -45,7 +47,9 @@ def import_named(source: str, **options) -> EventGraph:
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(source, "a name in that file", repr(name), registry.nearest(name, public))
     net = getattr(module, name)
-    net = net if isinstance(net, nn.Module) or not callable(net) else net()
+    if not isinstance(net, nn.Module) and callable(net):
+        with contextlib.redirect_stdout(sys.stderr):
+            net = net()
     if not isinstance(net, nn.Module):
         raise ConfigError(source, "a torch module", type(net).__name__, "name the network, or what makes it")
     return import_module(net, source, **options)
@@ -61,8 +65,12 @@ def import_module(
     raises      UnsupportedError: a layer, a neuron or an operation that no graph op computes, and which
     """
     for name, cell in net.named_modules():
+        place = f" at {name}" if name else ""
+        if cell._forward_hooks or cell._forward_pre_hooks:
+            remedy = "take them off: prune.remove and remove_weight_norm write what theirs compute into the weights"
+            raise UnsupportedError(where, "modules without hooks", f"{type(cell).__name__} with some{place}", remedy)
         if isinstance(cell, Cell):
-            got = f"rheobase's {type(cell).__name__}" + (f" at {name}" if name else "")
+            got = f"rheobase's {type(cell).__name__}{place}"
             remedy = "a model's own lower() is its graph; else build it of rheobase.spiking.graph's nodes and edges"
             raise UnsupportedError(where, "neurons of snnTorch or Norse", got, remedy)
     nir, nirtorch = load_nir(), load("nirtorch", "nirtorch>=2.6")
@@ -118,22 +126,22 @@ def _recurrent(neuron):
 
     layer = neuron.recurrent
     if isinstance(layer, nn.Linear):
-        weight = layer.weight.detach().numpy()
-        return nir.Linear(weight) if layer.bias is None else nir.Affine(weight, layer.bias.detach().numpy())
+        weight = array_of(layer.weight)
+        return nir.Linear(weight) if layer.bias is None else nir.Affine(weight, array_of(layer.bias))
     v = getattr(layer, "V", None)
     if v is None or v.ndim != 1:
         name = type(neuron).__name__
         raise UnsupportedError(name, "a linear recurrent layer, or one weight a unit", str(layer), "give it so")
-    return nir.Linear(np.diag(v.detach().numpy()))
+    return nir.Linear(np.diag(array_of(v)))
 
 
 def _conv2d(module):
     import nir
 
-    weight = module.weight.detach().numpy()
+    weight = array_of(module.weight)
     if module.padding_mode != "zeros":
         raise UnsupportedError("Conv2d", "padding with zeros", module.padding_mode, "set padding_mode")
-    bias = np.zeros(len(weight), weight.dtype) if module.bias is None else module.bias.detach().numpy()
+    bias = np.zeros(len(weight), weight.dtype) if module.bias is None else array_of(module.bias)
     return nir.Conv2d(None, weight, module.stride, module.padding, module.dilation, module.groups, bias)
 
 

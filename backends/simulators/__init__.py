@@ -1,10 +1,12 @@
 """Simulators of an EventGraph. Each lives in a file of its own with `run`, found by the file's name."""
 
+import inspect
+
 import torch
 
 from rheobase.backends.trace import Trace
 from rheobase.spiking import registry
-from rheobase.spiking.errors import GraphError
+from rheobase.spiking.errors import ConfigError, GraphError
 from rheobase.spiking.graph import EventGraph
 
 
@@ -22,12 +24,17 @@ def simulate(graph: EventGraph, tokens, state=None, *, on: str = "event", record
              fast; of new streams, and no more is recorded than what elements send)
     record   patterns of outputs to keep whole, such as ["layers.*.{c,y}"]
     returns  Trace(outputs, events, state, tally, recorded)
-    raises   ShapeError: an input or a state that does not fit;  ConfigError: no such simulator or output;
+    raises   ShapeError: an input or a state that does not fit;  ConfigError: no such simulator, option or output;
              GraphError: no graph
     """
     if not isinstance(graph, EventGraph):
         raise GraphError("simulate", "an EventGraph", type(graph).__name__, "give what the model's lower() returns")
-    return registry.get("rheobase.backends.simulators", on).run(graph, tokens, state, record, **options)
+    run = registry.get("rheobase.backends.simulators", on).run
+    _, _, _, _, *known = inspect.signature(run).parameters
+    if unknown := sorted(set(options) - set(known)):
+        expected = f"on={on!r} with {', '.join(known) or 'no options'}"
+        raise ConfigError("simulate", expected, ", ".join(unknown), registry.nearest(unknown[0], known))
+    return run(graph, tokens, state, record, **options)
 
 
 __all__ = ["simulate"]

@@ -80,10 +80,10 @@ class Kernels:
 
 
 def by(kernels: type[Kernels]):
-    """A simulator's `run`, of its kernels, which take the options."""
+    """A simulator's `run`, of its kernels."""
 
-    def run(graph: EventGraph, tokens, state, record, **options) -> Trace:
-        return execute(graph, tokens, state, kernels(**options), record)
+    def run(graph: EventGraph, tokens, state, record) -> Trace:
+        return execute(graph, tokens, state, kernels(), record)
 
     return run
 

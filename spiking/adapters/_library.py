@@ -34,5 +34,6 @@ def alike(name: str, value) -> float:
     """The one number that a setting of a library's module has for all units; raises UnsupportedError else."""
     numbers = torch.as_tensor(value).detach().flatten()
     if numbers.numel() == 0 or not (numbers == numbers[0]).all():
-        raise UnsupportedError(name, "one value for all units", f"{numbers.numel()} values", "split the layer")
+        got = f"{numbers.numel()} values" if numbers.numel() != 1 else str(numbers.item())
+        raise UnsupportedError(name, "one value for all units", got, "split the layer, or mend it")
     return numbers[0].item()

@@ -186,8 +186,9 @@ def op_of(neuron: nn.Module) -> Op:
     name, plain = f"snntorch:{kind}", "Leaky" if kind == "RLeaky" else kind
     if plain not in STATES:
         raise UnsupportedError(name, f"one of {', '.join(STATES)}, RLeaky", kind, "replace it")
-    if neuron.graded_spikes_factor.ne(1).any() or neuron.inhibition:
-        raise UnsupportedError(name, "spikes of 1, each unit for itself", "others", "leave those settings out")
+    if neuron.graded_spikes_factor.ne(1).any() or neuron.inhibition or neuron.state_quant:
+        expected = "spikes of 1, each unit for itself, a state that is not quantised"
+        raise UnsupportedError(name, expected, "others", "leave graded_spikes_factor, inhibition, state_quant out")
     neuron = copy.deepcopy(neuron)
     for setting, value in [*neuron.named_buffers(recurse=False), *neuron.named_parameters(recurse=False)]:
         if setting in _KINDS:

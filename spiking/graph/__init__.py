@@ -6,6 +6,7 @@ first value is state. Names are module paths, and arrays live in one table under
 weight is there once. The semantics are those of evaluation: no dropout.
 """
 
+from rheobase.spiking.graph.arrays import array_of, arrays_of
 from rheobase.spiking.graph.cells import (
     CubaLIFCell,
     EGRUCell,
@@ -65,6 +66,8 @@ __all__ = [
     "TernaryLIFCell",
     "Tokens",
     "WKVCell",
+    "array_of",
+    "arrays_of",
     "move_thresholds",
     "places",
     "require",

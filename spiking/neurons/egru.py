@@ -56,8 +56,10 @@ class EGRU(Cell):
         self.recurrent_kernel = nn.Parameter(nn.init.xavier_normal_(torch.empty(hidden_size, 3 * hidden_size)))
         self.bias = nn.Parameter(torch.zeros(3 * hidden_size))
         self.recurrent_bias = nn.Parameter(torch.zeros(3 * hidden_size))
-        beta = torch.distributions.Beta(3 * thr_mean / (1 - thr_mean), 3.0)
-        self.thr = nn.Parameter(beta.sample((hidden_size,)))
+        thr = torch.empty(hidden_size)
+        if not thr.is_meta:  # which nothing can be drawn on
+            thr = torch.distributions.Beta(3 * thr_mean / (1 - thr_mean), 3.0).sample((hidden_size,))
+        self.thr = nn.Parameter(thr)
 
     def initial_state(self, batch, *, dtype=None, device=None):
         like = {"dtype": dtype or self.thr.dtype, "device": device or self.thr.device}

@@ -72,6 +72,8 @@ class _Injector:
     """Draws faults, and counts them."""
 
     def __init__(self, faults: Faults, seed: int):
+        if seed < 0:
+            raise ConfigError("faults' seed", "0 or more", str(seed), "give another --seed")
         self.faults, self.happened = faults, Happened()
         self.rng = np.random.default_rng(seed)
 

@@ -5,15 +5,19 @@ from pathlib import Path
 from rheobase.backends.exporters.spinnaker2.chip import IN_QUAD, QUADS, USABLE
 from rheobase.backends.exporters.spinnaker2.overview import ACTIVITIES, Overview, bytes_of, stage_of, what_ifs
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES
+from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.files import open_atomic
 
 COLOURS = ("#0f766e", "#c2410c", "#1d4ed8", "#a16207", "#7e22ce", "#be123c", "#4d7c0f", "#0369a1")
 SIDE, GAP = 0.42, 0.46
 
 
 def draw(view: Overview, path: str | Path) -> None:
-    """Write the picture as a PNG."""
+    """Write the picture as a PNG; raises ConfigError where the path is named as something else."""
     from matplotlib.figure import Figure
 
+    if Path(path).suffix.lower() != ".png":
+        raise ConfigError("picture of an image", "a name that ends in .png", str(path), "give such an --out")
     chips = view.chips
     planned = "clocks" in view.plan
     figure = Figure(figsize=(6.4 * len(chips) + 6.2 * planned, 6.2), layout="constrained")
@@ -22,7 +26,8 @@ def draw(view: Overview, path: str | Path) -> None:
         _chip(axis, view, chip)
     if planned:
         _energy(axes[-1], view)
-    figure.savefig(path, dpi=130)
+    with open_atomic(path) as file:
+        figure.savefig(file, dpi=130)
 
 
 def _chip(axis, view: Overview, chip: tuple[int, int]) -> None:

@@ -88,6 +88,10 @@ def egru(
     given = [t for t in (*tensors[:-1], *state) if t is not None]
     form = takes("egru", kernels, given, _obstacles(surrogate, given))
     if form == "reference":
+        types = {t.dtype for t in (*tensors[:-2], state.y) if t is not None}
+        if len(types) > 1 and not _autocast(x):
+            got = ", ".join(sorted(map(str, types)))
+            raise ShapeError("egru", "x, weights and events of one type, or autocast", got, "convert them to x's")
         settings = {"zoneout": zoneout, "training": training, "zoneout_mask": zoneout_mask}
         return reference.egru(*tensors, surrogate=surrogate, **settings)
     with unseen():
@@ -103,11 +107,14 @@ def egru(
     return run, last
 
 
+def _autocast(x: Tensor) -> bool:
+    return x.device.type in BY_DEVICE and torch.is_autocast_enabled(x.device.type)
+
+
 def _obstacles(surrogate: Surrogate, tensors: list[Tensor]) -> dict[str, tuple[str, str, str]]:
     """What keeps a call from a form: as of `choice.takes`."""
     name, found = type(surrogate).__name__, {}
-    types, device = sorted({str(t.dtype) for t in tensors}), tensors[0].device.type
-    autocast = device in BY_DEVICE and torch.is_autocast_enabled(device)
+    types, autocast = sorted({str(t.dtype) for t in tensors}), _autocast(tensors[0])
     if type(surrogate).spike is not Surrogate.spike:
         found["native"] = "a surrogate whose spike is the step", name, OTHER
     elif autocast:

@@ -89,7 +89,8 @@ def quantise(
     for name, array in graph.arrays.items():
         if not np.isfinite(array).all():
             raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
-    if np.size(calibration) == 0:
+    calibration = np.asarray(calibration)
+    if calibration.size == 0:
         raise ConfigError("calibration", "at least one token", "none", "give tokens of real text")
     power, largest = measure(graph, calibration)
     out = Writer(graph, {}, power)
