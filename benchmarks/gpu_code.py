@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rheobase.spiking.ops.lif import triton as lif
-from rheobase.spiking.ops.rows import OPTIONS
+from rheobase.spiking.ops.rows import OPTIONS, one_layout
 from rheobase.spiking.ops.wkv import triton as wkv
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -48,7 +48,8 @@ def compiled(op, kernel, constants: dict, io: str, capability: int) -> bytes:
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in places if signature[name].startswith("*")}
     options = OPTIONS | ({"enable_fp_fusion": False} if op is lif else {})
     source = ASTSource(kernel, signature, constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+    with one_layout():
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
 
 
 def described(cubin: bytes, steps: int) -> tuple[int, int, float, float, float]:

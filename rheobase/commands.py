@@ -351,11 +351,11 @@ def bench(args) -> Answer:
     with bar, loop.threads(args.threads):
         record = time_parts(args.parts, setting, bar.set_description_str, trained)
     if not args.out:
-        return Answer(record, show(record))
+        return Answer(record, show(record), ok=not record["failed"])
     with new_folder(args.out) as folder:
         write_atomic(folder / "bench.json", json.dumps(record, indent=2).encode())
         draw(record, folder / "bench.png")
-    return Answer(record, f"{show(record)}\n\n{args.out}: bench.json, bench.png")
+    return Answer(record, f"{show(record)}\n\n{args.out}: bench.json, bench.png", ok=not record["failed"])
 
 
 def _quiet(*_):

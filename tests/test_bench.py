@@ -107,11 +107,27 @@ def test_a_way_that_raises_is_absent_and_ours_must_not():
     record = measure(Case("c", "s", {"ours": lambda: ran.append(1), "a peer": refuses}, {"other": "gone"}), TINY)
     assert record["absent"] == {"other": "gone", "a peer": "ValueError: two lines"} and list(record["rows"]) == ["ours"]
     assert len(ran) == 1 + 2 * TINY.rounds
-    where = {"machine": "m", "threads": 1, "torch": "t"}
+    where = {"machine": "m", "threads": 1, "torch": "t", "failed": {}}
     assert "  a peer  not here: ValueError: two lines" in show(where | {"cases": [record]})
     with pytest.raises(ValueError, match="two"):
         measure(Case("c", "s", {"ours": refuses, "a peer": int}), TINY)
     assert tried({"a": int, "b": refuses}) == ({"a": 0}, {"b": "ValueError: two lines"})
+
+
+def test_a_part_that_fails_is_named_and_the_others_are_timed(monkeypatch, tmp_path, capsys):
+    def fails(setting):
+        yield Case("first", "1", {"ours": lambda: None})
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(ops, "wkv", fails)
+    assert run(["bench", "wkv", "lif", "--small", "--rounds", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "\nfirst: 1, median of 1\n" in said and "\nLIF" in said
+    assert said.endswith("\n\nwkv: failed: RuntimeError: no such thing\n")
+    monkeypatch.setattr(ops, "wkv", lambda setting: 1 / 0)
+    assert run(["bench", "wkv", "--small", "--out", str(tmp_path / "out"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["failed"] == {"wkv": "ZeroDivisionError: division by zero"}
+    assert (tmp_path / "out" / "bench.png").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # it is scan that looks
@@ -173,7 +189,7 @@ def test_the_share_of_a_known_peak_is_shown():
     record = measure(Case("c", "s", {"ours": lambda: sum(range(9999))}, peak_ms=1e-4), TINY)
     row = record["rows"]["ours"]
     assert row["utilisation"] == 1e-4 / row["ms"]
-    where = {"machine": "m", "threads": 1, "torch": "t"}
+    where = {"machine": "m", "threads": 1, "torch": "t", "failed": {}}
     assert f"  {100 * row['utilisation']:.1f} % of the peak" in show(where | {"cases": [record]})
 
 

@@ -40,20 +40,55 @@ def compile_for(kernel, capability: int, types: dict[str, str], constants: dict,
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1} | options).asm
 
 
+@pytest.mark.parametrize("op", ["lif", "wkv"])
+def test_a_pass_that_is_left_out_changes_nothing(op, tmp_path, monkeypatch):
+    from rheobase.spiking.ops import rows
+
+    kernels = importlib.import_module(f"rheobase.spiking.ops.{op}.triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
+    types = {"T": "i32", "kept": "*fp32"}
+    constants = {"D": 700, "STEPS": 4, "BLOCK": kernels.BLOCK, "WHOLE": False, "KEEP": True}
+    if op == "lif":
+        constants |= {"REST": 0.1, "HARD": True, "DECAY": True, "STRICT": False, "TERNARY": True, "WITH_H": True}
+        constants |= {"ALL_V": True, "TAU": None, "THETA": None, "INVERSE": None, "SURROGATE": "ATan", "FIRST": 2.0}
+        constants |= {"SECOND": 0.0, "THROUGH": True, "LEARNS": True}
+    else:
+        constants |= {"FIRST": -1e38, "GATED": True}
+    for kernel in (kernels._forward, kernels._backward):
+        own = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        codes = []
+        for way in (contextlib.nullcontext, rows.one_layout):
+            with way():
+                ptx = compile_for(kernel, 90, types, own, **rows.OPTIONS)["ptx"]
+            codes.append([line for line in ptx.splitlines() if not line.lstrip().startswith((".file", ".loc"))])
+        assert codes[0] == codes[1] and len(codes[0]) > 100
+        assert "_do_compile" in vars(kernel), "its launches compile so too"
+
+
+def test_the_pass_is_left_out_for_the_time_of_a_compilation():
+    from rheobase.spiking.ops import rows
+
+    seen, kernel = [], SimpleNamespace(_do_compile=lambda: seen.append(rows._thread.one_layout))
+    rows.quick(kernel)._do_compile()
+    assert seen == [True] and not rows._thread.one_layout
+
+
 @pytest.mark.parametrize("io", ["*fp32", "*bf16"])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
-    from rheobase.spiking.ops.rows import OPTIONS
+    from rheobase.spiking.ops.rows import OPTIONS, one_layout
     from rheobase.spiking.ops.wkv import triton as wkv
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"T": "i32", **dict.fromkeys(("k", "v", "gate", "y", "g_y", "g_k", "g_v", "g_gate"), io)}
     for gated, whole in ((True, True), (False, False)):
-        constants = {"D": 768, "FIRST": -1e38, "GATED": gated, "WHOLE": whole, "STEPS": 4, "BLOCK": wkv.BLOCK}
+        constants = {"D": 768, "FIRST": -1e38, "GATED": gated, "WHOLE": whole, "STEPS": wkv.STEPS, "BLOCK": wkv.BLOCK}
         if whole:
             constants["state"] = None
         for kernel, more in ((wkv._forward, {"KEEP": True}), (wkv._backward, {})):
-            asm = compile_for(kernel, capability, types, constants | more, **OPTIONS)
+            with one_layout():
+                asm = compile_for(kernel, capability, types, constants | more, **OPTIONS)
             assert asm["cubin"] and ".maxnreg 255" in asm["ptx"]
             assert "div" not in asm["ptx"] and asm["ptx"].count("ex2.approx.f32") == 1, "e^time_decay, once"
 
@@ -63,7 +98,7 @@ def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
 def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypatch):
     """A spike must not hang on how a product rounds."""
     from rheobase.spiking.ops.lif import triton as lif
-    from rheobase.spiking.ops.rows import OPTIONS
+    from rheobase.spiking.ops.rows import OPTIONS, one_layout
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"T": "i32", **dict.fromkeys(("x", "s", "h", "g_s", "g_h", "g_x"), io)}
@@ -72,10 +107,11 @@ def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypat
     learnt = {"TAU": None, "THETA": None, "INVERSE": None, "WHOLE": False}
     numbers = {"tau": None, "theta": None, "TAU": 2.0, "THETA": 1.0, "INVERSE": 0.5, "WHOLE": True}
     for parameters in (learnt, numbers):
-        constants = {"D": 768, "STEPS": 4, "BLOCK": lif.BLOCK, **kind, **parameters}
+        constants = {"D": 768, "STEPS": lif.STEPS, "BLOCK": lif.BLOCK, **kind, **parameters}
         for kernel, more in ((lif._forward, {"KEEP": True}), (lif._backward, slope)):
-            asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False, **OPTIONS)
-            resets = 4 if kernel is lif._forward else 3  # nothing reads the last one that backward goes through
+            with one_layout():
+                asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False, **OPTIONS)
+            resets = lif.STEPS - (kernel is lif._backward)  # nothing reads the last one that backward goes through
             assert asm["cubin"] and asm["ptx"].count("fma.rn.f32") == resets, "whose product is exact, and no other"
             divides = "div.rn.f32" in asm["ptx"]
             assert divides == (parameters is learnt), "rounded as torch rounds it; by a power of two a product does"

@@ -144,7 +144,8 @@ def _time(run: Callable[[], object], device: str) -> float:
 
 
 def time_parts(names: list[str], setting: Setting, say: Callable[[str], None] = lambda _: None, trained=None) -> dict:
-    """Measure some parts, all if none is named -> a record for JSON, with the machine it ran on.
+    """Measure some parts, all if none is named -> a record for JSON, with the machine it ran on. A part whose own way
+    raises is named in "failed", and the others are measured.
 
     trained  (an EGRU language model, tokens [1, T]): the part decode runs it, and not one of random weights
     raises   ConfigError: no such part or device, or a trained model without the part decode
@@ -161,10 +162,16 @@ def time_parts(names: list[str], setting: Setting, say: Callable[[str], None] = 
         raise ConfigError("bench --run", "the part decode", ", ".join(names), "name it too")
     if trained:
         known["decode"] = lambda setting: decode.trained(*trained)
-    records = [measure(case, setting, say) for name in names for case in known[name](setting)]
+    records = []
+
+    def timed(name):
+        for case in known[name](setting):
+            records.append(measure(case, setting, say))
+
+    _, failed = tried({name: partial(timed, name) for name in names})
     machine = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
     where = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {**where, "device": setting.device, "cases": records}
+    return {**where, "device": setting.device, "cases": records, "failed": failed}
 
 
 def processor() -> str:
@@ -200,4 +207,5 @@ def show(record: dict) -> str:
                 line += f"  first run {row['first_s']:.0f} s"
             lines.append(line + (f"  {row['note']}" if "note" in row else ""))
         lines += [f"  {name:<{width}}  not here: {why}" for name, why in case["absent"].items()]
+    lines += [f"\n{name}: failed: {why}" for name, why in record["failed"].items()]
     return "\n".join(lines)

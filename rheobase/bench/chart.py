@@ -13,8 +13,8 @@ def draw(record: dict, path: Path) -> None:
     bars = [case for case in record["cases"] if "active" not in case]
     decode = sorted((case for case in record["cases"] if "active" in case), key=lambda case: case["active"])
     heights = [1 + 0.32 * len(case["rows"]) for case in bars] + [4.2] * bool(decode)
-    figure = plt.figure(figsize=(9, sum(heights)), layout="constrained")
-    rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    figure = plt.figure(figsize=(9, max(1, sum(heights))), layout="constrained")
+    rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0] if heights else []
     for row, case in zip(rows, bars, strict=False):
         _bars(row.subplots(), case)
     if decode:

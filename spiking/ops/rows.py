@@ -1,12 +1,54 @@
 """Rows of a sequence in kernels for Triton: stretches of steps, held in registers."""
 
+import contextlib
+import functools
+import threading
+
 import torch
 import triton
 import triton.language as tl
+from triton._C import libtriton
 
 OPTIONS = {"num_warps": 1} | ({} if torch.version.hip else {"maxnreg": 255})
 """Of a launch: one unit a thread, which may have all the registers there are. Left to itself the compiler of Triton 3.6
 spares them, at half as much time again for a step, or spills."""
+
+
+_thread = threading.local()
+
+
+def _skip_where_told(passes) -> None:
+    add = passes.add_coalesce
+    passes.add_coalesce = lambda manager: None if getattr(_thread, "one_layout", False) else add(manager)
+
+
+_skip_where_told(libtriton.passes.ttgpuir)
+
+
+@contextlib.contextmanager
+def one_layout():
+    """Within, this thread compiles without Triton's pass that chooses which thread reads what of memory. Where a
+    program is a warp with a unit a thread there is one way, and the pass takes time by the cube of a stretch's steps:
+    half a minute and more for a kernel that is compiled in two seconds without it."""
+    _thread.one_layout = True
+    try:
+        yield
+    finally:
+        _thread.one_layout = False
+
+
+def quick(kernel):
+    """Decorator: a kernel with a unit a thread, compiled within `one_layout`. (The interpreter compiles nothing.)"""
+    compiles = getattr(kernel, "_do_compile", None)
+    if compiles and not torch.version.hip:
+
+        @functools.wraps(compiles)
+        def compiled(*args, **options):
+            with one_layout():
+                return compiles(*args, **options)
+
+        kernel._do_compile = compiled
+    return kernel
 
 
 @triton.jit

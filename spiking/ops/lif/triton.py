@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import OPTIONS, before, load, place, within
+from rheobase.spiking.ops.rows import OPTIONS, before, load, place, quick, within
 
 STEPS, BLOCK = 32, 32
 """One unit a thread; 32 steps forward take a warp about as long as memory takes to answer."""
@@ -91,6 +91,7 @@ def _step(x, v, tau, theta, INVERSE: tl.constexpr, REST: tl.constexpr, HARD: tl.
     return h, drive, up - down, v
 
 
+@quick
 @triton.jit
 def _forward(
     x, v0, tau, theta, s, v, h, last, kept, T, D: tl.constexpr, TAU: tl.constexpr, INVERSE: tl.constexpr,
@@ -128,6 +129,7 @@ def _forward(
     tl.store(last + b * D + d, now, mask=inside)
 
 
+@quick
 @triton.jit
 def _backward(
     x, tau, theta, kept, g_s, g_v, g_h, g_last, g_x, g_v0, g_tau, g_theta, T, D: tl.constexpr, TAU: tl.constexpr,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import OPTIONS, before, place, within
+from rheobase.spiking.ops.rows import OPTIONS, before, place, quick, within
 from rheobase.spiking.ops.rows import load as _load
 from rheobase.spiking.ops.rows import store as _store
 from rheobase.spiking.ops.wkv.reference import FIRST, WKVState
@@ -72,6 +72,7 @@ def _inputs(k, v, gate, first, T, inside, D: tl.constexpr, GATED: tl.constexpr, 
     return k_S, v_S, _load(gate, D, first, T, STEPS, inside & GATED, WHOLE)
 
 
+@quick
 @triton.jit
 def _forward(
     time_decay, time_first, k, v, gate, state, y, last, kept, T,
@@ -106,6 +107,7 @@ def _forward(
     _store(last + b * 3 * D + d, D, (p, q, o), inside)
 
 
+@quick
 @triton.jit
 def _backward(
     time_decay, time_first, k, v, gate, state, last, kept, g_y, g_last, g_decay, g_first, g_k, g_v, g_gate, g_state, T,
