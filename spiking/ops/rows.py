@@ -29,7 +29,7 @@ _skip_where_told(libtriton.passes.ttgpuir)
 def one_layout():
     """Within, this thread compiles without Triton's pass that chooses which thread reads what of memory. Where a
     program is a warp with a unit a thread there is one way, and the pass takes time by the cube of a stretch's steps:
-    half a minute and more for a kernel that is compiled in two seconds without it."""
+    of the nine seconds for LIF's backward pass, eight."""
     _thread.one_layout = True
     try:
         yield
