@@ -117,7 +117,7 @@ class Stream:
                     held[name][:] = array[0]
 
     def __reduce__(self):  # instructions hold addresses, which are those of one process
-        return _again, (self.graph, self._tables, self._dense, self.state, self.rows)
+        return _again, (type(self), self.graph, self._tables, self._dense, self.state, self.rows)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -226,9 +226,11 @@ class Stream:
         raise UnsupportedError(node.name, "an op that Stream has an instruction for", type(op).__name__, remedy)
 
 
-def _again(graph: EventGraph, tables: bool, dense: bool, state: Mapping, rows: Mapping[str, int]) -> Stream:
+def _again(
+    kind: type[Stream], graph: EventGraph, tables: bool, dense: bool, state: Mapping, rows: Mapping[str, int]
+) -> Stream:
     """A copy of a stream, in this process or another."""
-    stream = Stream(graph, tables=tables, dense=dense)
+    stream = kind(graph, tables=tables, dense=dense)
     stream.state = state
     for name, instruction in zip(stream._nodes, stream._instructions, strict=True):
         instruction.rows = rows.get(name, 0)

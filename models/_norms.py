@@ -81,8 +81,8 @@ class StaticNorm(nn.LayerNorm):
     def _blend(self, x: Tensor) -> Tensor:
         if self.gone:
             return self.scale() * x + self.offset()
-        mean, deviation = (s.clone() if self.training else s for s in (self.mean, self.deviation))  # `_watch` writes
-        static = (x - mean) / deviation * self.weight + self.bias
+        deviation = self.deviation.clone() if self.training else self.deviation  # which `_watch` writes over
+        static = (x - self.mean) / deviation * self.weight + self.bias
         return (1 - self.removed) * super().forward(x) + self.removed * static
 
     def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

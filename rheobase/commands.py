@@ -349,7 +349,7 @@ def bench(args) -> Answer:
     setting = Setting(args.device, args.rounds, args.compile, args.small)
     bar = tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False)
     with bar, loop.threads(args.threads):
-        record = time_parts(args.parts, setting, bar.set_description_str, trained)
+        record = time_parts(args.parts, setting, bar.set_description_str, trained, args.debug)
     if not args.out:
         return Answer(record, show(record), ok=not record["failed"])
     with new_folder(args.out) as folder:

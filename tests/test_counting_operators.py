@@ -204,6 +204,11 @@ BY_HAND = {
         X.view(1, 1, 4, 5),
         {"macs": 2 * (1 + 2 + 3 + 3) * (3 + 3 + 3 + 2)},
     ),
+    "convolution, padded twice before": (
+        nn.Sequential(nn.ZeroPad2d(1), nn.ZeroPad2d(1), nn.Conv2d(1, 2, 3, bias=False)),
+        X.view(1, 1, 4, 5),
+        {"macs": 2 * (1 + 2 + 3 + 3 + 2 + 1) * (1 + 2 + 3 + 3 + 3 + 2 + 1)},
+    ),
     "largest of two": (lambda x: torch.max(x, -x), X, {"comparisons": 20}),
     "strided, grouped": (nn.Conv1d(4, 4, 2, stride=2, groups=2, bias=False), X[None], {"macs": 2 * 2 * 2 * 2 * 4 // 2}),
     "transposed": (nn.ConvTranspose1d(4, 6, 2, stride=2, groups=2, bias=False), X[None], {"macs": 20 * 3 * 2}),
@@ -353,6 +358,16 @@ def test_values_that_are_none_of_the_kind(kind, wanted):
     with pytest.raises(ShapeError, match=f"count: expected {kind} values, .*{wanted} others"):
         count(nn.Linear(5, 3), x, kind=kind)
     assert count(nn.Linear(5, 3), x.sign() * (kind == TERNARY or x > 0), kind=kind).acs == (9 if kind == TERNARY else 6)
+
+
+@pytest.mark.parametrize("pack", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_kinds_of_sparse_values(pack):
+    x = torch.eye(5)
+    assert count(nn.Linear(5, 3), pack(x), kind=DENSE).dense_macs
+    assert count(nn.Linear(5, 3), pack(2 * x), kind=BINARY).acs
+    with pytest.raises(ShapeError, match="count: expected BINARY values"):
+        count(nn.Linear(5, 3), pack(torch.diag(torch.arange(5.0))), kind=BINARY)
 
 
 def test_a_kind_that_is_none():

@@ -325,6 +325,13 @@ def test_the_operators_keep_torchs_rules():
     torch.library.opcheck(native.egru_weight_gradient.operator, (y.flatten(0, 1), gates.flatten(0, 1)))
 
 
+def test_what_is_added_may_be_of_another_type():
+    tensors = from_product(case((2, 3, 4))[0])
+    tensors[0] = tensors[0].float()
+    run, _ = egru(*tensors[:6], EGRUState(*tensors[6:]), surrogate=Triangle())
+    assert run.y.dtype == torch.float64
+
+
 def test_a_state_of_another_type_is_named():
     layer = EGRU(3, 4).double()
     with pytest.raises(

@@ -79,7 +79,7 @@ def test_steps_that_are_no_whole_microseconds_are_recorded(tmp_path, egru):
     ).ok
 
 
-@pytest.mark.parametrize("dt_s", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("dt_s", [0.0, -1.0, float("nan"), float("inf"), 4294.967295999])
 def test_steps_of_no_time_are_refused(tmp_path, egru, dt_s):
     with pytest.raises(LossyExportError, match="events: expected steps of 1 us to an hour"):
         export(egru, "events", tmp_path / "x", calibration=TOKENS, dt_s=dt_s)

@@ -433,5 +433,6 @@ def test_a_state_of_another_size_is_refused():
 @pytest.mark.parametrize(("on", "options"), [("event", "no options"), ("torch", "device"), ("integer", "no options")])
 def test_an_option_that_a_simulator_lacks(on, options):
     graph = EGRULM(EGRULMConfig(embedding=4, layers=(4,))).lower()
-    with pytest.raises(ConfigError, match=f"simulate: expected on='{on}' with {options}, got devise"):
+    remedy = "did you mean 'device'" if on == "torch" else "leave it out"
+    with pytest.raises(ConfigError, match=f"simulate: expected on='{on}' with {options}, got devise; {remedy}"):
         simulate(graph, torch.zeros(1, 2, dtype=torch.int64), on=on, devise="cpu")

@@ -165,7 +165,6 @@ def test_a_static_norm_runs_in_inference_mode():
         assert there.gone and not torch.equal(there(x.double()), plain)
 
 
-@torch.no_grad()
 def test_a_static_norm_learns_nothing_from_no_tokens():
     model = small(**FED, norm="static").train()
     tokens = tokens_for(model, steps=5)
@@ -185,6 +184,7 @@ def test_a_static_norm_is_called_twice_before_a_backward_pass():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@torch.no_grad()
 def test_a_static_norm_watches_the_new_tokens_and_not_the_one_carried():
     torch.manual_seed(0)
     last, (shifting, plain) = torch.full((4, 6), 1e6).double(), (StaticNorm(6).double() for _ in range(2))

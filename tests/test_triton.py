@@ -45,6 +45,8 @@ def test_a_pass_that_is_left_out_changes_nothing(op, tmp_path, monkeypatch):
     from rheobase.spiking.ops import rows
 
     kernels = importlib.import_module(f"rheobase.spiking.ops.{op}.triton")
+    passes = triton._C.libtriton.passes.ttgpuir
+    add = passes.add_coalesce
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
     types = {"T": "i32", "kept": "*fp32"}
@@ -55,6 +57,9 @@ def test_a_pass_that_is_left_out_changes_nothing(op, tmp_path, monkeypatch):
         constants |= {"SECOND": 0.0, "THROUGH": True, "LEARNS": True}
     else:
         constants |= {"FIRST": -1e38, "GATED": True}
+    passed = []
+    monkeypatch.setattr(passes, "add_coalesce", lambda manager: passed.append(1) or add(manager))
+    rows._skip_where_told(passes)
     for kernel in (kernels._forward, kernels._backward):
         own = {name: value for name, value in constants.items() if name in kernel.arg_names}
         codes = []
@@ -64,6 +69,7 @@ def test_a_pass_that_is_left_out_changes_nothing(op, tmp_path, monkeypatch):
             codes.append([line for line in ptx.splitlines() if not line.lstrip().startswith((".file", ".loc"))])
         assert codes[0] == codes[1] and len(codes[0]) > 100
         assert "_do_compile" in vars(kernel), "its launches compile so too"
+    assert len(passed) == 2, "once for each kernel"
 
 
 def test_the_pass_is_left_out_for_the_time_of_a_compilation():

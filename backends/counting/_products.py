@@ -117,10 +117,7 @@ def convolution(mode, args, outputs):
             kernels = kernels.sum(1, keepdim=True) if transposed else kernels.unflatten(0, (groups, -1)).sum(1)
             return round(aten.convolution(elements.double(), kernels, None, *geometry).sum().item())
 
-        whole = [torch.ones_like(x), torch.ones_like(weight)]
-        if x in mode.padded:
-            inner, pads = mode.padded[x]
-            whole[0] = aten.constant_pad_nd(x.new_ones(inner), pads)
+        whole = [mode.padded[x] if x in mode.padded else torch.ones_like(x), torch.ones_like(weight)]
         dense = reached(*whole)
         met = [t != 0 if of_t in EVENT_KINDS else ones for t, of_t, ones in zip((x, weight), kinds, whole, strict=True)]
         done = reached(*met) if set(kinds) & set(EVENT_KINDS) else dense

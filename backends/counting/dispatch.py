@@ -239,9 +239,13 @@ class CountingMode(TorchDispatchMode):
         return ARRIVALS if of_x in EVENT_KINDS else DENSE
 
 
-def _require(kind: str, values: Tensor) -> None:
+def _require(kind: str, x: Tensor) -> None:
     """Refuse values that are no events of the kind; a factor that all share is folded into the weights that read it."""
-    sent = values[values != 0] if kind in (BINARY, TERNARY) else values.new_empty(0)
+    if kind not in (BINARY, TERNARY) or x.is_meta:
+        return
+    values = x.coalesce() if x.layout == torch.sparse_coo else x
+    values = values if values.layout == torch.strided else values.values()
+    sent = values[values != 0]
     sizes = sent.abs() if kind == TERNARY and sent.dtype != torch.bool else sent
     if (sizes != sizes[:1]).any():
         expected = f"{kind} values, 0 and one number" + (" and its opposite" if kind == TERNARY else "")
@@ -266,6 +270,8 @@ def count(
     raises   UnsupportedError: an operator without a rule, where strict, a module of torch.jit, or no module
              ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor, or values that are none
              of the kind
+
+    Padding that a convolution adds, or a layer of zeros right before it, is no operand.
 
     Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
     state of neurons written by hand, and what is done on int64 and bool alone, but for matrix products and

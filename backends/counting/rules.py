@@ -28,7 +28,9 @@ def _scatter(mode, args, outputs, reduce=None):
 def _pad(mode, args, outputs):
     if len(args) > 2 and args[2] != 0:
         return DENSE
-    mode.padded[outputs[0]] = args[0].shape, args[1]
+    with mode.paused():
+        inner = mode.padded[args[0]] if args[0] in mode.padded else torch.ones_like(args[0])
+        mode.padded[outputs[0]] = aten.constant_pad_nd(inner, args[1])
     return mode.kinds.get(args[0], DENSE)
 
 

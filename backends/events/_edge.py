@@ -30,9 +30,10 @@ def from_edge(sent: Events, sensor: tuple[int, int] | None = None, dt_s: float |
         raise ConfigError("sensor", f"room for {sent.n_units:,} units", got, "give a larger --sensor WxH")
     dt_s = sent.dt_s if dt_s is None else dt_s
     step_us = STEP_US if dt_s is None else dt_s * 1e6
-    if not 1 - 1e-9 <= step_us < 2**32:
+    whole_us = round(step_us) if math.isfinite(step_us) else 0
+    step_us = float(whole_us) if abs(step_us - whole_us) < 1e-9 * step_us else step_us
+    if not 1 <= step_us < 2**32:
         raise LossyExportError("events", "steps of 1 us to an hour", f"{step_us:g} us", "give another --dt")
-    step_us = float(round(step_us)) if abs(step_us - round(step_us)) < 1e-9 * step_us else step_us
     values = np.unique(sent.value).tolist()
     lost = []
     if not set(values) <= {-1, 1}:

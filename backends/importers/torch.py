@@ -27,7 +27,13 @@ NEURONS = {"snntorch": "", "norse.torch": "Cell"}
 
 
 def import_named(source: str, **options) -> EventGraph:
-    """The graph of `module.py:name`: a module, or a function of no arguments that makes one. The file is run."""
+    """The graph of `module.py:name`: a module, or a function of no arguments that makes one. The file is run; what it
+    prints goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return import_module(_named(source), source, **options)
+
+
+def _named(source: str) -> nn.Module:
     path, _, name = source.rpartition(":")
     if not Path(path).is_file():
         raise FormatError(path, "a Python file", "none", "check the path")
@@ -37,8 +43,7 @@ def import_named(source: str, **options) -> EventGraph:
     sys.path.insert(0, folder)  # as Python does for a script: it may import what lies beside it
     sys.modules.setdefault(spec.name, module)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is the command's
-            spec.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except ImportError as error:
         raise ConfigError(path, "imports that are there", str(error), "install what it needs") from None
     finally:
@@ -47,12 +52,10 @@ def import_named(source: str, **options) -> EventGraph:
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(source, "a name in that file", repr(name), registry.nearest(name, public))
     net = getattr(module, name)
-    if not isinstance(net, nn.Module) and callable(net):
-        with contextlib.redirect_stdout(sys.stderr):
-            net = net()
+    net = net if isinstance(net, nn.Module) or not callable(net) else net()
     if not isinstance(net, nn.Module):
         raise ConfigError(source, "a torch module", type(net).__name__, "name the network, or what makes it")
-    return import_module(net, source, **options)
+    return net
 
 
 def import_module(
@@ -73,6 +76,8 @@ def import_module(
             got = f"rheobase's {type(cell).__name__}{place}"
             remedy = "a model's own lower() is its graph; else build it of rheobase.spiking.graph's nodes and edges"
             raise UnsupportedError(where, "neurons of snnTorch or Norse", got, remedy)
+    for name, parameter in net.named_parameters():
+        array_of(parameter.flatten()[:0], f"{where}: {name}")  # is there such a type
     nir, nirtorch = load_nir(), load("nirtorch", "nirtorch>=2.6")
     neurons = {kind: _neuron_map(library) for library in NEURONS for kind in _kinds(library)}
     layers = {nn.Conv2d: _conv2d, nn.Flatten: _flatten, nn.Dropout: _nothing, nn.Identity: _nothing}
@@ -126,22 +131,22 @@ def _recurrent(neuron):
 
     layer = neuron.recurrent
     if isinstance(layer, nn.Linear):
-        weight = array_of(layer.weight)
-        return nir.Linear(weight) if layer.bias is None else nir.Affine(weight, array_of(layer.bias))
+        weight = layer.weight.detach().numpy()
+        return nir.Linear(weight) if layer.bias is None else nir.Affine(weight, layer.bias.detach().numpy())
     v = getattr(layer, "V", None)
     if v is None or v.ndim != 1:
         name = type(neuron).__name__
         raise UnsupportedError(name, "a linear recurrent layer, or one weight a unit", str(layer), "give it so")
-    return nir.Linear(np.diag(array_of(v)))
+    return nir.Linear(np.diag(v.detach().numpy()))
 
 
 def _conv2d(module):
     import nir
 
-    weight = array_of(module.weight)
+    weight = module.weight.detach().numpy()
     if module.padding_mode != "zeros":
         raise UnsupportedError("Conv2d", "padding with zeros", module.padding_mode, "set padding_mode")
-    bias = np.zeros(len(weight), weight.dtype) if module.bias is None else array_of(module.bias)
+    bias = np.zeros(len(weight), weight.dtype) if module.bias is None else module.bias.detach().numpy()
     return nir.Conv2d(None, weight, module.stride, module.padding, module.dilation, module.groups, bias)
 
 

@@ -143,11 +143,14 @@ def _time(run: Callable[[], object], device: str) -> float:
     return clock() - began
 
 
-def time_parts(names: list[str], setting: Setting, say: Callable[[str], None] = lambda _: None, trained=None) -> dict:
+def time_parts(
+    names: list[str], setting: Setting, say: Callable[[str], None] = lambda _: None, trained=None, stop: bool = False
+) -> dict:
     """Measure some parts, all if none is named -> a record for JSON, with the machine it ran on. A part whose own way
     raises is named in "failed", and the others are measured.
 
     trained  (an EGRU language model, tokens [1, T]): the part decode runs it, and not one of random weights
+    stop     raise what a part raises
     raises   ConfigError: no such part or device, or a trained model without the part decode
     """
     from rheobase.bench import decode
@@ -168,7 +171,10 @@ def time_parts(names: list[str], setting: Setting, say: Callable[[str], None] = 
         for case in known[name](setting):
             records.append(measure(case, setting, say))
 
-    _, failed = tried({name: partial(timed, name) for name in names})
+    ways = {name: partial(timed, name) for name in names}
+    failed = {} if stop else tried(ways)[1]
+    for way in ways.values() if stop else ():
+        way()
     machine = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
     where = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
     return {**where, "device": setting.device, "cases": records, "failed": failed}

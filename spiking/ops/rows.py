@@ -18,11 +18,12 @@ _thread = threading.local()
 
 
 def _skip_where_told(passes) -> None:
-    add = passes.add_coalesce
-    passes.add_coalesce = lambda manager: None if getattr(_thread, "one_layout", False) else add(manager)
+    """Of a Triton that names its passes otherwise, nothing is skipped: the code is the same, and takes longer."""
+    if add := getattr(passes, "add_coalesce", None):
+        passes.add_coalesce = lambda manager: None if getattr(_thread, "one_layout", False) else add(manager)
 
 
-_skip_where_told(libtriton.passes.ttgpuir)
+_skip_where_told(getattr(libtriton.passes, "ttgpuir", None))
 
 
 @contextlib.contextmanager
@@ -30,11 +31,11 @@ def one_layout():
     """Within, this thread compiles without Triton's pass that chooses which thread reads what of memory. Where a
     program is a warp with a unit a thread there is one way, and the pass takes time by the cube of a stretch's steps:
     of the nine seconds for LIF's backward pass, eight."""
-    _thread.one_layout = True
+    before, _thread.one_layout = getattr(_thread, "one_layout", False), True
     try:
         yield
     finally:
-        _thread.one_layout = False
+        _thread.one_layout = before
 
 
 def quick(kernel):

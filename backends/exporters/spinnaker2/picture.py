@@ -27,7 +27,7 @@ def draw(view: Overview, path: str | Path) -> None:
     if planned:
         _energy(axes[-1], view)
     with open_atomic(path) as file:
-        figure.savefig(file, dpi=130)
+        figure.savefig(file, dpi=130, format="png")
 
 
 def _chip(axis, view: Overview, chip: tuple[int, int]) -> None:

@@ -88,8 +88,9 @@ def egru(
     given = [t for t in (*tensors[:-1], *state) if t is not None]
     form = takes("egru", kernels, given, _obstacles(surrogate, given))
     if form == "reference":
-        types = {t.dtype for t in (*tensors[:-2], state.y) if t is not None}
-        if len(types) > 1 and not _autocast(x):
+        multiplied = (*tensors[kernel is None : -2], state.y)
+        types = {t.dtype for t in multiplied if t is not None}
+        if len(types) > 1 and x.device.type in BY_DEVICE and not _autocast(x):
             got = ", ".join(sorted(map(str, types)))
             raise ShapeError("egru", "x, weights and events of one type, or autocast", got, "convert them to x's")
         settings = {"zoneout": zoneout, "training": training, "zoneout_mask": zoneout_mask}
