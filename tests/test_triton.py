@@ -22,12 +22,24 @@ def test_there_are_laws():
     assert {"triton_egru", "triton_lif", "triton_wkv"} <= {law.stem for law in LAWS}
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)
-def test_in_the_interpreter(law):
+@pytest.fixture(scope="module")
+def interpreted():
+    """Law -> its tests' process; all run side by side."""
     env = {k: v for k, v in os.environ.items() if k != "RHEOBASE_KERNELS"} | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(law)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for law in LAWS:
+            running[law] = stack.enter_context(subprocess.Popen([*command, str(law)], env=env, **pipes))
+            stack.callback(running[law].kill)
+        yield running
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)
+def test_in_the_interpreter(law, interpreted):
+    said, _ = interpreted[law].communicate()
+    assert interpreted[law].returncode == 0, said
 
 
 def compile_for(kernel, capability: int, types: dict[str, str], constants: dict, **options):

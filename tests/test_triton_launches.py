@@ -12,6 +12,7 @@ from rheobase.spiking.ops import WKVState
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device launches them itself")
+F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
 
 
 class Launcher:
@@ -68,8 +69,7 @@ def backward(outputs) -> None:
     sum(part.float().sum() for part in outputs if part is not None).backward()
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize(("steps", "learns"), [(1, False), (64, False), (39, True)])
+@pytest.mark.parametrize(("kind", "steps", "learns"), [(F32, 1, False), (BF16, 64, False), (F64, 39, True)], ids=str)
 def test_lif(kind, steps, learns):
     from rheobase.spiking.ops.lif import triton as lif
 
@@ -82,8 +82,7 @@ def test_lif(kind, steps, learns):
     assert Launcher.launched == ["_forward", "_backward"]
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize(("steps", "more"), [(1, False), (64, False), (39, True)])
+@pytest.mark.parametrize(("kind", "steps", "more"), [(F32, 1, False), (BF16, 64, False), (F64, 39, True)], ids=str)
 def test_wkv(kind, steps, more):
     from rheobase.spiking.ops.wkv import triton as wkv
 
@@ -96,8 +95,11 @@ def test_wkv(kind, steps, more):
     assert Launcher.launched == ["_forward", "_backward"]
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize(("steps", "zoneout", "training"), [(1, 0.0, False), (3, 0.3, False), (3, 0.3, True)])
+@pytest.mark.parametrize(
+    ("kind", "steps", "zoneout", "training"),
+    [(F32, 1, 0.0, False), (BF16, 3, 0.3, False), (F64, 3, 0.3, True)],
+    ids=str,
+)
 def test_egru(kind, steps, zoneout, training):
     """Steps after the first are launched with addresses."""
     from rheobase.spiking.ops.egru import triton as egru
