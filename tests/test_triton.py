@@ -22,9 +22,9 @@ def test_there_are_laws():
     assert {"triton_egru", "triton_lif", "triton_wkv"} <= {law.stem for law in LAWS}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def interpreted():
-    """Law -> its tests' process; all run side by side."""
+    """Law -> its tests' process; all run side by side, and beside the tests before the last of this file."""
     env = {k: v for k, v in os.environ.items() if k != "RHEOBASE_KERNELS"} | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -34,12 +34,6 @@ def interpreted():
             running[law] = stack.enter_context(subprocess.Popen([*command, str(law)], env=env, **pipes))
             stack.callback(running[law].kill)
         yield running
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)
-def test_in_the_interpreter(law, interpreted):
-    said, _ = interpreted[law].communicate()
-    assert interpreted[law].returncode == 0, said
 
 
 def compile_for(kernel, capability: int, types: dict[str, str], constants: dict, **options):
@@ -260,3 +254,9 @@ def test_egru_waits_for_no_gpu(cast, training, monkeypatch):
                 for gradient, tensor in zip(gradients[:9], inputs, strict=False):
                     assert gradient.shape == tensor.shape and gradient.dtype == tensor.dtype and gradient.is_cuda
     assert len(called) == 4 and all(t is None or t.is_cuda for tensors in called[1:] for t in tensors)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)
+def test_in_the_interpreter(law, interpreted):
+    said, _ = interpreted[law].communicate()
+    assert interpreted[law].returncode == 0, said
