@@ -65,7 +65,8 @@ class CountingMode(TorchDispatchMode):
         super().__init__()
         self.watches, self.thread = watches, threading.get_ident()
         self.kinds = WeakIdKeyDictionary()
-        self.constants, self.zeros, self.data, self.padded = (WeakIdKeyDictionary() for _ in range(4))
+        self.constants, self.zeros, self.data = (WeakIdKeyDictionary() for _ in range(3))
+        self.padded = WeakIdKeyDictionary()  # a tensor with zeros put around it -> 0 there, 1 elsewhere
         named = ((name, p) for name, p in module.named_parameters() if p.layout == torch.strided and p.numel())
         self.parameters = {p.data_ptr(): name for name, p in named}
         for constant in (*module.parameters(), *(b for b in module.buffers() if b.dim() == 0)):
@@ -239,7 +240,7 @@ class CountingMode(TorchDispatchMode):
         return ARRIVALS if of_x in EVENT_KINDS else DENSE
 
 
-def _require(kind: str, x: Tensor) -> None:
+def _require_kind(kind: str, x: Tensor) -> None:
     """Refuse values that are no events of the kind; a factor that all share is folded into the weights that read it."""
     if kind not in (BINARY, TERNARY) or x.is_meta:
         return
@@ -286,7 +287,7 @@ def count(
         if isinstance(module, torch.jit.ScriptModule):  # in which no neuron says what its tensors are
             where, got = f"count {path}".rstrip(), "one of torch.jit"
             raise UnsupportedError(where, "modules that run in Python", got, "count it as it was before")
-        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # which raises
             where = f"count {path}".rstrip()
             raise UnsupportedError(
                 where, "modules that can be put to eval()", "one of torch.export", "count its source"
@@ -298,7 +299,7 @@ def count(
         raise ShapeError("count tokens", "one tensor", type(tokens).__name__, remedy) from None
     if tokens.is_nested:
         raise ShapeError("count tokens", "one tensor", "a nested one", "pad it, or count its parts and add the tallies")
-    _require(kind, tokens)
+    _require_kind(kind, tokens)
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind

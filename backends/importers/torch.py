@@ -77,7 +77,7 @@ def import_module(
             remedy = "a model's own lower() is its graph; else build it of rheobase.spiking.graph's nodes and edges"
             raise UnsupportedError(where, "neurons of snnTorch or Norse", got, remedy)
     for name, parameter in net.named_parameters():
-        array_of(parameter.flatten()[:0], f"{where}: {name}")  # is there such a type
+        array_of(parameter.new_empty(0), f"{where}: {name}")  # raises where NumPy lacks the type
     nir, nirtorch = load_nir(), load("nirtorch", "nirtorch>=2.6")
     neurons = {kind: _neuron_map(library) for library in NEURONS for kind in _kinds(library)}
     layers = {nn.Conv2d: _conv2d, nn.Flatten: _flatten, nn.Dropout: _nothing, nn.Identity: _nothing}

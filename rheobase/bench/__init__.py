@@ -73,8 +73,12 @@ def tried(ways: Mapping[str, Callable[[], object]]) -> tuple[dict, dict[str, str
         try:
             given[name] = way()
         except Exception as error:
-            absent[name] = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+            absent[name] = _brief(error)
     return given, absent
+
+
+def _brief(error: Exception) -> str:
+    return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 def measure(case: Case, setting: Setting, say: Callable[[str], None] = lambda _: None) -> dict:
@@ -165,16 +169,15 @@ def time_parts(
         raise ConfigError("bench --run", "the part decode", ", ".join(names), "name it too")
     if trained:
         known["decode"] = lambda setting: decode.trained(*trained)
-    records = []
-
-    def timed(name):
-        for case in known[name](setting):
-            records.append(measure(case, setting, say))
-
-    ways = {name: partial(timed, name) for name in names}
-    failed = {} if stop else tried(ways)[1]
-    for way in ways.values() if stop else ():
-        way()
+    records, failed = [], {}
+    for name in names:
+        try:
+            for case in known[name](setting):
+                records.append(measure(case, setting, say))
+        except Exception as error:
+            if stop:
+                raise
+            failed[name] = _brief(error)
     machine = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
     where = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
     return {**where, "device": setting.device, "cases": records, "failed": failed}

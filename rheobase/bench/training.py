@@ -51,7 +51,7 @@ def _case(name: str, sizes: dict, batch: int, length: int, setting: Setting) -> 
     runs, notes, absent = {}, {}, {}
     if cuda and not setting.small:
         del models["reference form, loops"]
-        absent["reference form, loops"] = "over a million launches a step, ten seconds each"
+        absent["reference form, loops"] = "over a million launches a step"
     for way, make in models.items():
         held = torch.cuda.memory_allocated() if cuda else 0
         torch.manual_seed(0)

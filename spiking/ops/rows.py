@@ -29,8 +29,8 @@ _skip_where_told(getattr(libtriton.passes, "ttgpuir", None))
 @contextlib.contextmanager
 def one_layout():
     """Within, this thread compiles without Triton's pass that chooses which thread reads what of memory. Where a
-    program is a warp with a unit a thread there is one way, and the pass takes time by the cube of a stretch's steps:
-    of the nine seconds for LIF's backward pass, eight."""
+    program is a warp with a unit a thread there is one way, and the pass takes time by the cube of a stretch's steps,
+    most of a kernel's compilation."""
     before, _thread.one_layout = getattr(_thread, "one_layout", False), True
     try:
         yield

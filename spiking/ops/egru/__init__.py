@@ -88,7 +88,7 @@ def egru(
     given = [t for t in (*tensors[:-1], *state) if t is not None]
     form = takes("egru", kernels, given, _obstacles(surrogate, given))
     if form == "reference":
-        multiplied = (*tensors[kernel is None : -2], state.y)
+        multiplied = (None if kernel is None else x, kernel, recurrent_kernel, bias, recurrent_bias, state.y)
         types = {t.dtype for t in multiplied if t is not None}
         if len(types) > 1 and x.device.type in BY_DEVICE and not _autocast(x):
             got = ", ".join(sorted(map(str, types)))
