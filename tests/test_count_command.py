@@ -45,7 +45,7 @@ def test_the_table_by_hand():
     assert rows[1] == "a 1,500,000 1,234,567 1 2 3 4 0 5".split() and rows[2] == "b 0 0 0 0 0 0 7 0".split()
     assert rows[3] == "total 1,500,000 1,234,567 1 2 3 4 7 5".split()
     assert ["b", "7", "8", "9", "24"] in rows and ["total", "7", "8", "9", "24"] in rows
-    assert "neuron-steps a token: 10 clock-driven, 2.5 event-driven" in text and "tanh 6, exp 1" in text
+    assert "state values a token: 10 written, 2.5 in steps that an input reached" in text and "tanh 6, exp 1" in text
     assert text.endswith("not counted: aten.odd, aten.odder")
 
 
@@ -117,7 +117,7 @@ def test_the_schema_names_every_field_and_refuses_others(small_run, ask):
 def test_both_phases_are_shown_and_strict_refuses_an_unknown_operator(small_run, ask, monkeypatch):
     text = ask("count", small_run.folder, "--tokens", 20, "--prefill", 15, "--strict")
     assert text.startswith("prefill: 15 tokens\n") and "\ndecode: 5 tokens\n" in text
-    assert text.count("\ntotal ") == 4 and text.count("clock-driven") == 2 and max(map(len, text.splitlines())) <= 120
+    assert text.count("\ntotal ") == 4 and text.count("state values") == 2 and max(map(len, text.splitlines())) <= 120
     from rheobase.backends.counting import dispatch
 
     monkeypatch.setattr(dispatch, "RULES", {})

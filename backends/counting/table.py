@@ -32,12 +32,12 @@ TRAFFIC: Kinds = {**BYTES, "all bytes": lambda c: sum(read(c) for read in BYTES.
 
 
 def show(tally: Tally) -> str:
-    """Operations a token by operator, then bytes, neuron-steps and what was not counted; at most 120 columns wide."""
+    """Operations a token by operator, then bytes, values of state, what was not counted; at most 120 columns wide."""
     per = max(tally.tokens, 1)
     total = tally.total
     lines = [*_columns("operations a token", OPERATIONS, tally), "", *_columns("bytes a token", TRAFFIC, tally), ""]
-    clock, driven = figure(total.state_updates / per), figure(total.event_updates / per)
-    lines.append(f"neuron-steps a token: {clock} clock-driven, {driven} event-driven")
+    written, reached = figure(total.state_updates / per), figure(total.event_updates / per)
+    lines.append(f"state values a token: {written} written, {reached} in steps that an input reached")
     if total.transcendentals:
         kinds = ", ".join(f"{kind} {figure(n / per)}" for kind, n in total.transcendentals.items() if n)
         lines += textwrap.wrap(f"transcendentals a token: {kinds}", WIDTH, subsequent_indent="  ")
