@@ -28,8 +28,9 @@ def parser() -> argparse.ArgumentParser:
     def arg(*names, **options):
         return names, options
 
-    run = arg("run", metavar="RUN", help="a run folder, the --out of a training, or a shipped model")
-    either = arg("run", metavar="RUN", help="a run folder, or a graph stored by import")
+    run = arg("run", metavar="RUN", help="a run folder, the --out of a training")
+    shipped = arg("run", metavar="RUN", help="a run folder, or a shipped model")
+    either = arg("run", metavar="RUN", help="a run folder, a shipped model, or a graph stored by import")
     fed = arg("--input", metavar="NPY", help="what a stored graph is fed, [B, T, ...]; noise if not given")
     tokens = arg("--tokens", type=_positive, default=1000, help="tokens of the test part (default 1000)")
     sensor = arg("--sensor", type=_sensor, metavar="WxH", help="of an event file: width and height in pixels")
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         "sweep",
         "train every run that a sweep asks for, and set quality beside operations",
         arg("sweep", metavar="SWEEP", help="a TOML file: docs/sweeps.md"),
-        out,
+        arg("--out", required=True, help="folder of the sweep; new or empty unless --resume"),
         arg("--jobs", type=_positive, default=1, help="runs at once, of one thread each (default 1)"),
         arg("--resume", action="store_true", help="go on with the sweep in --out; finished runs are kept"),
         arg("--test", action="store_true", help="judge the runs on the test part too"),
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     command(
         "eval",
         "bits and perplexity on the test part, or how many of its sentences or recordings are classified rightly",
-        run,
+        arg("run", metavar="RUN", help="a run folder, or with --text a shipped model"),
         arg("--text", metavar="FILE", help="a text of yours to predict, in place of the test part"),
         arg(
             "--beside",
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     command(
         "sample",
         "text from a trained model",
-        run,
+        shipped,
         arg("--prompt", default="The ", help="text to go on from"),
         arg("--length", type=_positive, default=300, help="tokens to write (default 300)"),
         arg("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)"),
@@ -95,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         arg("--typical", type=float, default=1.0, help="from the most typical of this mass; 1 is off (default)"),
         arg("--repetition-penalty", type=float, default=1.0, help="above 1 repeats less; 1 is off (default)"),
         arg("--trials", type=_positive, default=1, help="texts to write, with seeds SEED, SEED + 1, ... (default 1)"),
-        arg("--seed", type=int, default=0),
+        arg("--seed", type=int, default=0, help="of the first text (default 0)"),
     )
     command(
         "count",
@@ -143,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command(
         "convert",
-        "an event file in another format, by the files' suffixes: aedat4 bin bs2 dat es h5 nirdata npy raw",
+        "an event file in another format, by suffix: aedat4 bin bs2 dat es h5 raw; nirdata and npy are only read",
         arg("source", metavar="IN", help="an event file"),
         arg("out", metavar="OUT", help="the event file to write; OUT.json beside it says what was lost"),
         sensor,
@@ -181,12 +182,12 @@ def parser() -> argparse.ArgumentParser:
         "verify",
         "check an exported directory and replay its trace",
         arg("path", metavar="DIR"),
-        arg("--emulate", choices=["qemu", "qemu-together"], help="run the firmware in QEMU too, or a process a PE"),
+        arg("--emulate", choices=["qemu", "qemu-together"], help="the firmware in QEMU too, PE by PE or all at once"),
         arg("--against", metavar="TRACE", help="an HDF5 trace of a run elsewhere: name the first integer that differs"),
     )
     command(
         "inspect",
-        "what a run, a trace or an exported directory holds",
+        "what a run, a graph, a trace, a folder of tokens, a .pth or an exported directory holds",
         arg("path", metavar="PATH"),
         arg("--out", metavar="PNG", help="draw an exported directory: its map, and energy against activity"),
         arg("--target", metavar="TOML", help="estimate an exported directory with what targets calibrate wrote"),
@@ -222,18 +223,18 @@ def parser() -> argparse.ArgumentParser:
     command(
         "card",
         "a model card, and with --out the folder to share: for the Hugging Face hub, or as a RUN elsewhere",
-        run,
+        shipped,
         arg("--out", metavar="DIR", help="folder to make, with model, configuration, metrics and card"),
         arg("--license", default="unknown", dest="licence", help="of the weights, such as cc-by-sa-3.0"),
         arg("--note", action="append", default=[], help="a line on the training, such as the machine; may be repeated"),
         arg("--text", help="what the training text is called (default data.text)"),
         arg("--target", default="horowitz-45nm", help="whose bill it shows (default horowitz-45nm)"),
     )
-    command("cite", "the papers a run stands on, in BibTeX", run)
+    command("cite", "the papers a run stands on, in BibTeX", shipped)
     command(
         "bench",
         "time the kernels, training and generation beside named baselines",
-        arg("parts", nargs="*", metavar="PART", help="lif, wkv, egru, training, decode (a CPU's); default all"),
+        arg("parts", nargs="*", metavar="PART", help="lif, wkv, egru, training, simulate, decode (CPU); default all"),
         arg("--device", default="cpu", choices=["cpu", "cuda"], help="where (default cpu)"),
         arg("--rounds", type=_positive, default=9, help="rounds, of which medians are shown (default 9)"),
         arg("--threads", type=_positive, default=1, help="CPU threads (default 1)"),

@@ -247,7 +247,7 @@ def import_(args) -> Answer:
 def verify(args) -> Answer:
     report = verify_artifact(args.path, **({"emulation": args.emulate} if args.emulate else {}))
     text = "\n".join(
-        [f"verified: {report.compared:,} integers compared, {report.mismatches:,} mismatches", *report.notes]
+        [f"verified: {report.compared:,} numbers compared, {report.mismatches:,} mismatches", *report.notes]
     )
     if not report.ok:
         raise RheobaseError(args.path, "a whole artefact that replays its trace", report.problem, "export it anew")

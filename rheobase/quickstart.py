@@ -217,9 +217,9 @@ def make_report(path: Path, runs: list[Run], image: str | Path | None, *, comman
     first = runs[0]
     for run in runs[1:]:
         if run.metrics().get("text_sha256") != first.metrics().get("text_sha256"):
-            raise FormatError(run.folder, "a run on the same text", "another text", "overview runs of one text")
+            raise FormatError(run.folder, "a run on the same text", "another text", "compare runs of one text")
         if run.tokenizer().digest != first.tokenizer().digest:
-            raise FormatError(run.folder, f"the tokens of {first.folder}", "others", "overview runs of one tokenizer")
+            raise FormatError(run.folder, f"the tokens of {first.folder}", "others", "compare runs of one tokenizer")
     if image and open_artifact(image).manifest["graph"] != first.model().lower().hash():
         raise FormatError(image, f"an export of {first.folder}", "of another model", "export this run")
     models = []

@@ -96,7 +96,7 @@ def test_a_dense_replay_on_a_device_of_this_machine(small_run, ask):
 
 def test_export_verify_inspect(small_run, tmp_path, ask):
     assert "at most" in ask("export", small_run.folder, "--to", "spinnaker2", "--out", tmp_path / "image")
-    assert re.match(r"verified: [\d,]+ integers compared, 0 mismatches\n", ask("verify", tmp_path / "image"))
+    assert re.match(r"verified: [\d,]+ numbers compared, 0 mismatches\n", ask("verify", tmp_path / "image"))
     text = ask("inspect", tmp_path / "image")
     assert text.startswith("s2lm/1") and "pe/000.bin" in text and "not claimed" in text
     assert "differ" in ask("diff", tmp_path / "image", tmp_path / "image")

@@ -43,7 +43,7 @@ def export(
                  FormatError: times or units that the format does not hold
     """
     if calibration is None or np.size(calibration) == 0:
-        raise ConfigError("events export", "calibration [B, T, ..]", "none", "pass calibration=")
+        raise ConfigError("events export", "calibration [B, T, ..]", "none", "pass calibration=, or --input")
     edge_writer(f"events.{format}")
     given = np.asarray(calibration)[:1]
     sent = simulate(graph, given).events

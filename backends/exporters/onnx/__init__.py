@@ -41,7 +41,7 @@ def export(
         if not np.isfinite(array).all():
             raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
     if calibration is None or np.size(calibration) == 0:
-        raise ConfigError("onnx export", "calibration tokens [B, T]", "none", "pass calibration=")
+        raise ConfigError("onnx export", "calibration tokens [B, T]", "none", "pass calibration=, or --input")
     calibration = np.asarray(calibration)
     fracs, power, changed = measure(graph, calibration, parts)
     maker = Maker(graph, fracs, power)

@@ -54,7 +54,7 @@ def export(
             raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
     net = network(graph)
     if calibration is None or np.size(calibration) == 0:
-        raise ConfigError("pyspinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
+        raise ConfigError("pyspinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=, or --input")
     steps = np.asarray(calibration)[:1, :STEPS]
     kept = {s.edge.source for s in net.sources} | {f"{p.name}.s" for p in net.populations}
     seen = {name: array[0] for name, array in simulate(graph, steps, record=sorted(kept)).recorded.items()}

@@ -41,7 +41,7 @@ def export(
                  or too many units or synapses;  LossyExportError: such a membrane;  ConfigError: no calibration
     """
     if calibration is None:
-        raise ConfigError("sanafe export", "calibration [B, T, ..]", "none", "pass calibration=")
+        raise ConfigError("sanafe export", "calibration [B, T, ..]", "none", "pass calibration=, or --input")
     given = np.asarray(calibration)[:1, :STEPS]
     cells, reasons = cells_of(graph)
     if not cells:

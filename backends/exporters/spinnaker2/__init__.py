@@ -50,7 +50,7 @@ def export(
     """
     refuse_other_ops(graph)
     if calibration is None:
-        raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=")
+        raise ConfigError("spinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=, or --input")
     if chips < 1:
         raise ConfigError("spinnaker2 export chips", "at least 1", str(chips), "give one")
     made, (calibration,) = as_tokens(graph, calibration)
