@@ -43,7 +43,7 @@ class _Instruction(ctypes.Structure):
 
 
 class Stream:
-    """Runs one stream of tokens through a graph, float32, float64 or quantised for SpiNNaker 2.
+    """Runs one stream of tokens through a graph in float32 or float64, or through an EGRU quantised for SpiNNaker 2.
 
     graph    what `model.lower()` or `quantise` gives, with one output of size V
     tables   look up what depends on the token alone, at V rows of memory for each such value that is read

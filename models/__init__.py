@@ -50,6 +50,7 @@ __getattr__ = lazy_names(__name__, _HOMES)
 def load_model(path: str | Path, **hub_options) -> "Pretrained":
     """Load whichever model a folder holds, or a name stands for: `path` and `hub_options` as of `model_folder`.
 
+    returns the model, on the CPU and in evaluation mode
     raises  FormatError: no such model there, or its files are damaged
     """
     from rheobase.models._sources import model_folder

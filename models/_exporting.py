@@ -38,6 +38,7 @@ def export_program(model: LanguageModel, steps: int = 1) -> ExportedProgram:
     as many copies of a step. `flat_state` gives the first state. Results are those of the kernels "reference", to the
     bit where torch runs the same operators on both sides.
 
+    returns a torch.export.ExportedProgram;  `program.module()` is called
     raises  ConfigError: steps below 1, or another form of the kernels is wanted by RHEOBASE_KERNELS
     """
     if steps < 1:
@@ -55,6 +56,6 @@ def export_program(model: LanguageModel, steps: int = 1) -> ExportedProgram:
 
 @torch.no_grad()
 def flat_state(model: LanguageModel, batch: int) -> tuple[Tensor, ...]:
-    """The state before the first token, as one tensor a part."""
+    """The state before the first token of `batch` sequences: its tensors, each [batch, ...], layer by layer."""
     empty = torch.zeros(batch, 0, dtype=torch.int64, device=next(model.parameters()).device)
     return tuple(part.clone() for layer in model(empty)[1] for part in layer)  # one tensor given twice is one input

@@ -13,12 +13,12 @@ FILES = ("config.json", "model.safetensors")
 
 
 def shipped_names() -> list[str]:
-    """The trained models that come with the package."""
+    """Names of the trained models that come with the package, sorted."""
     return sorted(p.parent.name for p in SHIPPED.glob("*/config.toml"))
 
 
 def model_folder(name: str | Path, **hub_options) -> Path:
-    """The folder with a model's `config.json` and `model.safetensors`, fetched into the hub's cache if need be.
+    """The path to a model's `config.json` and `model.safetensors`, fetched into the hub's cache if need be.
 
     name         a folder of `save_pretrained`, a run's, the name of a shipped model, or "user/name" on the hub; the
                  first of these that there is

@@ -40,6 +40,7 @@ class ClassifierConfig:
 class Classifier(Pretrained):
     """A sentence's class from a language model that reads it from its first token to its last.
 
+        logits = model(tokens, lengths=None)     tokens [B, T] int64, lengths [B] -> logits [B, C]
         logits = W mean_t h_t + b     t over the sentence's own tokens, h_t [E] what the language model's head reads
 
     With `counted` words and pairs a direct path from words to classes joins the network's: logits + 0.5 score, by
@@ -49,6 +50,9 @@ class Classifier(Pretrained):
     neither its events nor, by the mean's mask, its logits; it is counted in no rate.
 
     Differs: SpikeGPT's own scripts for language understanding have no mask, so that padding takes part.
+
+    raises  ConfigError: a setting out of its range, or no such trunk;  ShapeError, in a call: tokens not [B, T]
+            integers below V, or lengths not [B] from 1 to T
     """
 
     Config = ClassifierConfig

@@ -67,6 +67,9 @@ class EGRUFrames(FrameModel):
 
     Source: Subramoney et al., ICLR 2023, on sequential MNIST: one layer of 590 units that reads a pixel a step. There
     the logits are read at the last step, here as the mean over all.
+
+    raises  ConfigError: settings that are none;  ShapeError, in a call: frames of another shape, or a state of another
+            batch size or model
     """
 
     Config = EGRUFramesConfig

@@ -29,7 +29,7 @@ class EGRULMConfig(RecurrentConfig):
     zoneout: float = 0.0
     """probability that a unit keeps its cell for a step"""
     rate_target: float = 0.1
-    """mean firing of a layer above which `rate_weight` pulls it down, or below which, up"""
+    """the mean firing that `rate_weight` pulls each layer towards"""
     rate_weight: float = 0.0
     """weight of the squared distance of each layer's mean firing from the target"""
 
@@ -51,6 +51,9 @@ class EGRULM(RecurrentLM):
 
     Source: Subramoney et al., ICLR 2023, appendix on language modelling; layers, tied decoder and dropconnect as
     there. The variational dropout's masks are [B, 1, H]; the published code's are [1, T, H], shared over the batch.
+
+    call    logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
+    raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
 
     Config = EGRULMConfig

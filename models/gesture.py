@@ -143,6 +143,9 @@ class Gesture(FrameModel):
     Source: Subramoney et al., ICLR 2023, on DVS gesture: 1.7 s of a recording in 68 frames of 25 ms, the mean over
     polarities divided by 19. There the thresholds start as the logistic function of normal numbers; here they are of
     a Beta distribution (`neurons.egru`). The form with LIF units is not published.
+
+    raises  ConfigError: settings that are none;  ShapeError, in a call: frames of another shape, or a state of another
+            batch size or model
     """
 
     Config = GestureConfig

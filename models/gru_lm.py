@@ -48,6 +48,9 @@ class GRULM(RecurrentLM):
 
     Source: Cho et al., EMNLP 2014 (arXiv 1406.1078), in the form of torch.nn.GRU and cuDNN, whose reset gate
     multiplies the product of the hidden value and not the hidden value.
+
+    call    logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
+    raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
 
     Config = GRULMConfig

@@ -49,6 +49,9 @@ class LSTMLM(RecurrentLM):
     """A language model of stacked LSTM layers.
 
     Source: Hochreiter and Schmidhuber 1997; regularised as in Merity, Keskar, Socher, ICLR 2018.
+
+    call    logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
+    raises  ShapeError: tokens not [B, T] integers below V, or a state of another batch size or model
     """
 
     Config = LSTMLMConfig

@@ -23,6 +23,8 @@ class RWKV4(SpikeGPT):
     logits, state = model(tokens, state=None)     tokens [B, T] int64 -> logits [B, T, V]
 
     Weights start as torch's layers start, embeddings from N(0, 1) behind a LayerNorm.
+
+    raises  as `SpikeGPT`;  ConfigError: another placement than "continuous"
     """
 
     Config = RWKV4Config

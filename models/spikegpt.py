@@ -49,9 +49,10 @@ class SpikeGPTConfig:
     head: str = "dense"
     """"dense": the head reads real values;  "spiking": it reads the spikes of neurons (spike_fed only)"""
     neuron: str = "lif"
-    """SpikeGPT's LIF, or another library's neuron: "norse:LIFBox", "snntorch:Leaky" (`spiking.adapters`)"""
+    """SpikeGPT's LIF, another library's neuron, "norse:LIFBox", "snntorch:Leaky" (`spiking.adapters`), or one of
+    your own by the name of its file in `spiking/neurons`"""
     neuron_settings: tuple[str, ...] = ()
-    """settings of another library's neuron, such as "beta=0.5" """
+    """settings of another neuron than "lif", such as "beta=0.5" """
     tau: float = 2.0
     """time constant of each neuron in tokens, at its start where it is learnt; at 1 a neuron remembers nothing"""
     theta: float = 1.0
@@ -117,6 +118,9 @@ class SpikeGPT(LanguageModel):
     Parameter names are the original's. Where it differs: the state, membranes included, is carried, so that a
     sequence may be cut anywhere; the original's step form rescales across the thresholds and so computes another
     function.
+
+    raises  ConfigError: settings that are none, or do not go together;  ShapeError, in a call: tokens not [B, T]
+            integers below V, or a state of another batch size or model
     """
 
     Config = SpikeGPTConfig

@@ -103,7 +103,8 @@ class Bill:
 
 
 def price(tally: Tally, target: Target | str) -> Bill:
-    """The bill of a tally on a target, for all its tokens; on one that skips no zeros its products are all dense.
+    """The bill of a tally on a target, in joules for all its tokens, not for one; on a target that skips no zeros its
+    products are all dense.
 
     raises  ConfigError: no such target;  FormatError: a target with a constant that has no source
     """

@@ -11,8 +11,8 @@ from rheobase.spiking.surrogates import Surrogate, Triangle
 
 
 def restart_cell(state: EGRUState) -> EGRUState:
-    """The state with c set to zero: what the reference does at every cut between segments, in training and in
-    evaluation. A device that streams carries c; the two differ, so loops apply this only where asked to."""
+    """The state, of parts [B, H], with c set to zero: what the reference does at every cut between segments, in
+    training and evaluation. A device that streams carries c; the two differ, so loops apply it only where asked to."""
     return state._replace(c=torch.zeros_like(state.c))
 
 
@@ -28,6 +28,10 @@ class EGRU(Cell):
 
     Parameters: kernel [I, 3H], recurrent_kernel [H, 3H], bias [3H], recurrent_bias [3H], thr [H]; gates z, r, g.
     `project_` clamps thr to [0, 1].
+
+    call     layer(x [B, T, I], state=None) -> (y [B, T, H], state), y being 0 or what a unit sends
+    raises   ConfigError: no Surrogate, thr_mean outside of (0, 1), a probability of 1 or more;
+             ShapeError, in a call: x of another width, or a state of another shape
     """
 
     elementwise = False

@@ -31,7 +31,7 @@ class LIF(Cell):
     """Leaky integrate-and-fire units; equations, peers and source: `rheobase.spiking.ops.lif`.
 
     units         number of units; needed for learnable parameters, else any width is taken
-    tau, theta    time constant in steps, at least 1, and threshold, above 0
+    tau, theta    time constant in steps, at least 1, and threshold, at least 0.001
     v_reset       membrane after a spike; None resets by subtracting theta
     decay_input   whether the input is divided by tau too
     fire          ">=" or ">"
@@ -40,6 +40,9 @@ class LIF(Cell):
     graded        whether a spike carries h, the membrane before the reset: the output is |s| h in place of s
     learn         names among "tau" and "theta" to be learnt, one value a unit; `project_` keeps tau >= 1 and
                   theta >= 0.001
+    call          layer(x [B, T, D], state=None) -> (s [B, T, D], state)
+    raises        ConfigError: tau or theta too small or more than one number, another rule, no Surrogate, or something
+                  to learn without `units`;  ShapeError, in a call: x of another width than `units`
 
     >>> s, state = LIF()(torch.ones(1, 3, 2))
     >>> s.shape
