@@ -54,8 +54,11 @@ class _File:
         return self.constant(f"{name}.scale", np.asarray(2.0 ** -np.asarray(frac, np.float64), np.float32))
 
     def dequantised(self, quantised: str, frac, axis: int = 0) -> str:
-        """DequantizeLinear of an int8 or an int32, whose zero is 0."""
+        """DequantizeLinear of an int8 or an int32, whose zero is 0. (Said of int8 a channel: onnxruntime before 1.28
+        takes one zero for all where none is said, and then refuses the product.)"""
         inputs = [quantised, self.scale(quantised, frac)]
+        if np.ndim(frac) and self.constants[quantised].dtype == np.int8:
+            inputs.append(self.constant(f"{quantised}.zero", np.zeros(np.shape(frac), np.int8)))
         return self.node("DequantizeLinear", inputs, f"{quantised}.float", **({"axis": axis} if np.ndim(frac) else {}))
 
     def rounded(self, value: str, frac: int) -> str:
