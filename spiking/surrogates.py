@@ -80,11 +80,15 @@ class Surrogate:
                 raise ConfigError(where, f"a finite number {least} 0", str(value), "mend it")
 
     def slope(self, u: Tensor) -> Tensor:
-        """The derivative used in the backward pass, of the shape of u."""
+        """The derivative used in the backward pass, of the shape of u or one that broadcasts to it."""
         raise NotImplementedError(f"{type(self).__name__} defines no slope")
 
+    def slopes(self, u: Tensor) -> Tensor:
+        """`slope` as a kernel reads it: a number for each of u, of its type, side by side."""
+        return torch.as_tensor(self.slope(u), dtype=u.dtype, device=u.device).expand(u.shape).contiguous()
+
     def relaxed(self, u: Tensor) -> Tensor:
-        """The smooth stand-in of the step function, built of differentiable torch functions."""
+        """The smooth stand-in of the step function, of the shape of u, built of differentiable torch functions."""
         raise NotImplementedError(f"{type(self).__name__} defines no relaxed form")
 
     def spike(self, u: Tensor, fire: str = ">") -> Tensor:

@@ -367,11 +367,13 @@ def test_a_learnt_lif_takes_one_value_a_unit_into_the_graph():
     assert graph.hash() != small("lif").lower().hash()
     with pytest.raises(GraphError, match="neuron: theta"):
         EventGraph(graph.nodes, graph.edges, {**graph.arrays, "neuron.theta": np.ones(D + 1)}, graph.outputs)
+    x = torch.ones(1, 1, 3)
     for wrong, make in {
         "CubaLIFCell reset": lambda: CubaLIFCell(reset="later"),
         "LIFCell fire": lambda: LIFCell(fire="=>"),
         "LIFCell theta": lambda: TernaryLIFCell(theta=0.0),
         "lif theta": lambda: lif(torch.ones(1, 1, 1), theta=0.0, ternary=True),
+        r"lif tau, theta: expected a number, or shape \(3,\), got \(2,\)": lambda: lif(x, tau=torch.ones(2)),
     }.items():
         with pytest.raises(RheobaseError, match=wrong):
             make()

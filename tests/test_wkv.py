@@ -162,3 +162,6 @@ def test_wrong_sizes_are_refused():
         wkv(w[:-1], u, k, v)
     with pytest.raises(ShapeError, match="start a new state"):
         wkv(w, u, k[:1], v[:1], state)
+    for other in (torch.stack(state), tuple(state)[:2]):
+        with pytest.raises(ShapeError, match="expected p, q and o"):
+            wkv(w, u, k, v, other)

@@ -37,7 +37,8 @@ class LIF(Cell):
     fire          ">=" or ">"
     detach_reset  whether the reset is cut from the gradient
     ternary       whether units fire at -theta too, with a spike of -1
-    graded        whether a spike carries h, the membrane before the reset: the output is |s| h in place of s
+    graded        whether a spike carries h, the membrane before the reset: the output is s h, or s |h| where ternary,
+                  in place of s
     learn         names among "tau" and "theta" to be learnt, one value a unit; `project_` keeps tau >= 1 and
                   theta >= 0.001
     call          layer(x [B, T, D], state=None) -> (s [B, T, D], state)

@@ -167,7 +167,7 @@ class _EGRU(torch.autograd.Function):
         if type(ctx.surrogate) is Triangle:
             slope, triangle = None, (ctx.surrogate.gamma, ctx.surrogate.eps)
         else:
-            slope, triangle = ctx.surrogate.slope(torch.where(o > 0, c, c - thr)).contiguous(), (0.0, 0.0)
+            slope, triangle = ctx.surrogate.slopes(torch.where(o > 0, c, c - thr)), (0.0, 0.0)
         of_a, of_q, of_y, of_c, of_trace, of_thr = egru_backward(
             recurrent, thr, c_0, kept, gates, q_g, y, c, o, slope, *outer, ctx.zoneout, *triangle
         )

@@ -64,8 +64,9 @@ def lif(
     returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset, or
                   the last v_BD); the state to carry is v_BTD[:, -1]. Spikes and h are of x's type, membranes of the
                   widest given, float32 at least
-    raises        ShapeError: x is not [B, T, D], or v is not [B, D];  ConfigError: no such firing rule or
-                  kernels, ternary at theta <= 0;  UnsupportedError: the form named cannot run this call
+    raises        ShapeError: x is not [B, T, D], v is not [B, D], or tau or theta is neither a number nor [D];
+                  ConfigError: no such firing rule or kernels, ternary at a number theta <= 0;
+                  UnsupportedError: the form named cannot run this call
 
     Source: SpikeGPT's LIF is tau=2, theta=1, v_reset=0, decay_input=True, fire=">=", ATan(2); SNN texts write
     beta = 1 - 1/tau. Peers: snnTorch's `Leaky` is decay_input=False, fire=">", tau = 1/(1 - beta), and equals this
@@ -86,6 +87,8 @@ def lif(
     wide = functools.reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
     if v is None:
         v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset, dtype=wide)
+    if wrong := [tuple(p.shape) for p in parameters if p.shape not in ((), (units,))]:
+        raise ShapeError("lif tau, theta", f"a number, or shape ({units},)", f"{wrong[0]}", "give one number a unit")
     if v.shape != (batch, units):
         raise ShapeError("lif", f"v of shape {(batch, units)}", f"{tuple(v.shape)}", "start a new state")
     v = v.to(wide)
@@ -99,7 +102,7 @@ def lif(
         "surrogate": surrogate,
         "ternary": ternary,
     }
-    form = takes("lif", kernels, [x_BTD, v, *parameters], _obstacles(surrogate, parameters, units))
+    form = takes("lif", kernels, [x_BTD, v, *parameters], _obstacles(surrogate))
     if form == "reference":
         s_BTD, v_BTD, h_BTD = reference.lif(x_BTD.to(wide), v, **settings)
         if not whole:
@@ -117,13 +120,11 @@ def lif(
     return run if with_h else run[:2]
 
 
-def _obstacles(surrogate: Surrogate, parameters: list[Tensor], units: int) -> dict[str, tuple[str, str, str] | None]:
+def _obstacles(surrogate: Surrogate) -> dict[str, tuple[str, str, str] | None]:
     """form -> what keeps a call from it, as of `takes`."""
     obstacle = unknown = None
     if type(surrogate).spike is not Surrogate.spike:
         obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
-    elif any(p.shape not in ((), (units,)) for p in parameters):
-        obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
     if type(surrogate) not in IN_TRITON:
         unknown = " or ".join(known.__name__ for known in IN_TRITON), type(surrogate).__name__, OTHER
     return {"native": obstacle, "triton": obstacle or unknown}

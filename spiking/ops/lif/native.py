@@ -113,19 +113,18 @@ class _LIF(torch.autograd.Function):
         g_last = torch.zeros_like(v0)
         if g_v is not None and not ctx.whole:
             g_last, g_v = g_v, None
-        slopes = _slopes(ctx) if type(ctx.surrogate) is not ATan else (None, None)
+        slopes = _slopes(ctx, x, v0, tau, theta) if type(ctx.surrogate) is not ATan else (None, None)
         tensors = [x, v0, kept, tau, theta, *slopes, g_s, g_h, g_v, g_last]
         g_x, g_first, *shared = lif_backward(*tensors, ctx.settings)
         of_parameters = [g.sum(0) for g in shared] or [None, None]
         return g_x, g_first, *of_parameters, *[None] * 5
 
 
-def _slopes(ctx) -> tuple[Tensor, Tensor | None]:
-    """The surrogate's slopes at h - theta and at -h - theta [B, T, D]."""
-    x, v0, tau, theta, _ = ctx.saved_tensors
+def _slopes(ctx, x, v0, tau, theta) -> tuple[Tensor, Tensor | None]:
+    """The surrogate's slopes at h - theta and at -h - theta [B, T, D]. (A checkpoint gives saved tensors once.)"""
     h = lif_forward(x, v0, tau, theta, ctx.settings, False, True, False)[2]
     sides = [h - theta, -h - theta] if ctx.settings[TERNARY] else [h - theta]
-    slopes = [ctx.surrogate.slope(side).contiguous() for side in sides]
+    slopes = [ctx.surrogate.slopes(side) for side in sides]
     return tuple(slopes) if ctx.settings[TERNARY] else (*slopes, None)
 
 

@@ -32,5 +32,5 @@ def lif(x_BTD: Tensor, v: Tensor, **settings) -> tuple[Tensor, Tensor, Tensor]:
         steps.append(lif_step(x_BD, v, **settings))
         v = steps[-1][1]
     if not steps:
-        return tuple(torch.zeros_like(x_BTD) for _ in range(3))
+        return tuple(x_BTD.clone() for _ in range(3))
     return tuple(torch.stack(parts, 1) for parts in zip(*steps, strict=True))

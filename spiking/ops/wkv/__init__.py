@@ -56,6 +56,8 @@ def wkv(
         raise ShapeError("wkv time_decay, time_first", f"shape ({channels},)", got, "give one number a channel")
     if gate is not None and gate.shape != k.shape:
         raise ShapeError("wkv gate", f"shape {tuple(k.shape)}", f"{tuple(gate.shape)}", "give one for each value")
+    if state is not None and (isinstance(state, Tensor) or len(state) != len(WKVState._fields)):
+        raise ShapeError("wkv state", "p, q and o", type(state).__name__, "give what an earlier call returned")
     if state is not None and any(part.shape != (batch, channels) for part in state):
         got = f"{[tuple(part.shape) for part in state]}"
         raise ShapeError("wkv state", f"parts of shape {(batch, channels)}", got, "start a new state")
