@@ -33,10 +33,12 @@ FED = {**SPIKEGPT, "placement": "spike_fed"}
 FORMS = {
     "SpikeGPT, reference": SPIKEGPT,
     "SpikeGPT, spike-fed": FED,
-    "the same without norms": {**FED, "norm": "static"},
-    "the same, ternary": {**FED, "ternary": True},
-    "the same, without memory": {**FED, "tau": 1.0},
-    "without memory, graded": {**FED, "tau": 1.0, "graded": True},
+    "spike-fed, without norms": {**FED, "norm": "static"},
+    "spike-fed, ternary": {**FED, "ternary": True},
+    "spike-fed, without memory": {**FED, "tau": 1.0},
+    "spike-fed, without memory, graded": {**FED, "tau": 1.0, "graded": True},
+    "without memory, real embedding": {**FED, "tau": 1.0, "binary_embedding": False},
+    "without memory, graded, real embedding": {**FED, "tau": 1.0, "graded": True, "binary_embedding": False},
     "RWKV-4": {"name": "rwkv4", "embedding": 128, "depth": 4, "dropout": 0.0},
     "LSTM": {"name": "lstm_lm", "embedding": 324, "layers": [324], "embedding_range": 0.5},
     "EGRU": {
