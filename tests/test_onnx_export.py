@@ -187,7 +187,7 @@ def test_the_files_and_the_cells_outside_are_the_model(name, tmp_path):
     assert error < (0.03 if name == "egru" else 0.25), error
 
 
-def test_a_changed_weight_is_found(tmp_path):
+def test_a_changed_weight_is_found(tmp_path, capsys):
     folder = export(egru(), "onnx", tmp_path / "dense", calibration=TEXT).path
     shutil.copytree(folder, tmp_path / "copy")
     path = sorted(folder.glob("*.onnx"))[-1]
@@ -205,6 +205,9 @@ def test_a_changed_weight_is_found(tmp_path):
         and 0 < report.mismatches <= 32
         and "decoder.out differs first in step 0, unit 3" in report.problem
     )
+    (tmp_path / "copy" / path.name).write_bytes(path.read_bytes().replace(b"MatMul", b"Mat\xffMu"))
+    reseal(tmp_path / "copy")
+    assert "UnicodeDecodeError" in verify(tmp_path / "copy").problem and not capsys.readouterr().out
     (tmp_path / "copy" / path.name).write_bytes(b"no model")
     reseal(tmp_path / "copy")
     assert "expected a file in ONNX" in verify(tmp_path / "copy").problem

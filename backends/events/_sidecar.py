@@ -38,7 +38,7 @@ def read_sidecar(path: Path, file) -> dict:
         return {}
     try:
         table = json.loads(beside.read_bytes())
-        sensor, shift, events = table["sensor"], table["shift_us"], table["events"]
+        sensor, shift, events, digest = (table[key] for key in ("sensor", "shift_us", "events", "sha256"))
         right = table["format"] == FORMAT and all(type(n) is int for n in (shift, events, *(sensor or (1, 1))))
         if (
             not right
@@ -50,7 +50,7 @@ def read_sidecar(path: Path, file) -> dict:
             raise ValueError("other fields")
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise FormatError(beside, FORMAT, f"{type(error).__name__}: {error}", "delete it, or convert anew") from None
-    if hashlib.file_digest(file, "sha256").hexdigest() != table["sha256"]:
+    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
         raise FormatError(path, "the bytes that its sidecar names", "others", f"fetch it anew, or delete {beside.name}")
     file.seek(0)
     return table

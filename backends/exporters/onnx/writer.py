@@ -202,7 +202,8 @@ def run_onnx(data: bytes, feeds: dict[str, np.ndarray], where: object) -> dict[s
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
-        session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        quiet = {"enable_fallback": 0}  # which would print that it tries the same again
+        session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"], **quiet)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:  # its errors have no common class that is public
