@@ -152,6 +152,7 @@ def open_hdf5(source: str | Path | bytes | BinaryIO, where: object, what: str = 
         if inside:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(size.to_bytes(8, "little") + source)
+                process.stdin.flush()
         yield Hdf5(process, where, what, size)
     finally:
         process.kill()

@@ -149,6 +149,18 @@ def test_hdf5_that_points_elsewhere_or_nowhere(tmp_path, spoil, line):
         rows(tmp_path / "a.h5", spoil)
 
 
+def test_hdf5_of_any_size_may_be_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "PATIENCE", 20)
+    for numbers in (0, 1, 1000, 100_000):
+        with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+            file["x"] = np.arange(numbers)
+        data = (tmp_path / "a.h5").read_bytes()
+        with hdf5.open_hdf5(data, "a") as opened:
+            np.testing.assert_array_equal(opened.read("x"), np.arange(numbers))
+        with pytest.raises(FormatError, match="a: expected HDF5, got OSError"), hdf5.open_hdf5(data[:424], "a"):
+            pass
+
+
 @pytest.mark.parametrize("ending", ["while True: pass", "import os; os.abort()", "bytearray(1 << 33)"])
 def test_a_reader_that_hangs_crashes_or_eats_memory_is_one_line(tmp_path, monkeypatch, ending):
     source = Path(hdf5._hdf5_program.__file__).read_text()
