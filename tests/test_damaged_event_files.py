@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rheobase.backends import events
 from rheobase.backends.events import EVENT, Recording, open_events
-from rheobase.spiking.errors import RheobaseError
+from rheobase.backends.events._hdf5 import without_loss
+from rheobase.spiking.errors import FormatError, RheobaseError
 
 SENSOR = (200, 180)
 EVENT_BYTES = {".dat": 8, ".bs2": 5}
@@ -135,3 +136,9 @@ def test_with_its_sidecar_no_damage_passes(suffix, files, changes):
     path.write_bytes(data)
     read = outcome(path)
     assert (read is not None) == (data == whole[suffix])
+
+
+@pytest.mark.parametrize("time", [np.nan, np.inf, 1e300, 1e305])
+def test_times_that_are_no_microseconds_are_refused(time):
+    with pytest.raises(FormatError, match="a.h5: expected finite times"):
+        without_loss(np.array([0.5, time]), "a.h5", [])

@@ -7,7 +7,8 @@ from rheobase.spiking.errors import FormatError
 
 def without_loss(seconds: np.ndarray, where: object, lost: list[str]) -> np.ndarray:
     """Times in seconds as int64 microseconds; a time that is not whole is rounded, and that is recorded in `lost`."""
-    us = seconds.astype(np.float64) * 1e6
+    with np.errstate(over="ignore"):  # an infinite time is refused
+        us = seconds.astype(np.float64) * 1e6
     if not np.isfinite(us).all() or (np.abs(us) >= 2**62).any():
         raise FormatError(where, "finite times", "others", "the file is damaged")
     t = np.rint(us)
