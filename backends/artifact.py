@@ -38,8 +38,8 @@ class Artifact:
 class Report:
     """What `verify` found.
 
-    ok          every file is as listed and every integer agrees
-    compared    integers compared with the recorded trace
+    ok          every file is as listed and every number agrees
+    compared    numbers compared with the recorded trace
     mismatches  how many of them differ
     problem     the first thing wrong, in one line; None if ok
     notes       what else was checked, a line each
@@ -64,12 +64,16 @@ def write_artifact(out: str | Path, files: Mapping[str, bytes], manifest: Mappin
               deviations   changes, a table each: node, field, wanted, written, and bound, the most that a number moved
               not_claimed  what nobody checked, a sentence
               notes        lines to be shown, if there are any
-    raises    FormatError: a field lacks, or `out` exists
+    raises    FormatError: a field lacks, a file would lie outside, or `out` exists
     """
     for field, kind in _FIELDS.items():
         if type(manifest.get(field)) is not kind:
             got = repr(manifest[field])[:80] if field in manifest else "none"
             raise FormatError(f"{out} manifest", f"{field}, as {kind.__name__}", got, "see write_artifact")
+    for name in files:
+        if not _is_safe(name) or name in (MANIFEST, SEAL):
+            remedy = "name it by letters, digits, _, - and ."
+            raise FormatError(f"{out} files", "paths inside the directory", repr(name), remedy)
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())}
     manifest = {**manifest, "files": listed}
     text = json.dumps(manifest, indent=1).encode() + b"\n"
@@ -78,6 +82,11 @@ def write_artifact(out: str | Path, files: Mapping[str, bytes], manifest: Mappin
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
     return Artifact(Path(out), manifest)
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a file of this name lies inside the directory, on any system."""
+    return len(name) <= LONGEST_NAME and bool(_SAFE.fullmatch(name))
 
 
 def reseal(path: str | Path) -> None:
@@ -116,7 +125,7 @@ def open_artifact(path: str | Path) -> Artifact:
     if not sound:
         raise FormatError(folder / MANIFEST, "JSON with the fields of a manifest", "other", "export it anew")
     for name in files:
-        if len(name) > LONGEST_NAME or not _SAFE.fullmatch(name):
+        if not _is_safe(name):
             raise FormatError(folder / MANIFEST, "paths inside the directory", repr(name), "do not use this artefact")
     for name in _present(folder, files):
         raise FormatError(folder / name, "only files that the manifest lists", "an unlisted one", "remove it")

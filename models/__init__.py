@@ -18,6 +18,7 @@ from rheobase.spiking.files import read_bytes
 
 if TYPE_CHECKING:
     from rheobase.models._exporting import export_program, flat_state
+    from rheobase.models._frames import FrameModel
     from rheobase.models._pretrained import LanguageModel, Pretrained
     from rheobase.models._sources import model_folder, shipped_names
     from rheobase.models.classifier import Classifier, ClassifierConfig
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_exporting": "export_program, flat_state",
+    "_frames": "FrameModel",
     "_pretrained": "LanguageModel, Pretrained",
     "_sources": "model_folder, shipped_names",
     "classifier": "Classifier, ClassifierConfig",
@@ -74,6 +76,7 @@ __all__ = [
     "EGRUFramesConfig",
     "EGRULM",
     "EGRULMConfig",
+    "FrameModel",
     "GRULM",
     "GRULMConfig",
     "Gesture",

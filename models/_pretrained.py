@@ -116,7 +116,12 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         self._write(Path(save_directory), self.state_dict())
 
     def _write(self, folder: Path, tensors: dict[str, Tensor], **more) -> None:
-        weights = save_tensors({k: v.contiguous() for k, v in tensors.items()})
+        apart, seen = {}, set()
+        for name, tensor in tensors.items():  # of tied weights each has its own copy in the file
+            tensor = tensor.contiguous()
+            apart[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+            seen.add(apart[name].untyped_storage().data_ptr())
+        weights = save_tensors(apart)
         config = {"model": self.name, "config": to_table(self.config), "weights_sha256": sha256(weights), **more}
         write_atomic(folder / "model.safetensors", weights)
         write_atomic(folder / "config.json", json.dumps(config, indent=2).encode())
@@ -299,9 +304,13 @@ def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> 
         if tensor.is_floating_point() != kinds[name] or tensor.is_complex():
             wanted = "a floating-point type" if kinds[name] else "whole numbers"
             raise FormatError(f"{where}: {name}", wanted, f"{tensor.dtype}", "use a checkpoint of this model")
-    types = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    parameters = {name for name, _ in model.named_parameters()} or tensors.keys()
+    types = {tensors[name].dtype for name in parameters & tensors.keys() if tensors[name].is_floating_point()}
     if types:
         model.to(functools.reduce(torch.promote_types, types))
+    for name, buffer in model.named_buffers():
+        if name in tensors:  # which may be of a wider type than the parameters
+            buffer.data = buffer.data.to(torch.promote_types(buffer.dtype, tensors[name].dtype))
     model.load_state_dict(tensors)
 
 

@@ -109,7 +109,10 @@ class _Lowering:
         cell = self.model.get_submodule(name)
         op = cell.lower()
         roles = {role.rstrip("?") for role in op.roles}
-        learnt = {parameter: f"{name}.{parameter}" for parameter, _ in cell.named_parameters() if parameter in roles}
+        learnt = {parameter: f"{name}.{parameter}" for parameter, _ in cell.named_parameters()}
+        if lost := sorted(learnt.keys() - roles):
+            wanted = f"parameters that {type(op).__name__} has: {', '.join(sorted(roles)) or 'none'}"
+            raise UnsupportedError(name, wanted, ", ".join(lost), "name them so, or give the neuron no lower()")
         return self.add(name, op, learnt, x=(x, width))
 
     def linear(self, name: str, x: str, width: int) -> str:

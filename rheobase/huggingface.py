@@ -64,8 +64,19 @@ class RheobaseForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def of(cls, model: LanguageModel) -> "RheobaseForCausalLM":
-        """A model with copies of another's weights, in its mode: `of(rheobase.load("runs/x"))`."""
+        """A model with copies of another's weights, in its mode: `of(rheobase.load("runs/x"))`.
+
+        raises  ConfigError: modules that its configuration does not make
+        """
         wrapped = cls(RheobaseConfig(model=model.name, settings=to_table(model.config)))
+        given, made = (
+            {name: type(module).__name__ for name, module in m.named_modules()} for m in (model, wrapped.model)
+        )
+        for name in made | given:
+            if given.get(name) != made.get(name):
+                expected, got = (names.get(name, "none") for names in (made, given))
+                remedy = "name the neuron in the configuration"
+                raise ConfigError(f"RheobaseForCausalLM.of, {name}", expected, got, remedy)
         wrapped.to(next(model.parameters())).model.load_state_dict(model.state_dict())
         return wrapped.train(model.training)
 

@@ -79,6 +79,10 @@ class Surrogate:
                 where, least = f"{type(self).__name__} {field.name}", "above" if field.name == "eps" else "of at least"
                 raise ConfigError(where, f"a finite number {least} 0", str(value), "mend it")
 
+    def of_numbers(self) -> bool:
+        """Whether all settings are numbers, which a kernel that knows this surrogate can be given."""
+        return all(isinstance(getattr(self, field.name), int | float) for field in dataclasses.fields(self))
+
     def slope(self, u: Tensor) -> Tensor:
         """The derivative used in the backward pass, of the shape of u or one that broadcasts to it."""
         raise NotImplementedError(f"{type(self).__name__} defines no slope")

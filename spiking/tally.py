@@ -142,7 +142,7 @@ def watches() -> bool:
 
 @contextlib.contextmanager
 def unseen():
-    """Context manager: what runs inside is not counted."""
+    """Context manager: operators that run inside are not counted; what `work`, `mark` and the like say still is."""
     with contextlib.ExitStack() as stack:
         for listener in _heard():
             stack.enter_context(listener.paused())

@@ -155,6 +155,9 @@ def test_a_constant_that_lacks_a_key_does_not_load(mine, key):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("[terms.macs]\nvalue = 1.0\n" + CITED.replace('"here"', '"  "'), "a source"),
+        (f"[terms.macs]\nvalue = {'9' * 400}\n" + CITED, "a value, and low and high if any, above 0"),
+        ("[terms.macs]\nvalue = 1e-320\n" + CITED, "a value, and low and high if any, above 0"),
         ("[terms.macs]\nlow = 2.0\nvalue = 1.0\nhigh = 3.0\n" + CITED, "low <= value <= high"),
         ("[terms.macs]\nlow = 1.0\nvalue = 4.0\nhigh = 3.0\n" + CITED, "low <= value <= high"),
         ("[terms.macs]\nlow = 1.0\nvalue = 1.0\n" + CITED, "low and high together"),

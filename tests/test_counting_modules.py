@@ -9,7 +9,8 @@ from rheobase.backends import count, simulate
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.lstm_lm import LSTMLM, LSTMLMConfig
 from rheobase.spiking import LIF
-from rheobase.spiking.errors import UnsupportedError
+from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
+from rheobase.spiking.tally import BINARY, DENSE, GRADED, TERNARY, mark
 
 B, T = 2, 7
 X, SEQUENCE = torch.randn(4, 5), torch.randn(B, T, 5)
@@ -105,6 +106,29 @@ def test_what_cannot_be_put_to_eval_is_named():
     exported = torch.export.export(nn.Linear(5, 3), (X,)).module()
     with pytest.raises(UnsupportedError, match="modules that can be put to eval.*, got one of torch.export"):
         count(exported, X)
+
+
+class Marked(nn.Module):
+    """A layer that reads what it says is of a kind."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.inside = kind, nn.Linear(5, 3, bias=False)
+
+    def forward(self, x):
+        return self.inside(mark(F.relu(x), self.kind))
+
+
+def test_a_cell_cannot_pass_values_off_as_spikes():
+    n = int((X > 0).sum())
+    graded, dense = (count(Marked(kind), X, strict=True) for kind in (GRADED, DENSE))
+    assert (graded.events, graded.macs, dense.events, dense.macs) == (n, 3 * n, 0, 3 * X.numel())
+    for kind in (BINARY, TERNARY):
+        with pytest.raises(ShapeError, match=f"mark: expected {kind} values, 0 and one number"):
+            count(Marked(kind), X)
+        assert count(Marked(kind), X.sign(), strict=True).acs == 3 * n
+    with pytest.raises(ConfigError, match="mark: expected one of BINARY, TERNARY, GRADED, DENSE, got 'Graded'"):
+        count(Marked("Graded"), X)
 
 
 NORMS = {

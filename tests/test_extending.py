@@ -10,9 +10,10 @@ import rheobase.backends.exporters
 import rheobase.models
 import rheobase.spiking.neurons
 from rheobase.cli import run as command
+from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.training.run import RunConfig
 from rheobase.spiking.adapters import make_neuron
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, UnsupportedError
 
 
 @pytest.fixture
@@ -62,6 +63,29 @@ def test_a_neuron_whose_constructor_has_no_annotations_takes_settings(add):
     assert make_neuron("own", 4, tau=5.0).tau == 5.0
     with pytest.raises(ConfigError, match="snntorch:Leaky: expected a known key, got 'units'"):
         make_neuron("snntorch:Leaky", 3, beta=0.5, units=4)
+
+
+WRAPPED = """
+    from rheobase.spiking import Cell, LIF
+    class Own(Cell):
+        def __init__(self, units: int, tau: float = 6.0):
+            super().__init__()
+            self.input_size, self.inner = units, LIF(units, tau=tau, theta=0.4, learn=("tau", "theta"))
+        def initial_state(self, batch, *, dtype=None, device=None):
+            return self.inner.initial_state(batch, dtype=dtype, device=device)
+        def step(self, x, state):
+            return self.inner.step(x, state)
+        def lower(self):
+            return self.inner.lower()
+"""
+
+
+def test_a_graph_leaves_no_parameter_of_a_neuron_out(add):
+    add(rheobase.spiking.neurons, "own", WRAPPED)
+    model = SpikeGPT(SpikeGPTConfig(embedding=8, depth=1, placement="spike_fed", neuron="own")).eval()
+    message = "att.lif_k: expected parameters that LIFCell has: tau, theta, got inner.tau, inner.theta"
+    with pytest.raises(UnsupportedError, match=message):
+        model.lower()
 
 
 MODEL = """
@@ -188,6 +212,14 @@ def test_an_exporter_is_one_file(add, tmp_path, capsys):
     assert "changed: nothing" in capsys.readouterr().out
     assert command(["inspect", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["manifest"]["format"] == "sums/1"
+
+
+@pytest.mark.parametrize("name", ["../sums.json", "a b", ".sums", "manifest.json", "/sums", 201 * "a"])
+def test_an_exporter_writes_no_file_that_verify_refuses(add, tmp_path, capsys, name):
+    add(rheobase.backends.exporters, "own", EXPORTER.replace('{"sums.json": text', f'{{"{name}": text'))
+    assert command(["export", "egru-enwik8", "--to", "own", "--out", str(tmp_path / "out" / "in")]) == 1
+    assert "files: expected paths inside the directory, got" in capsys.readouterr().err
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts]
 
 
 @pytest.mark.parametrize("field", ["graph", "coverage", "deviations"])

@@ -113,6 +113,10 @@ def test_what_there_is_not_is_refused():
         wrapped.generate(tokens[:1], max_new_tokens=2, prompt_lookup_num_tokens=2)
     with pytest.raises(UnsupportedError, match="expected input_ids, got output_attentions"):
         wrapped(tokens, output_attentions=True)
+    spiking = models.SpikeGPT(models.SpikeGPTConfig(embedding=8, depth=1)).eval()
+    spiking.set_submodule(layer := spiking.event_layers[0], torch.nn.Identity())
+    with pytest.raises(ConfigError, match=f"of, {layer}: expected LIF, got Identity"):
+        RheobaseForCausalLM.of(spiking)
     for name in ("gesture", "classifier"):
         with pytest.raises(ConfigError, match=f"expected a language model, such as egru_lm, got '{name}'"):
             RheobaseConfig(model=name).build()

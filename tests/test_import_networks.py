@@ -230,6 +230,14 @@ def test_a_module_with_hooks_is_refused(change):
         import_module(made)
 
 
+def test_a_module_with_a_forward_of_its_own_is_refused():
+    snntorch = pytest.importorskip("snntorch")
+    made = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(0.75, init_hidden=True))
+    made[0].forward = lambda x: 5 * torch.nn.functional.linear(x, made[0].weight)
+    with pytest.raises(UnsupportedError, match="expected modules with the forward of their class, got Linear"):
+        import_module(made)
+
+
 def test_settings_that_no_graph_op_has_are_refused():
     snntorch = pytest.importorskip("snntorch")
     for setting in ({"state_quant": torch.round}, {"graded_spikes_factor": 2.0}):

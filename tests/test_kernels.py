@@ -254,6 +254,28 @@ def test_a_slope_of_another_type_or_shape_is_what_it_is_in_the_reference(form):
 
 
 @needs_c
+def test_a_known_surrogate_whose_settings_are_tensors_is_what_it_is_in_the_reference():
+    torch.manual_seed(0)
+    x, parameters = torch.randn(2, 9, 3), (torch.randn(3, 9), torch.randn(3, 9), torch.zeros(9), torch.zeros(9))
+    for surrogate in (
+        ATan(torch.tensor(2.0)),
+        ATan(torch.tensor([1.0, 2.0, 3.0])),
+        Triangle(torch.nn.Parameter(torch.tensor(0.7)), 1.0),
+        Triangle(torch.tensor(0.7), torch.tensor([0.5, 1.0, 1.5])),
+    ):
+        for op in (
+            lambda x, kernels, by=surrogate: lif(x, surrogate=by, kernels=kernels)[0],
+            lambda x, kernels, by=surrogate: egru(x, *parameters, torch.rand(3), surrogate=by, kernels=kernels)[0].o,
+        ):
+            gradients = []
+            for kernels in ("reference", "native"):
+                torch.manual_seed(1)
+                leaf = x.clone().requires_grad_()
+                gradients += torch.autograd.grad(op(leaf, kernels).sum(), leaf)
+            assert_close(gradients[1], gradients[0].detach(), 2e-5)
+
+
+@needs_c
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_a_checkpoint_may_run_it_again(surrogate):
     torch.manual_seed(0)

@@ -173,6 +173,26 @@ def test_saving_and_loading(kind, dtype, tmp_path):
         rheobase.load(tmp_path / "m")
 
 
+class Kept(GRULM):
+    """A model with a tied weight, and a buffer that is wider than its weights."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.again = torch.nn.Linear(config.embedding, config.vocabulary, bias=False)
+        self.again.weight = self.embedding.weight
+        self.register_buffer("wide", torch.linspace(0, 1, 3, dtype=torch.float64))
+
+
+def test_tied_weights_and_wider_buffers_are_saved_and_read_back_as_they_were(tmp_path):
+    model = Kept(GRULMConfig(embedding=8, layers=(8,))).eval()
+    model.save_pretrained(tmp_path / "m")
+    again = Kept.from_pretrained(tmp_path / "m")
+    assert again.again.weight is again.embedding.weight and again.wide.dtype == torch.float64
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
 def test_parameter_counts_by_hand():
     egru, lstm, gru = models()
     table = 256 * 12 + 256

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rheobase.backends import count, simulate
+from rheobase.backends.simulators._executor import execute
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.backends.simulators.torch import TorchKernels
 from rheobase.backends.trace import Later
@@ -23,6 +24,7 @@ from rheobase.spiking.graph import (
     LIFCell,
     Linear,
     Node,
+    Op,
     Tokens,
 )
 from rheobase.spiking.ops.native import Gather, library
@@ -412,6 +414,35 @@ def test_the_bytes_of_a_gated_cell_by_hand(make, read):
     """It reads both pre-activations and writes what it sends; its state is read and written."""
     cell = simulate(make().lower(), tokens(30, 2)).tally.operators["layers.0"]
     assert cell.activation_bytes == 60 * 56 * (2 * read + 1) * 8 and cell.state_bytes == 60 * 56 * 2 * 8
+
+
+class Doubled(Op):
+    inputs, outputs = ("x",), {"out": DENSE}
+
+    def shapes(self, name, inputs, arrays):
+        return {"out": inputs["x"]}
+
+
+def graph_with(op):
+    nodes = Node("f", Frames((1, 1, 3), DENSE)), Node("mine", op)
+    return EventGraph(nodes, [Edge("f.out", "mine.x", DENSE, (3,))], {}, {"out": "mine.out"})
+
+
+def test_an_op_of_ones_own_is_named_where_it_is_not_counted():
+    class Mine(EventKernels):
+        def doubled(self, node, inputs):
+            return {"out": 2 * inputs["x"]}
+
+    trace = execute(graph_with(Doubled()), np.ones((1, 2, 1, 1, 3)), None, Mine())
+    assert (trace.outputs["out"] == 2).all() and trace.tally.uncounted == ("Doubled",)
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "Shift", "Tally", "Table"])
+def test_an_op_of_ones_own_by_a_name_that_is_taken_is_refused(name):
+    own = type(name, (Doubled,), {})
+    for on in ("event", "torch"):
+        with pytest.raises(UnsupportedError, match=f"mine: expected an op of .*, got .*{name}, a name that is taken"):
+            simulate(graph_with(own()), np.ones((1, 2, 1, 1, 3)), on=on)
 
 
 def test_a_state_of_another_size_is_refused():

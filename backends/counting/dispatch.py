@@ -87,9 +87,12 @@ class CountingMode(TorchDispatchMode):
         self.operators[name] = self.operators.get(name, Counts()) + Counts(**numbers)
 
     def mark(self, tensor: Tensor, kind: str, sent: bool) -> None:
+        if kind not in KINDS and kind != ARRIVALS:
+            raise ConfigError("mark", f"one of {', '.join(KINDS)}", repr(kind), "declare what it carries")
         self.kinds[tensor] = kind
-        if sent:
-            with self.paused():
+        with self.paused():
+            _require_kind(kind, tensor, "mark")
+            if sent and kind in EVENT_KINDS:
                 self.add(events=int(torch.count_nonzero(tensor)))
 
     def add_state_updates(self, tensor: Tensor, cause: Tensor | None, parts: int) -> None:
@@ -240,7 +243,7 @@ class CountingMode(TorchDispatchMode):
         return ARRIVALS if of_x in EVENT_KINDS else DENSE
 
 
-def _require_kind(kind: str, x: Tensor) -> None:
+def _require_kind(kind: str, x: Tensor, where: str) -> None:
     """Refuse values that are no events of the kind; a factor that all share is folded into the weights that read it."""
     if kind not in (BINARY, TERNARY) or x.is_meta:
         return
@@ -250,7 +253,7 @@ def _require_kind(kind: str, x: Tensor) -> None:
     sizes = sent.abs() if kind == TERNARY and sent.dtype != torch.bool else sent
     if (sizes != sizes[:1]).any():
         expected = f"{kind} values, 0 and one number" + (" and its opposite" if kind == TERNARY else "")
-        raise ShapeError("count", expected, "others", "declare another kind")
+        raise ShapeError(where, expected, "others", "declare another kind")
 
 
 @torch.no_grad()
@@ -299,7 +302,7 @@ def count(
         raise ShapeError("count tokens", "one tensor", type(tokens).__name__, remedy) from None
     if tokens.is_nested:
         raise ShapeError("count tokens", "one tensor", "a nested one", "pad it, or count its parts and add the tallies")
-    _require_kind(kind, tokens)
+    _require_kind(kind, tokens, "count")
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
         mode.kinds[tokens] = kind

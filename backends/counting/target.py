@@ -1,6 +1,5 @@
 """Machines that can be priced: for each term of a tally an interval of energy, with its source and what it covers."""
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,7 +177,7 @@ def read_quantity(where: str, entry: object, units: Mapping[str, float]) -> Quan
         if key not in ("low", "value", "high", *TEXTS):
             raise FormatError(where, "known keys", repr(key), nearest(key, ("low", "value", "high", *TEXTS)))
     for key in TEXTS:
-        if not isinstance(entry.get(key), str) or not entry[key]:
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise FormatError(where, f"a {key}", repr(entry.get(key)), "cite where the constant comes from")
     if entry["unit"] not in units:
         raise FormatError(where, f"a unit among {', '.join(units)}", entry["unit"], "convert it")
@@ -186,7 +185,7 @@ def read_quantity(where: str, entry: object, units: Mapping[str, float]) -> Quan
         raise FormatError(where, "low and high together", "one of them", "give both or neither")
     value = entry.get("value")
     bounds = (entry.get("low", value), value, entry.get("high", value))
-    if any(type(x) not in (int, float) or not 0 < x < math.inf for x in bounds):
+    if any(type(x) not in (int, float) or not 1e-300 < x < 1e300 for x in bounds):
         raise FormatError(where, "a value, and low and high if any, above 0", repr(bounds), "mend the figures")
     if not bounds[0] <= bounds[1] <= bounds[2]:
         raise FormatError(where, "low <= value <= high", repr(bounds), "mend the figures")

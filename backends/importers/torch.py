@@ -72,6 +72,9 @@ def import_module(
         if cell._forward_hooks or cell._forward_pre_hooks:
             remedy = "take them off: prune.remove and remove_weight_norm write what theirs compute into the weights"
             raise UnsupportedError(where, "modules without hooks", f"{type(cell).__name__} with some{place}", remedy)
+        if "forward" in vars(cell):
+            got = f"{type(cell).__name__} with one of its own{place}"
+            raise UnsupportedError(where, "modules with the forward of their class", got, "make it a class")
         if isinstance(cell, Cell):
             got = f"rheobase's {type(cell).__name__}{place}"
             remedy = "a model's own lower() is its graph; else build it of rheobase.spiking.graph's nodes and edges"

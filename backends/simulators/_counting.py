@@ -6,7 +6,7 @@ the graph and the number of tokens, by the rules of `_counts.py`.
 
 from rheobase.backends.simulators._counts import RULES, Seen
 from rheobase.backends.simulators._executor import Kernels
-from rheobase.spiking.graph import Conv2d, EventGraph, Linear, Node
+from rheobase.spiking.graph import Conv2d, EventGraph, Input, Linear, Node
 from rheobase.spiking.tally import EVENT_KINDS, Counts, Tally
 
 _TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "rsqrt", "division")
@@ -56,7 +56,9 @@ class Counting(Kernels):
     def tally(self, tokens: int) -> Tally:
         found = iter(self.integers([number for entry in self.seen.values() for number in entry.values()]))
         seen = {name: {key: next(found) for key in entry} for name, entry in self.seen.items()}
-        return Tally(tokens, {name: self._counts(self.graph.node(name), tokens, seen[name]) for name in seen})
+        counts = {name: self._counts(self.graph.node(name), tokens, seen[name]) for name in seen}
+        unknown = {type(n.op).__name__ for n in self.graph.nodes if n.name not in seen and not isinstance(n.op, Input)}
+        return Tally(tokens, counts, tuple(sorted(unknown)))
 
     def _counts(self, node: Node, tokens: int, seen: dict[str, int]) -> Counts:
         graph = self.graph

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from rheobase.backends.trace import Trace, expand
+from rheobase.spiking import graph as graph_ops
 from rheobase.spiking.errors import GraphError, ShapeError, UnsupportedError
 from rheobase.spiking.events import Events
 from rheobase.spiking.graph import EventGraph, Input, Node, Tokens
@@ -36,6 +37,14 @@ class Kernels:
     def full(self, shape, value: float):
         """An array of one value, which nothing writes to."""
         return self.zeros(*shape) + value
+
+    def shift(self, whole, first):
+        """What arrives a step late, [T, B, n]: `first` [B, n], then all of `whole` but its last."""
+        raise NotImplementedError
+
+    def stack(self, steps: list):
+        """Arrays [B, n], one a step, as one [T, B, n]."""
+        raise NotImplementedError
 
     def from_numpy(self, array):
         """An array of the simulator's type."""
@@ -223,8 +232,11 @@ def start_state(graph, state, streams, kernels) -> dict:
 
 
 def _method(kernels, node):
-    name = type(node.op).__name__.lower()
-    method = getattr(kernels, name, None)
-    if method is None:
-        raise UnsupportedError(node.name, f"an op of {type(kernels).__name__}", name, "choose another simulator")
-    return method
+    """What runs a node: not of another op of the same name, nor what is no op's."""
+    kind = type(node.op)
+    name = kind.__name__.lower()
+    known = getattr(graph_ops, kind.__name__, kind) is kind and not hasattr(Kernels, name)
+    if not known or not hasattr(kernels, name):
+        got = name if known else f"{kind.__module__}.{kind.__name__}, a name that is taken"
+        raise UnsupportedError(node.name, f"an op of {type(kernels).__name__}", got, "choose another simulator")
+    return getattr(kernels, name)

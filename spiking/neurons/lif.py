@@ -136,7 +136,7 @@ class LIF(Cell):
         return (y, s, state) if apart else (y, state)
 
     def lower(self) -> LIFCell:
-        """LIFCell with these settings; learnt ones are its arrays."""
+        """LIFCell with these settings, but for learnt ones, which are to be arrays of its node, by the same names."""
         names = ("tau", "theta", "v_reset", "decay_input", "fire")
         settings = {name: getattr(self, name) for name in names}
         if self.graded:

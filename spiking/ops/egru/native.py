@@ -164,7 +164,7 @@ class _EGRU(torch.autograd.Function):
     @once
     def backward(ctx, *outer):
         x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o = ctx.saved_tensors
-        if type(ctx.surrogate) is Triangle:
+        if type(ctx.surrogate) is Triangle and ctx.surrogate.of_numbers():
             slope, triangle = None, (ctx.surrogate.gamma, ctx.surrogate.eps)
         else:
             slope, triangle = ctx.surrogate.slopes(torch.where(o > 0, c, c - thr)), (0.0, 0.0)

@@ -125,8 +125,8 @@ def _obstacles(surrogate: Surrogate) -> dict[str, tuple[str, str, str] | None]:
     obstacle = unknown = None
     if type(surrogate).spike is not Surrogate.spike:
         obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
-    if type(surrogate) not in IN_TRITON:
-        unknown = " or ".join(known.__name__ for known in IN_TRITON), type(surrogate).__name__, OTHER
+    if type(surrogate) not in IN_TRITON or not surrogate.of_numbers():
+        unknown = " or ".join(known.__name__ for known in IN_TRITON) + " of numbers", repr(surrogate), OTHER
     return {"native": obstacle, "triton": obstacle or unknown}
 
 

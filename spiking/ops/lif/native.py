@@ -113,11 +113,16 @@ class _LIF(torch.autograd.Function):
         g_last = torch.zeros_like(v0)
         if g_v is not None and not ctx.whole:
             g_last, g_v = g_v, None
-        slopes = _slopes(ctx, x, v0, tau, theta) if type(ctx.surrogate) is not ATan else (None, None)
+        slopes = (None, None) if _known(ctx.surrogate) else _slopes(ctx, x, v0, tau, theta)
         tensors = [x, v0, kept, tau, theta, *slopes, g_s, g_h, g_v, g_last]
         g_x, g_first, *shared = lif_backward(*tensors, ctx.settings)
         of_parameters = [g.sum(0) for g in shared] or [None, None]
         return g_x, g_first, *of_parameters, *[None] * 5
+
+
+def _known(surrogate) -> bool:
+    """Whether `lif.c` computes its slope."""
+    return type(surrogate) is ATan and surrogate.of_numbers()
 
 
 def _slopes(ctx, x, v0, tau, theta) -> tuple[Tensor, Tensor | None]:
@@ -134,7 +139,7 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     inverse = 1 / tau if exact else 0.0
     tau, theta = (torch.as_tensor(p, dtype=x_BTD.dtype).expand(units).contiguous() for p in (tau, theta))
     learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
-    numbers = v_reset or 0.0, inverse, surrogate.alpha if type(surrogate) is ATan else 0.0
+    numbers = v_reset or 0.0, inverse, surrogate.alpha if _known(surrogate) else 0.0
     flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns, exact
     settings = [float(setting) for setting in (*numbers, *flags)]
     tensors = [x_BTD, v, tau, theta]
