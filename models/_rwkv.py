@@ -31,14 +31,19 @@ def make_neuron(config, units: int) -> Cell:
     settings: dict = {}
     for assignment in config.neuron_settings:
         set_key(settings, assignment)
-    return adapters.make_neuron(config.neuron, units, **settings)
+    neuron = adapters.make_neuron(config.neuron, units, **settings)
+    for part in neuron.initial_state(2):  # which lie side by side in the model's state
+        if part.shape != (2, units) or not part.is_floating_point():
+            got, remedy = f"{tuple(part.shape)} of {part.dtype} for 2", "keep such a neuron for a model of your own"
+            raise ConfigError(f"neuron {config.neuron}", "a state of floating-point parts [B, units]", got, remedy)
+    return neuron
 
 
 def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A neuron over a sequence -> (output, spikes, state); a state's tensors stand side by side in [B, parts x D]."""
     parts = packed.chunk(packed.shape[1] // x_BTD.shape[2], 1)
     before = type(neuron.initial_state(0))(*parts)
-    if getattr(neuron, "graded", False):
+    if isinstance(neuron, LIF) and neuron.graded:
         out, spikes, state = neuron(x_BTD, before, apart=True)
     else:
         out, state = neuron(x_BTD, before)

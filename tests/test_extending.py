@@ -80,6 +80,16 @@ WRAPPED = """
 """
 
 
+@pytest.mark.parametrize("part", ["batch, 1", "batch, self.input_size, 3", "batch, self.input_size, dtype=int"])
+def test_a_state_that_a_spikegpt_cannot_carry_is_refused(add, part):
+    begin = "return self.inner.initial_state(batch, dtype=dtype, device=device)"
+    text = WRAPPED.replace(begin, f"import torch; return (torch.zeros({part}),)")
+    assert text != WRAPPED
+    add(rheobase.spiking.neurons, "own", text)
+    with pytest.raises(ConfigError, match="neuron own: expected a state of floating-point parts"):
+        SpikeGPT(SpikeGPTConfig(embedding=8, depth=1, placement="spike_fed", neuron="own"))
+
+
 def test_a_graph_leaves_no_parameter_of_a_neuron_out(add):
     add(rheobase.spiking.neurons, "own", WRAPPED)
     model = SpikeGPT(SpikeGPTConfig(embedding=8, depth=1, placement="spike_fed", neuron="own")).eval()

@@ -42,7 +42,7 @@ class Kernels:
         """What arrives a step late, [T, B, n]: `first` [B, n], then all of `whole` but its last."""
         raise NotImplementedError
 
-    def stack(self, steps: list):
+    def stack(self, arrays: list):
         """Arrays [B, n], one a step, as one [T, B, n]."""
         raise NotImplementedError
 

@@ -52,6 +52,19 @@ def no_steps_change_nothing(cell, x, state):
     assert all(torch.equal(a, b) for a, b in zip(state, end, strict=True))
 
 
+def a_row_of_a_batch_is_the_same_alone(cell, x, state):
+    y, end = cell(x, state)
+    for b in range(len(x)):
+        z, last = cell(x[b : b + 1], type(state)(*(s[b : b + 1] for s in state)))
+        same(cell, y[b : b + 1], z)
+        same_state(cell, type(end)(*(s[b : b + 1] for s in end)), last)
+
+
+def a_state_is_of_the_type_that_is_asked_for(cell):
+    for dtype in (torch.float32, torch.float64):
+        assert all(s.dtype == dtype or not s.is_floating_point() for s in cell.initial_state(2, dtype=dtype))
+
+
 def from_rest_is_from_the_initial_state(cell, x):
     y, end = cell(x)
     z, last = cell(x, cell.initial_state(x.shape[0], dtype=x.dtype))
@@ -62,9 +75,10 @@ def gradients_reach_the_initial_state(cell, x, state, weights):
     """The same through `forward` as through the fold, for a random functional of outputs and last state."""
 
     def gradients(run):
-        start = type(state)(*(s.clone().requires_grad_() for s in state))
+        start = type(state)(*(s.clone().requires_grad_(s.is_floating_point()) for s in state))
         y, end = run(cell, x, start)
         loss = sum((w * part).sum() for w, part in zip(weights, (y, *end), strict=True))
+        start = [s for s in start if s.requires_grad]
         return torch.autograd.grad(loss, start, allow_unused=True) if loss.requires_grad else [None] * len(start)
 
     through_forward = gradients(lambda c, x, s: c(x, s))

@@ -55,7 +55,7 @@ def cases(draw, neuron, least=1, keep=lambda cell: True):
     if draw(st.booleans()):
         x = x.abs()
     rest = cell.initial_state(batch, dtype=torch.float64)
-    state = type(rest)(*(s + 0.5 * torch.randn_like(s) for s in rest))
+    state = type(rest)(*(s + 0.5 * torch.randn_like(s) if s.is_floating_point() else s for s in rest))
     return cell, x, state
 
 
@@ -102,12 +102,26 @@ def test_no_steps_change_nothing(neuron):
     law()
 
 
+def test_a_row_of_a_batch_is_the_same_alone(neuron):
+    @given(cases(neuron))
+    def law(case):
+        laws.a_row_of_a_batch_is_the_same_alone(*case)
+
+    law()
+
+
+def test_a_state_is_of_the_type_that_is_asked_for(neuron):
+    for cell in examples(neuron):
+        laws.a_state_is_of_the_type_that_is_asked_for(cell)
+
+
 def test_gradients_reach_the_initial_state(neuron):
     @given(cases(neuron))
     def law(case):
         cell, x, state = case
         y, end = cell(x, state)
-        laws.gradients_reach_the_initial_state(cell, x, state, [torch.randn_like(part) for part in (y, *end)])
+        weights = [torch.randn(part.shape, dtype=x.dtype) for part in (y, *end)]
+        laws.gradients_reach_the_initial_state(cell, x, state, weights)
 
     law()
 

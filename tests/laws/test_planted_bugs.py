@@ -95,6 +95,8 @@ def test_the_laws_hold_for_the_sound_neuron():
     laws.sequence_is_the_fold_of_step(double(LIF), X, STATE)
     laws.any_cut_changes_nothing(double(LIF), X, STATE, 2)
     laws.no_steps_change_nothing(double(LIF), X, STATE)
+    laws.a_row_of_a_batch_is_the_same_alone(double(LIF), X, STATE)
+    laws.a_state_is_of_the_type_that_is_asked_for(LIF(2))
     laws.from_rest_is_from_the_initial_state(double(LIF), X)
     laws.gradients_reach_the_initial_state(double(LIF), X, STATE, weights)
     laws.the_relaxed_form_has_the_gradients_it_claims(double(LIF), X, STATE)
@@ -118,6 +120,31 @@ def test_no_steps():
         laws.no_steps_change_nothing(double(EmptySequenceResetsTheState), X, STATE)
     with pytest.raises(RuntimeError, match="non-empty TensorList"):
         laws.no_steps_change_nothing(double(EmptySequenceRaises), X, STATE)
+
+
+class RowsSeeEachOther(LIF):
+    def step(self, x, state):
+        return super().step(x - 0.3 * x.mean(0, keepdim=True), state)
+
+    def forward(self, x, state=None):
+        return super().forward(x - 0.3 * x.mean(0, keepdim=True), state)
+
+
+def test_rows():
+    with pytest.raises(AssertionError):
+        laws.a_row_of_a_batch_is_the_same_alone(
+            double(RowsSeeEachOther), torch.cat([X, -X]), LIFState(STATE.v.repeat(2, 1))
+        )
+
+
+class OneTypeOfState(LIF):
+    def initial_state(self, batch, **like):
+        return super().initial_state(batch, dtype=torch.float64)
+
+
+def test_type():
+    with pytest.raises(AssertionError):
+        laws.a_state_is_of_the_type_that_is_asked_for(OneTypeOfState(2))
 
 
 def test_from_rest():
