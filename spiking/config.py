@@ -117,6 +117,9 @@ def set_key(table: dict[str, Any], assignment: str) -> None:
     try:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
+        if text.strip() in ("True", "False", "None"):
+            remedy = "TOML has true and false; to have none, leave the key out"
+            raise ConfigError(key.strip(), "a value in TOML", text.strip(), remedy) from None
         value = text
     *path, last = key.strip().split(".")
     for part in path:

@@ -106,6 +106,7 @@ def test_a_text_to_predict_that_is_no_file(small_run, say, text):
         ("train.steps=0", "train.steps: expected at least 1, got 0"),
         (f"train.steps={2**63}", "train.steps: expected a number of 64 bits, got one of 64; mend the value"),
         ("train", "--set: expected key=value, got 'train'"),
+        ("train.recompute=True", "train.recompute: expected a value in TOML, got True; TOML has true and false"),
         ("data.order=random", "data.order: expected one of streams, crops, shuffled, got 'random'"),
         ("data.encoding=utf8", "data.encoding: expected one of utf-8, ascii, bytes, got 'utf8'"),
         (
