@@ -186,6 +186,8 @@ def test_a_planted_wrong_kernel_is_caught(name, wrong, monkeypatch):
 def test_it_runs_or_says_why_not():
     tensors, _ = case((2, 3, 4))
     x, *parameters = tensors[:6]
+    with pytest.raises(UnsupportedError, match="kernels: expected a surrogate of numbers, got Triangle of tensors"):
+        egru(x, *parameters, surrogate=Triangle(torch.tensor(1.0)), kernels="triton")
     with pytest.raises(UnsupportedError, match="egru kernels: expected the surrogate Triangle, got ATan"):
         egru(x, *parameters, surrogate=ATan(), kernels="triton")
     with pytest.raises(UnsupportedError, match="tensors of one type, or autocast, got torch.float32, torch.float64"):

@@ -122,6 +122,8 @@ def _obstacles(surrogate: Surrogate, tensors: list[Tensor]) -> dict[str, tuple[s
         found["native"] = "products of the tensors' own type", "autocast", OTHER
     if type(surrogate) is not Triangle:
         found["triton"] = "the surrogate Triangle", name, OTHER
+    elif not surrogate.of_numbers():
+        found["triton"] = "a surrogate of numbers", f"{name} of tensors", OTHER
     elif len(types) > 1 and not autocast:
         found["triton"] = "tensors of one type, or autocast", ", ".join(types), OTHER
     return found

@@ -122,11 +122,13 @@ def lif(
 
 def _obstacles(surrogate: Surrogate) -> dict[str, tuple[str, str, str] | None]:
     """form -> what keeps a call from it, as of `takes`."""
-    obstacle = unknown = None
+    obstacle, unknown, name = None, None, type(surrogate).__name__
     if type(surrogate).spike is not Surrogate.spike:
-        obstacle = "a surrogate whose spike is the step", type(surrogate).__name__, OTHER
-    if type(surrogate) not in IN_TRITON or not surrogate.of_numbers():
-        unknown = " or ".join(known.__name__ for known in IN_TRITON) + " of numbers", repr(surrogate), OTHER
+        obstacle = "a surrogate whose spike is the step", name, OTHER
+    if type(surrogate) not in IN_TRITON:
+        unknown = " or ".join(known.__name__ for known in IN_TRITON), name, OTHER
+    elif not surrogate.of_numbers():
+        unknown = "a surrogate of numbers", f"{name} of tensors", OTHER
     return {"native": obstacle, "triton": obstacle or unknown}
 
 
