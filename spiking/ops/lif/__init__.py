@@ -4,6 +4,7 @@ B batch, T steps, D units.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,8 +54,8 @@ def lif(
 
     x_BTD         input current, in units of theta                                 [B, T, D]
     v             membrane before the first step, at rest if not given              [B, D]
-    tau           time constant in steps, at least 1 (a number, or one a unit [D])
-    theta         threshold (a number, or one a unit [D]); above 0 where ternary
+    tau           time constant in steps, at least 1 (a number, or one a unit [D]; the reference takes [B, D] too)
+    theta         threshold, likewise; above 0 where ternary
     detach_reset  True: no gradient flows through the reset's s_t
     ternary       True: units fire at -theta too, with a spike of -1; the surrogate's slope is taken at both
     with_h        True: h_BTD, the membrane before each step's reset, is returned as well
@@ -64,7 +65,7 @@ def lif(
     returns       (s_BTD in {0, 1}, or {-1, 0, 1} where ternary, v_BTD the membrane after each step's reset, or
                   the last v_BD); the state to carry is v_BTD[:, -1]. Spikes and h are of x's type, membranes of the
                   widest given, float32 at least
-    raises        ShapeError: x is not [B, T, D], v is not [B, D], or tau or theta is neither a number nor [D];
+    raises        ShapeError: x is not [B, T, D], v is not [B, D], or tau or theta cannot be read as [B, D];
                   ConfigError: no such firing rule or kernels, ternary at a number theta <= 0;
                   UnsupportedError: the form named cannot run this call
 
@@ -87,7 +88,7 @@ def lif(
     wide = functools.reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
     if v is None:
         v = x_BTD.new_full((batch, units), 0.0 if v_reset is None else v_reset, dtype=wide)
-    if wrong := [tuple(p.shape) for p in parameters if p.shape not in ((), (units,))]:
+    if wrong := [tuple(p.shape) for p in parameters if not _spreads(p.shape, (batch, units))]:
         raise ShapeError("lif tau, theta", f"a number, or shape ({units},)", f"{wrong[0]}", "give one number a unit")
     if v.shape != (batch, units):
         raise ShapeError("lif", f"v of shape {(batch, units)}", f"{tuple(v.shape)}", "start a new state")
@@ -102,7 +103,7 @@ def lif(
         "surrogate": surrogate,
         "ternary": ternary,
     }
-    form = takes("lif", kernels, [x_BTD, v, *parameters], _obstacles(surrogate))
+    form = takes("lif", kernels, [x_BTD, v, *parameters], _obstacles(surrogate, parameters, units))
     if form == "reference":
         s_BTD, v_BTD, h_BTD = reference.lif(x_BTD.to(wide), v, **settings)
         if not whole:
@@ -120,11 +121,18 @@ def lif(
     return run if with_h else run[:2]
 
 
-def _obstacles(surrogate: Surrogate) -> dict[str, tuple[str, str, str] | None]:
+def _spreads(shape: Sequence[int], over: tuple[int, int]) -> bool:
+    """Whether a tensor of one shape can be read as one of another."""
+    return len(shape) <= 2 and all(n in (1, m) for n, m in zip(reversed(shape), reversed(over), strict=False))
+
+
+def _obstacles(surrogate: Surrogate, parameters: list[Tensor], units: int) -> dict[str, tuple[str, str, str] | None]:
     """form -> what keeps a call from it, as of `takes`."""
     obstacle, unknown, name = None, None, type(surrogate).__name__
     if type(surrogate).spike is not Surrogate.spike:
         obstacle = "a surrogate whose spike is the step", name, OTHER
+    elif any(p.shape not in ((), (units,)) for p in parameters):
+        obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
     if type(surrogate) not in IN_TRITON:
         unknown = " or ".join(known.__name__ for known in IN_TRITON), name, OTHER
     elif not surrogate.of_numbers():
