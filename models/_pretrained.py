@@ -304,8 +304,7 @@ def fit_tensors(model: nn.Module, tensors: dict[str, Tensor], where: object) -> 
         if tensor.is_floating_point() != kinds[name] or tensor.is_complex():
             wanted = "a floating-point type" if kinds[name] else "whole numbers"
             raise FormatError(f"{where}: {name}", wanted, f"{tensor.dtype}", "use a checkpoint of this model")
-    parameters = {name for name, _ in model.named_parameters()} or tensors.keys()
-    types = {tensors[name].dtype for name in parameters & tensors.keys() if tensors[name].is_floating_point()}
+    types = {tensors[name].dtype for name, p in model.named_parameters() if p.is_floating_point()}
     if types:
         model.to(functools.reduce(torch.promote_types, types))
     for name, buffer in model.named_buffers():
