@@ -26,8 +26,12 @@ native = Extension(
     sources=[f"spiking/ops/native/{name}.c" for name in ("gather", "egru", "lif", "wkv", "stream")],
     depends=["spiking/ops/native/native.h"],
     # no fused products: every machine gives the same bits; no trapping: a comparison may become part of a vector;
-    # no errno: a root is an instruction, where libm, which is not linked, would set it
-    extra_compile_args=["-std=c99", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"],
+    # no errno: a root is an instruction, where libm, which is not linked, would set it; no loop for each combination of
+    # settings and no symbols of a debugger: they double the time it takes to compile, and no loop is slower
+    extra_compile_args=[
+        *("-std=c99", "-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),
+        "-fno-unswitch-loops",
+    ],
     py_limited_api=True,  # it calls no Python: one wheel a platform serves every version
     optional=True,
 )
@@ -37,7 +41,7 @@ host = Extension(
     "rheobase.backends.exporters.spinnaker2.firmware._host",
     sources=[f"{FIRMWARE}/{name}.c" for name in ("pe", "product", "egru", "head", "embedding", "program", "host")],
     depends=[f"{FIRMWARE}/{name}.h" for name in ("layout", "arithmetic", "pe", "host")],
-    extra_compile_args=["-std=c99", "-O3"],
+    extra_compile_args=["-std=c99", "-O3", "-g0"],
     py_limited_api=True,
     optional=True,
 )

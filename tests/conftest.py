@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -16,6 +17,15 @@ SMALL = {
     "model": {"name": "egru_lm", "embedding": 48, "layers": [64, 48], "thr_mean": 0.1, "embedding_range": 0.5},
     "train": {"steps": 60, "batch": 16, "context": 32, "warmup": 5, "evaluate_every": 60, "checkpoint_every": 60},
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite runs in a process a core, each file within one of them; `-n 0` is all in this one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
+    chosen = getattr(config.option, "numprocesses", 0) is not None  # pytest-xdist may be missing
+    if whole and not chosen and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist = min(os.cpu_count() or 1, 4), "loadfile"
 
 
 @pytest.fixture(params=["reference", "native"])
