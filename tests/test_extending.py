@@ -198,6 +198,30 @@ def test_a_model_without_a_graph_is_trained_judged_counted_and_reported(add, tmp
     assert command(["simulate", run]) == 1
 
 
+COUNTING = {
+    "import dataclasses": "import dataclasses, typing, torch",
+    "class Model(": "class State(typing.NamedTuple):\n        v: object\n        seen: object\n\n    class Model(",
+    "LIFState\n\n        def": "State\n\n        def",
+    "self.check(tokens, state)": "seen = torch.zeros(len(tokens), 1).long() if state is None else state[0].seen",
+    "None if state is None else state[0])": "None if state is None else LIFState(state[0].v))",
+    "(state,), s": "(State(state.v, seen.bitwise_or(tokens.shape[1])),), s",
+    "[((batch, self.config.embedding),)]": "[((batch, self.config.embedding), (batch, 1))]",
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "float64"])
+def test_integers_in_a_state_stay_integers_in_training(add, tmp_path, precision):
+    """They were carried as float32; of that type there is no bitwise_or."""
+    text = MODEL
+    for old, new in COUNTING.items():
+        assert old in text
+        text = text.replace(old, new)
+    add(rheobase.models, "own", text)
+    settings = f'steps = 4\nbatch = 2\ncontext = 8\nprecision = "{precision}"\n'
+    (tmp_path / "own.toml").write_text('[model]\nname = "own"\n[train]\n' + settings)
+    assert command(["train", str(tmp_path / "own.toml"), "--out", str(tmp_path / "run")]) == 0
+
+
 EXPORTER = """
     import json
     import numpy as np

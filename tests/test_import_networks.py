@@ -246,6 +246,15 @@ def test_settings_that_no_graph_op_has_are_refused():
             import_module(made)
 
 
+@pytest.mark.parametrize("forward", [torch.sigmoid, lambda over: (over >= 0).float(), lambda over: 2.0 * (over > 0)])
+def test_a_neuron_that_fires_by_a_rule_of_its_own_is_refused(forward):
+    """It was imported as one that fires above its threshold."""
+    snntorch = pytest.importorskip("snntorch")
+    made = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(0.75, spike_grad=forward, init_hidden=True))
+    with pytest.raises(UnsupportedError, match="Leaky spike_grad: expected spikes of 0 and 1 above the threshold, got"):
+        import_module(made)
+
+
 def test_a_threshold_that_is_no_number_is_named():
     snntorch = pytest.importorskip("snntorch")
     made = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(0.75, threshold=float("nan"), init_hidden=True))

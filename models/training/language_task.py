@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from rheobase.models._moving import moved
 from rheobase.models._pretrained import LanguageModel
@@ -71,10 +72,9 @@ class LanguageTask(Task):
         if state is not None:
             state = None if fresh else model.restart(state) if t.restart else state
         logits, state, runs = model.run(tokens, state)
-        wide = torch.promote_types(logits.dtype, torch.float32)
         batch = (tokens, targets, fresh)
         loss, whole = self.objective(model, batch, logits, runs, step / t.steps, micro)
-        self.states[micro] = tuple(type(s)(*(part.detach().to(wide).contiguous() for part in s)) for s in state)
+        self.states[micro] = tuple(type(s)(*map(_held, s)) for s in state)
         return Loss(whole, loss / math.log(2), runs, tokens.numel())
 
     def look(self, model):
@@ -100,6 +100,12 @@ class LanguageTask(Task):
         device = self.config.train.device
         layers = [[[part[rows].to(device) for part in layer] for layer in saved] for rows in self.rows]
         return dict(enumerate(map(model.as_state, layers)))
+
+
+def _held(part: Tensor) -> Tensor:
+    """A tensor of a state between two steps: of float32 at least, if of real numbers."""
+    least = torch.float32 if part.is_floating_point() else part.dtype
+    return part.detach().to(torch.promote_types(part.dtype, least)).contiguous()
 
 
 def require_true(model, runs) -> None:

@@ -180,7 +180,7 @@ def make(kind: str, units: int, settings: dict) -> SnnTorch:
 def op_of(neuron: nn.Module) -> Op:
     """The graph op of a neuron of somebody's network, of RLeaky without its recurrent layer.
 
-    raises  UnsupportedError: no graph op computes it, or its units differ in a parameter
+    raises  UnsupportedError: no graph op computes it, its units differ in a parameter, or it fires by another rule
     """
     kind = type(neuron).__name__
     name, plain = f"snntorch:{kind}", "Leaky" if kind == "RLeaky" else kind
@@ -189,6 +189,12 @@ def op_of(neuron: nn.Module) -> Op:
     if neuron.graded_spikes_factor.ne(1).any() or neuron.inhibition or neuron.state_quant:
         expected = "spikes of 1, each unit for itself, a state that is not quantised"
         raise UnsupportedError(name, expected, "others", "leave graded_spikes_factor, inhibition, state_quant out")
+    over = torch.arange(-200, 201) / 100
+    with torch.no_grad():
+        fired = neuron.spike_grad(over)
+    if not fired.eq(over > 0).all():
+        expected, remedy = "spikes of 0 and 1 above the threshold", "change its gradient alone"
+        raise UnsupportedError(f"{name} spike_grad", expected, "another forward", remedy)
     neuron = copy.deepcopy(neuron)
     for setting, value in [*neuron.named_buffers(recurse=False), *neuron.named_parameters(recurse=False)]:
         if setting in _KINDS:
