@@ -27,18 +27,28 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def _convert(where: str, value: Any, kind: Any) -> Any:
     """Check one value against its annotation; an int is taken for a float and a list for a tuple."""
-    if isinstance(kind, types.UnionType):
-        options = typing.get_args(kind)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in options:
             return None
-        kind = next(k for k in options if k is not type(None))
+        problems = []
+        for option in options:
+            try:
+                if option is not type(None):
+                    return _convert(where, value, option)
+            except ConfigError as problem:
+                problems.append(problem)
+        raise problems[0]
+    if origin is typing.Literal:
+        if not any(value == option and type(value) is type(option) for option in options):
+            raise ConfigError(where, "one of " + ", ".join(map(repr, options)), f"{value!r}", "choose one")
+        return value
     if dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value
         if not isinstance(value, dict):
             raise ConfigError(where, "a table", repr(value), f"write [{where}]")
         return from_table(kind, value, where)
-    origin = typing.get_origin(kind)
     if origin is tuple and isinstance(value, list | tuple):
         item = typing.get_args(kind)[0]
         return tuple(_convert(f"{where}[{i}]", v, item) for i, v in enumerate(value))

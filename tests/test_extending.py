@@ -65,6 +65,30 @@ def test_a_neuron_whose_constructor_has_no_annotations_takes_settings(add):
         make_neuron("snntorch:Leaky", 3, beta=0.5, units=4)
 
 
+SETTINGS = """
+    from typing import Literal, Optional, Union
+    from rheobase.spiking import LIF
+    class Own(LIF):
+        def __init__(self, units: int, tau: Optional[float] = None, theta: Union[str, float] = 1.0,
+                     fire: Literal[">", ">="] = ">="):
+            super().__init__(units, tau=tau or 2.0, theta=float(theta), fire=fire)
+"""
+
+
+def test_settings_of_a_neuron_may_be_of_several_types(add):
+    add(rheobase.spiking.neurons, "own", SETTINGS)
+    neuron = make_neuron("own", 4, tau=3, theta=0.5, fire=">")
+    assert (neuron.tau, neuron.theta, neuron.fire) == (3.0, 0.5, ">")
+    assert (make_neuron("own", 4, tau=None).tau, make_neuron("own", 4, theta="0.25").theta) == (2.0, 0.25)
+    for settings, message in [
+        ({"fire": "<"}, "own.fire: expected one of '>', '>=', got '<'; choose one"),
+        ({"tau": "long"}, "own.tau: expected float, got 'long'"),
+        ({"theta": []}, "own.theta: expected str, got"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            make_neuron("own", 4, **settings)
+
+
 WRAPPED = """
     from rheobase.spiking import Cell, LIF
     class Own(Cell):
