@@ -17,6 +17,7 @@ from rheobase.backends.simulators.integer import IntegerKernels
 from rheobase.spiking import graph as ops
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.graph import EventGraph, Node, Tokens
+from rheobase.spiking.graph.cells import LIFS
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import function
 from rheobase.spiking.tally import EVENT_KINDS
@@ -192,38 +193,39 @@ class Stream:
         def make(code, *given, **more):
             return self._make(code, first, inputs=inputs, arrays=given, state=state, **more)
 
-        if isinstance(op, ops.Embedding | IntegerEmbedding):
+        kind = type(op)  # a class made of one of these may compute something else
+        if kind in (ops.Embedding, IntegerEmbedding):
             tokens = np.arange(len(arrays["table"]))[:, None]
-            kernel = getattr(self._kernels, type(op).__name__.lower())
+            kernel = getattr(self._kernels, kind.__name__.lower())
             return self._make(ROW, first, arrays=[kernel(node, {"token": tokens})["out"]])
-        if isinstance(op, ops.Linear | IntegerLinear):
+        if kind in (ops.Linear, IntegerLinear):
             weight = arrays["weight"].T if op.transposed else arrays["weight"]
             shift, flags = (), BY_EVENTS * (edges["x"].kind in EVENT_KINDS and not self._dense)
-            if isinstance(op, IntegerLinear):
+            if kind is IntegerLinear:
                 shift, flags = (op.shift(arrays["exponent"]),), flags + NARROW * (op.bits == 16)
             return make(LINEAR, weight, filled("bias"), *shift, flags=flags, n_in=len(weight))
-        if isinstance(op, IntegerEGRUCell):
+        if kind is IntegerEGRUCell:
             return make(EGRU, arrays["thr"], ints.sigmoid_table(), ints.tanh_table(), numbers=[op.zoneout])
-        if isinstance(op, ops.EGRUCell):
+        if kind is ops.EGRUCell:
             return make(EGRU, arrays["thr"], numbers=[op.zoneout, TRACE_DECAY])
-        if isinstance(op, ops.LIFCell):
+        if kind in LIFS:
             flags = HARD * (op.v_reset is not None) + DECAY_INPUT * op.decay_input + STRICT * (op.fire == ">")
-            flags += TERNARY * op.ternary + GRADED * isinstance(op, ops.GradedLIFCell)
+            flags += TERNARY * op.ternary + GRADED * (kind is ops.GradedLIFCell)
             both = filled("tau", op.tau), filled("theta", op.theta)
             return make(LIF, *both, numbers=[op.v_reset or 0.0], flags=flags)
-        if isinstance(op, ops.WKVCell):
+        if kind is ops.WKVCell:
             return make(WKV, -np.exp(arrays["time_decay"]), arrays["time_first"])
-        if isinstance(op, ops.LayerNorm):
+        if kind is ops.LayerNorm:
             return make(LAYER_NORM, arrays["weight"], arrays["bias"], numbers=[op.eps])
-        if isinstance(op, ops.Affine):
+        if kind is ops.Affine:
             return make(AFFINE, arrays["scale"], arrays["offset"])
-        if isinstance(op, ops.Mix):
+        if kind is ops.Mix:
             share = arrays["share"].reshape(-1)
             return make(MIX, share, arrays.get("rest", 1 - share), filled("bias"))
-        if type(op) in _PLAIN:
-            return make(_PLAIN[type(op)])
+        if kind in _PLAIN:
+            return make(_PLAIN[kind])
         remedy = f'simulate on="{"integer" if self.dtype == np.int32 else "event"}"'
-        raise UnsupportedError(node.name, "an op that Stream has an instruction for", type(op).__name__, remedy)
+        raise UnsupportedError(node.name, "an op that Stream has an instruction for", kind.__name__, remedy)
 
 
 def _again(

@@ -12,6 +12,7 @@ from rheobase.backends import count, simulate
 from rheobase.backends.simulators._executor import execute
 from rheobase.backends.simulators.event import EventKernels
 from rheobase.backends.simulators.torch import TorchKernels
+from rheobase.backends.stream import Stream
 from rheobase.backends.trace import Later
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig
 from rheobase.spiking import LIF
@@ -435,6 +436,33 @@ def test_an_op_of_ones_own_is_named_where_it_is_not_counted():
 
     trace = execute(graph_with(Doubled()), np.ones((1, 2, 1, 1, 3)), None, Mine())
     assert (trace.outputs["out"] == 2).all() and trace.tally.uncounted == ("Doubled",)
+
+
+class Doubling(LIFCell):
+    pass
+
+
+def test_an_op_made_of_lifs_runs_by_its_own_kernel():
+    """By Stream it ran as a LIF, and in torch as one that the count then did not know."""
+
+    class Event(EventKernels):
+        def doubling(self, node, inputs, state):
+            return {"s": np.ones_like(inputs["x"]), "v": state["v"] + 2}
+
+    class Torch(TorchKernels):
+        def doubling(self, node, inputs, state):
+            return {"s": torch.ones_like(inputs["x"]), "v": state["v"] + 2}
+
+    own = Node("embedding", Embedding(), {"table": "e"}), Node("mine", Doubling(theta=9.0))
+    edges = [Edge("tokens.out", "embedding.token", BINARY, (4,)), Edge("embedding.out", "mine.x", DENSE, (3,))]
+    arrays = {"e": np.ones((4, 3), np.float32)}
+    graph = EventGraph([Node("tokens", Tokens(4)), *own], edges, arrays, {"out": "mine.s"})
+    for kernels in Event(), Torch():
+        trace = execute(graph, np.zeros((1, 2), int), None, kernels)
+        assert (trace.outputs["out"] == 1).all() and (trace.state["mine.v"] == 4).all()
+    if library() is not None:
+        with pytest.raises(UnsupportedError, match="mine: expected an op that Stream has .*, got Doubling"):
+            Stream(graph)
 
 
 @pytest.mark.parametrize("name", ["Sigmoid", "Shift", "Tally", "Table"])

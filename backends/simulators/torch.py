@@ -15,7 +15,8 @@ from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
 from rheobase.backends.simulators._executor import arriving, execute, number_type
 from rheobase.backends.trace import Trace
-from rheobase.spiking.graph import Conv2d, GradedLIFCell, LIFCell, Linear, Mix, WKVCell
+from rheobase.spiking.graph import Conv2d, GradedLIFCell, Linear, Mix, WKVCell
+from rheobase.spiking.graph.cells import LIFS
 from rheobase.spiking.neurons.egru import EGRUState
 from rheobase.spiking.ops import egru, lif, wkv
 from rheobase.spiking.ops.egru.reference import egru_cell
@@ -141,9 +142,9 @@ class TorchKernels(Counting):
             return None
         inputs = {port: arriving(e, values, carried, self).transpose(0, 1) for port, e in edges[node.name].items()}
         before = {name: carried[f"{node.name}.{name}"] for name in node.op.state}
-        if isinstance(node.op, LIFCell):
+        if type(node.op) in LIFS:
             outputs, after = self.lif_sequence(node, inputs["x"], before["v"], f"{node.name}.v" in wanted)
-        elif isinstance(node.op, WKVCell) and wanted.isdisjoint(f"{node.name}.{name}" for name in before):
+        elif type(node.op) is WKVCell and wanted.isdisjoint(f"{node.name}.{name}" for name in before):
             outputs, after = self.wkv_sequence(node, **inputs, state=WKVState(**before))
         else:
             return None

@@ -136,6 +136,10 @@ class GradedLIFCell(LIFCell):
     ternary: bool = False
 
 
+LIFS = LIFCell, TernaryLIFCell, GradedLIFCell
+"""The ops that `ops.lif` computes; what a class made of one of them computes is not known"""
+
+
 @dataclass(frozen=True)
 class WKVCell(Op):
     """The recurrent attention of RWKV-4; equations: `ops.wkv`."""
