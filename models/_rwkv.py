@@ -51,6 +51,12 @@ def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, T
     return out, spikes, _side_by_side(state)
 
 
+def events(out: Tensor) -> Tensor:
+    """A neuron's output as events of size 1, whose gradient is that of what they carry, over its size."""
+    size = out.detach().abs()
+    return out / torch.where(size > 0, size, 1)
+
+
 def rest(neuron: Cell, batch: int, **like) -> Tensor:
     """The packed state of a neuron before the first step, of a dtype and on a device."""
     return _side_by_side(neuron.initial_state(batch, **like))
@@ -287,7 +293,7 @@ def wake(gains, spikes, names, rate: float, trained: bool) -> None:
             middle = (low * high) ** 0.5
             parameter.copy_(start * middle)
             fired = spikes()
-            mean = sum(fired[i].abs().mean() for i in which) / len(which)
+            mean = sum(fired[i].ne(0).to(fired[i].dtype).mean() for i in which) / len(which)
             low, high = (middle, high) if mean < rate else (low, middle)
         units = sum(fired[i].shape[-1] for i in which)
         ended = low == LEAST_GAIN or high == MOST_GAIN

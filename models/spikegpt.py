@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rheobase.models import _rwkv_graph
 from rheobase.models._norms import NORMS, StaticNorm
 from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_state_dict, require_finite
-from rheobase.models._rwkv import BLOCKS, fire, make_neuron, rest, wake
+from rheobase.models._rwkv import BLOCKS, events, fire, make_neuron, rest, wake
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 from rheobase.spiking.neurons import Cell
@@ -281,7 +281,8 @@ class SpikeGPT(LanguageModel):
         return (*names, "lif_out") if self.lif_out is not None else tuple(names)
 
     def rates(self, runs):
-        return [s.abs().mean((0, 1)) for s in runs.spikes]
+        binary = self.config.neuron == "lif"  # another's output may be graded
+        return [(s if binary else events(s)).abs().mean((0, 1)) for s in runs.spikes]
 
     def operations(self, runs):
         if self.config.placement != "spike_fed":

@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 import rheobase.backends.exporters
 import rheobase.models
@@ -112,6 +113,30 @@ def test_a_state_that_a_spikegpt_cannot_carry_is_refused(add, part):
     add(rheobase.spiking.neurons, "own", text)
     with pytest.raises(ConfigError, match="neuron own: expected a state of floating-point parts"):
         SpikeGPT(SpikeGPTConfig(embedding=8, depth=1, placement="spike_fed", neuron="own"))
+
+
+GRADED_LIF = """
+    from rheobase.spiking import LIF
+    class Own(LIF):
+        def forward(self, x, state=None):
+            s, state = super().forward(x, state)
+            return 0.25 * s, state
+"""
+
+
+def test_the_rate_of_a_graded_neuron_is_that_of_its_events(add):
+    """It was the mean of what they carry, a quarter of it here."""
+    add(rheobase.spiking.neurons, "own", GRADED_LIF)
+    torch.manual_seed(0)
+    model = SpikeGPT(SpikeGPTConfig(embedding=24, depth=1, placement="spike_fed", init_rate=0.3, neuron="own"))
+    tokens = torch.randint(256, (2, 40))
+    model.wake(tokens)
+    runs = model.run(tokens)[2]
+    rates = model.rates(runs)
+    assert 0.25 < torch.cat(rates[:3]).mean() < 0.35
+    assert all(torch.equal(rate, s.ne(0).float().mean((0, 1))) for rate, s in zip(rates, runs.spikes, strict=True))
+    model.operations(runs).backward()
+    assert model.blocks[0].ffn.key.weight.grad.abs().sum() > 0
 
 
 def test_a_graph_leaves_no_parameter_of_a_neuron_out(add):
