@@ -55,3 +55,9 @@ class Cell(nn.Module):
 
     def project_(self) -> None:
         """Bring the parameters back into their legal range; call it after each step of the optimiser."""
+
+
+def stored(module: nn.Module, name: str) -> nn.Parameter | None:
+    """What holds a learnt setting: the parameter of that name, or NAME_orig where torch prunes it. None where it is not
+    learnt, or is the result of a parametrization, whose bounds are its own."""
+    return module._parameters.get(name, module._parameters.get(f"{name}_orig"))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rheobase.spiking.errors import ConfigError
-from rheobase.spiking.neurons._cell import Cell
+from rheobase.spiking.neurons._cell import Cell, stored
 from rheobase.spiking.ops.egru import EGRUState, EGRUTrajectory, egru
 from rheobase.spiking.surrogates import Surrogate, Triangle
 
@@ -101,7 +101,8 @@ class EGRU(Cell):
 
     @torch.no_grad()
     def project_(self):
-        self.thr.clamp_(0, 1)
+        if (thr := stored(self, "thr")) is not None:
+            thr.clamp_(0, 1)
 
 
 def examples() -> list[Cell]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.graph import GradedLIFCell, LIFCell, TernaryLIFCell
-from rheobase.spiking.neurons._cell import Cell
+from rheobase.spiking.neurons._cell import Cell, stored
 from rheobase.spiking.ops import lif
 from rheobase.spiking.ops.lif.reference import lif_step
 from rheobase.spiking.surrogates import FIRE_RULES, ATan, Surrogate
@@ -87,7 +87,7 @@ class LIF(Cell):
             setattr(self, name, nn.Parameter(torch.full((units,), float(value))) if name in learn else value)
         self.v_reset, self.decay_input, self.fire = v_reset, decay_input, fire
         self.detach_reset, self.surrogate = detach_reset, surrogate
-        self.ternary, self.graded = ternary, graded
+        self.ternary, self.graded, self.learn = ternary, graded, tuple(learn)
 
     def _settings(self) -> dict:
         names = ("tau", "theta", "v_reset", "decay_input", "fire", "detach_reset", "surrogate", "ternary")
@@ -99,7 +99,7 @@ class LIF(Cell):
         if torch.is_grad_enabled():
             y = s * (h.abs() if self.ternary else h)
         else:
-            y = torch.where(s.bool(), h, 0)  # the same: a spike sends h, and nothing is multiplied
+            y = torch.where(s.bool(), h, 0)  # the same of finite h: a spike sends h, and nothing is multiplied
         return mark(y, GRADED, sent=False)
 
     def _check(self, x: Tensor) -> None:
@@ -143,13 +143,14 @@ class LIF(Cell):
             cell, settings["ternary"] = GradedLIFCell, self.ternary
         else:
             cell = TernaryLIFCell if self.ternary else LIFCell
-        return cell(**{k: v for k, v in settings.items() if not isinstance(v, nn.Parameter)})
+        given = {name: value for name, value in settings.items() if name not in self.learn}
+        return cell(**{name: value.item() if isinstance(value, Tensor) else value for name, value in given.items()})
 
     @torch.no_grad()
     def project_(self):
         for name, least in (("tau", TAU_MIN), ("theta", THETA_MIN)):
-            if isinstance(getattr(self, name), nn.Parameter):
-                getattr(self, name).clamp_(min=least)
+            if (learnt := stored(self, name)) is not None:
+                learnt.clamp_(min=least)
 
 
 def examples() -> list[Cell]:

@@ -42,9 +42,9 @@ def takes(
 
     "auto" takes C for plain tensors on a CPU, all float32 or all float64, where there is a compiled library, Triton for
     floating-point tensors on one CUDA device where Triton imports, and the reference for all others and within
-    torch.func's transforms and torch.jit.trace, which see torch's own operators alone; where it is the machine that
-    lacks something, that is logged once. While a counter listens that watches operators the reference runs, whatever is
-    wanted.
+    torch.func's transforms, forward-mode differentiation, torch.jit.trace and, on a CPU, a TorchDispatchMode such as
+    selective checkpointing's, which see torch's own operators alone; where it is the machine that lacks something, that
+    is logged once. While a counter listens that watches operators the reference runs, whatever is wanted.
 
     tensors    every tensor of the call
     obstacles  form -> what else keeps this call from it: (expected, got, remedy)
@@ -122,6 +122,8 @@ def _inside() -> tuple[str, str, str] | None:
         return "a call outside torch.jit.trace", "one inside", OTHER
     if torch._C._are_functorch_transforms_active():
         return "a call outside torch.func's transforms", "one inside", OTHER
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "a call outside torch.autograd.forward_ad", "one inside", OTHER
     return None
 
 
@@ -132,6 +134,9 @@ def _obstacle(op: str, form: str, tensors: list[Tensor]) -> tuple[str, str, str]
         return lacking
     if any(t.device != device for t in tensors):
         return "tensors on one device", _names(t.device for t in tensors), "move them to one"
+    compiles = torch.compiler.is_compiling()
+    if not compiles and any(t.layout is not torch.strided or t.is_neg() for t in tensors):
+        return "dense tensors as they are", "a sparse one, or one to be negated when it is read", OTHER
     types = {t.dtype for t in tensors}
     if form == "triton":
         all_float = all(dtype.is_floating_point for dtype in types)
@@ -141,6 +146,8 @@ def _obstacle(op: str, form: str, tensors: list[Tensor]) -> tuple[str, str, str]
         return "plain tensors", _names(kind.__name__ for kind in kinds), OTHER
     if len(types) > 1 or tensors[0].dtype not in SUFFIXES:
         return "all float32 or all float64", _names(types), OTHER
+    if not compiles and torch._C._len_torch_dispatch_stack() and not tally.listens():
+        return "no mode that watches torch's operators", "a TorchDispatchMode", OTHER
     return None
 
 

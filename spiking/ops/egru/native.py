@@ -17,7 +17,7 @@ from torch import Tensor
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY, EGRUState, EGRUTrajectory
 from rheobase.spiking.ops.native import function
-from rheobase.spiking.ops.native.once import once
+from rheobase.spiking.ops.native.once import once, saved
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.product import few, product
 from rheobase.spiking.surrogates import Triangle
@@ -163,7 +163,7 @@ class _EGRU(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx, *outer):
-        x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o = ctx.saved_tensors
+        x, kernel, recurrent, thr, y_0, c_0, kept, gates, q_g, y, c, o = saved(ctx)
         if type(ctx.surrogate) is Triangle and ctx.surrogate.of_numbers():
             slope, triangle = None, (ctx.surrogate.gamma, ctx.surrogate.eps)
         else:
@@ -195,5 +195,7 @@ def egru(
     """
     tensors = (x, kernel, recurrent_kernel, bias, recurrent_bias, thr, *state)
     tensors = (t if t is None else t.contiguous() for t in tensors)
-    run = EGRUTrajectory(*_EGRU.apply(*tensors, kept, zoneout, surrogate))
-    return run, EGRUState(*(part[:, -1].clone() for part in (run.y, run.c, run.trace))) if x.shape[1] else state
+    y, c, o, trace = _EGRU.apply(*tensors, kept, zoneout, surrogate)
+    # views, so that a hook on an output does not see what reaches it through the state
+    run = EGRUTrajectory(*(part.view_as(part) for part in (y, c, o, trace)))
+    return run, EGRUState(*(part[:, -1].clone() for part in (y, c, trace))) if x.shape[1] else state

@@ -214,7 +214,8 @@ def _egru_backward(
     incoming = [None if g is None else g.contiguous() for g in (g_y, g_c, g_o, g_trace)]
     if g_trace is None and last_trace is None:
         carried[2] = None  # it stays 0
-    tensors = [gates, q_g, y, c, c_0.contiguous(), thr.contiguous(), kept, *incoming, of_a, of_q, *carried, of_thr]
+    given = [part.contiguous() for part in (gates, q_g, y, c, c_0, thr)]
+    tensors = [*given, kept, *incoming, of_a, of_q, *carried, of_thr]
     rules = {"ZEROS": y.shape[2] - thr.shape[0], "ZONEOUT": zoneout, "GAMMA": gamma, "EPS": eps}
     launch = _launcher(_backward, tensors, y, **rules)
     back, of_y, rows = recurrent.t(), carried[0], of_q.unbind(1)

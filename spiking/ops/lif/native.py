@@ -13,7 +13,7 @@ from torch import Tensor
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.native import EVERY, UNITS, function
 from rheobase.spiking.ops.native.memory import empty
-from rheobase.spiking.ops.native.once import once
+from rheobase.spiking.ops.native.once import once, saved
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.surrogates import ATan
@@ -108,7 +108,7 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx, g_s, g_v, g_h):
-        x, v0, tau, theta, kept = ctx.saved_tensors
+        x, v0, tau, theta, kept = saved(ctx)
         g_s, g_v, g_h = (None if g is None else g.contiguous() for g in (g_s, g_v, g_h))
         g_last = torch.zeros_like(v0)
         if g_v is not None and not ctx.whole:
@@ -137,7 +137,8 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     """`ops.lif` in C, for tensors of one type, float32 or float64, on a CPU; it can be differentiated once."""
     units, exact = x_BTD.shape[2:], not isinstance(tau, Tensor) and 1e-30 < tau < 1e30 and math.frexp(tau)[0] == 0.5
     inverse = 1 / tau if exact else 0.0
-    tau, theta = (torch.as_tensor(p, dtype=x_BTD.dtype).expand(units).contiguous() for p in (tau, theta))
+    like = {"dtype": x_BTD.dtype, "device": x_BTD.device}
+    tau, theta = (torch.as_tensor(p, **like).expand(units).contiguous() for p in (tau, theta))
     learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
     numbers = v_reset or 0.0, inverse, surrogate.alpha if _known(surrogate) else 0.0
     flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns, exact

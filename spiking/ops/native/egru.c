@@ -71,10 +71,11 @@ INLINE INT NAME(cell)(const int trains, REAL *restrict z, REAL *restrict r, REAL
     for (int64_t j = 0; j < units; j++) {
         const REAL update = NAME(sigmoid)(z[j] + q[j]), reset = NAME(sigmoid)(r[j] + q[units + j]);
         const REAL candidate = 2 * NAME(sigmoid)(2 * (g[j] + reset * q[2 * units + j])) - 1; /* tanh */
-        const REAL keep = kept ? (REAL)!kept[j] : (REAL)zoneout, take = kept ? (REAL)kept[j] : (REAL)(1 - zoneout);
-        const REAL p = keep * c[j] + take * (update * c[j] + (1 - update) * candidate);
-        const REAL silent = trains ? 0 * p : 0; /* not a number where p is none, so that training sees it */
-        const REAL over = p - thr[j], y = over > 0 ? p : silent;
+        const REAL step = update * c[j] + (1 - update) * candidate;
+        const REAL p = kept ? (kept[j] ? step : c[j]) : (REAL)zoneout * c[j] + (REAL)(1 - zoneout) * step;
+        const REAL over = p - thr[j];
+        /* not a number where p, or the threshold, is none, so that training sees it */
+        const REAL y = over > 0 ? p : trains ? 0 * p : 0, left = over > 0 ? over : trains ? p + 0 * over : p;
         if (trains) {
             z[j] = update;
             r[j] = reset;
@@ -83,7 +84,7 @@ INLINE INT NAME(cell)(const int trains, REAL *restrict z, REAL *restrict r, REAL
             o[j] = over > 0;
         }
         y_new[j] = y;
-        c_new[j] = over > 0 ? over : p;
+        c_new[j] = left;
         trace_new[j] = old * trace[j] + fresh * y;
         events += over > 0;
     }
@@ -157,15 +158,16 @@ INLINE void NAME(cell_backward)(const egru_run *run, const uint8_t *restrict kep
         const REAL below = left - threshold, u = fired > 0 ? left : below, p = fired > 0 ? sent : left;
         const REAL near = 1 - eps * (u < 0 ? -u : u), triangle = gamma * (near < 0 ? 0 : near);
         const REAL s = (slope ? slope[j] : triangle) * (g_o[j] + p * by_y - threshold * by_c);
-        const REAL keep = kept ? (REAL)!kept[j] : (REAL)run->zoneout, by_p = fired * by_y + by_c + s;
-        const REAL update = (kept ? (REAL)kept[j] : (REAL)(1 - run->zoneout)) * by_p;
+        const REAL by_p = fired * by_y + by_c + s;
+        const REAL past = kept ? (kept[j] ? 0 : by_p) : (REAL)run->zoneout * by_p;
+        const REAL update = kept ? (kept[j] ? by_p : 0) : (REAL)(1 - run->zoneout) * by_p;
         const REAL by_g = (1 - z) * update * (1 - g * g), by_z = (before[j] - g) * update * z * (1 - z);
         const REAL by_r = by_g * q_g[j] * r * (1 - r);
         of_a[j] = of_q[j] = by_z;
         of_a[units + j] = of_q[units + j] = by_r;
         of_a[2 * units + j] = by_g;
         of_q[2 * units + j] = r * by_g;
-        of_c[j] = z * update + keep * by_p;
+        of_c[j] = z * update + past;
         of_trace[j] = old * by_trace;
         of_thr[j] -= s + fired * by_c;
     }

@@ -128,15 +128,15 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
 {
     const REAL none[UNITS] = {0}, *restrict of_s = g_s ? g_s : none, *restrict of_h = g_h ? g_h : none;
     const REAL *restrict given_up = slope_up ? slope_up : none, *restrict given_down = slope_down ? slope_down : none;
-    const REAL v_reset = (REAL)set.v_reset, through = !set.detach_reset, alpha = (REAL)set.alpha;
+    const REAL v_reset = (REAL)set.v_reset, alpha = (REAL)set.alpha;
     if (g_v)
         for (int64_t d = 0; d < n; d++)
             carried[d] += g_v[d];
     for (int64_t d = 0; d < n; d++) {
         const REAL g = carried[d], up = NAME(fired)(h[d] - theta[d], set.strict);
         const REAL down = set.ternary ? NAME(fired)(-h[d] - theta[d], set.strict) : 0;
-        const REAL of_spike = of_s[d] - (set.hard ? 0 : through * g * theta[d]);
-        const REAL of_fired = set.hard ? -through * g * (h[d] - v_reset) : 0;
+        const REAL of_reset = set.detach_reset ? 0 : g * (set.hard ? h[d] - v_reset : theta[d]);
+        const REAL of_spike = set.hard ? of_s[d] : of_s[d] - of_reset, of_fired = set.hard ? -of_reset : 0;
         const REAL at_up = slope_up ? given_up[d] : NAME(slope)(h[d] - theta[d], alpha);
         const REAL at_down = slope_down ? given_down[d] : NAME(slope)(-h[d] - theta[d], alpha);
         const REAL g_up = (of_spike + of_fired) * at_up, g_down = set.ternary ? (of_fired - of_spike) * at_down : 0;

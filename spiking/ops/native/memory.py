@@ -33,15 +33,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """As `torch.empty`, on a CPU."""
+    """As `torch.empty`, on a CPU, whatever the default device is."""
     count = prod(shape)
     if count * dtype.itemsize < PAGE:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     block = _take(-(-count * dtype.itemsize // PAGE) * PAGE)
     view = memoryview(block)
     weakref.finalize(view, _give_back, block).atexit = False
     storage = torch.frombuffer(view, dtype=dtype, count=count).untyped_storage()
-    tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape)
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
         tensor.fill_(torch.nan)
     return tensor

@@ -32,3 +32,8 @@ def once(backward: Callable) -> Callable:
         return only(ctx, *gradients)
 
     return run
+
+
+def saved(ctx) -> list[torch.Tensor | None]:
+    """The tensors that were kept, as C reads them: a hook that keeps them elsewhere may bring them back strided."""
+    return [t if t is None else t.contiguous() for t in ctx.saved_tensors]

@@ -11,7 +11,7 @@ from torch import Tensor
 from rheobase.spiking.ops.choice import SUFFIXES
 from rheobase.spiking.ops.native import EVERY, UNITS, function
 from rheobase.spiking.ops.native.memory import empty
-from rheobase.spiking.ops.native.once import once
+from rheobase.spiking.ops.native.once import once, saved
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
 from rheobase.spiking.ops.wkv.reference import WKVState
@@ -73,7 +73,7 @@ class _WKV(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx, g_y, g_last):
-        w, u, k, v, state, last, kept = ctx.saved_tensors
+        w, u, k, v, state, last, kept = saved(ctx)
         g_y = torch.zeros_like(k) if g_y is None else g_y.contiguous()
         g_state = torch.zeros_like(state)
         if g_last is not None:
@@ -90,4 +90,4 @@ def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState) -> tuple[Te
     tensors = [w, u, k, v, torch.stack(state, 1)]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     y, last = _WKV.apply(*(t.contiguous() for t in tensors), keep)
-    return y, WKVState(*last.unbind(1))
+    return y, WKVState(*(part.clone() for part in last.unbind(1)))  # views would not be changed or detached in place

@@ -253,4 +253,4 @@ def wkv(
     tensors = [time_decay, time_first, k, v, gate, None if state is None else torch.stack(state, 1)]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y, last, _ = _wkv(*tensors, keep)
-    return y, WKVState(*last.unbind(1))
+    return y, WKVState(*(part.clone() for part in last.unbind(1)))
