@@ -74,9 +74,10 @@ class StaticNorm(nn.LayerNorm):
     def __getstate__(self):
         return super().__getstate__() | {"_known": {}}  # a copy's tensors count their changes anew
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
+        """x [..., D] -> its norm; with the token before x [B, D], the norm of both, one step more."""
         self._watch(x)
-        return self._blend(x)
+        return self._blend(x if last is None else torch.cat([last[:, None], x], 1))
 
     def _blend(self, x: Tensor) -> Tensor:
         if self.gone:
@@ -87,8 +88,7 @@ class StaticNorm(nn.LayerNorm):
 
     def shifted(self, x_BTD: Tensor, last_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(The normalised sequence, the same one token later, what to carry to the next call [B, D])."""
-        self._watch(x_BTD)
-        a = self._blend(torch.cat([last_BD[:, None], x_BTD], 1))
+        a = self(x_BTD, last_BD)
         return a[:, 1:], a[:, :-1], x_BTD[:, -1].clone()
 
     def scale(self) -> Tensor:

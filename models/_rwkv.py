@@ -9,61 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from rheobase.models._norms import NORMS
-from rheobase.spiking import adapters
-from rheobase.spiking.config import set_key
+from rheobase.models._rwkv_neurons import SpikingChannelMix, SpikingTimeMix, fire, make_neuron, rest
 from rheobase.spiking.errors import ConfigError
-from rheobase.spiking.neurons import LIF, Cell
-from rheobase.spiking.ops import WKVState, wkv
-from rheobase.spiking.rwkv import ChannelMix, TimeMix, mix
-from rheobase.spiking.surrogates import ATan
+from rheobase.spiking.ops import WKVState
+from rheobase.spiking.rwkv import ChannelMix, TimeMix
 
-NEURON = {"v_reset": 0.0, "decay_input": True, "fire": ">="}
-"""SpikeGPT's LIF, but for its time constant and threshold"""
 LEAST_GAIN, MOST_GAIN = 2.0**-8, 2.0**8
 """within which `wake` looks for what a neuron's input is to be scaled by"""
-
-
-def make_neuron(config, units: int) -> Cell:
-    """The neuron of one layer, as the configuration names it."""
-    if config.neuron == "lif":
-        own = {name: getattr(config, name) for name in ("tau", "theta", "ternary", "graded", "learn")}
-        return LIF(units, **NEURON, surrogate=ATan(config.alpha), **own)
-    settings: dict = {}
-    for assignment in config.neuron_settings:
-        set_key(settings, assignment)
-    neuron = adapters.make_neuron(config.neuron, units, **settings)
-    for part in neuron.initial_state(2):  # which lie side by side in the model's state
-        if part.shape != (2, units) or not part.is_floating_point():
-            got, remedy = f"{tuple(part.shape)} of {part.dtype} for 2", "keep such a neuron for a model of your own"
-            raise ConfigError(f"neuron {config.neuron}", "a state of floating-point parts [B, units]", got, remedy)
-    return neuron
-
-
-def fire(neuron: Cell, x_BTD: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A neuron over a sequence -> (output, spikes, state); a state's tensors stand side by side in [B, parts x D]."""
-    parts = packed.chunk(packed.shape[1] // x_BTD.shape[2], 1)
-    before = type(neuron.initial_state(0))(*parts)
-    if isinstance(neuron, LIF) and neuron.graded:
-        out, spikes, state = neuron(x_BTD, before, apart=True)
-    else:
-        out, state = neuron(x_BTD, before)
-        spikes = out
-    return out, spikes, _side_by_side(state)
-
-
-def events(out: Tensor) -> Tensor:
-    """A neuron's output as events of size 1, whose gradient is that of what they carry, over its size."""
-    size = out.detach().abs()
-    return out / torch.where(size > 0, size, 1)
-
-
-def rest(neuron: Cell, batch: int, **like) -> Tensor:
-    """The packed state of a neuron before the first step, of a dtype and on a device."""
-    return _side_by_side(neuron.initial_state(batch, **like))
-
-
-def _side_by_side(state) -> Tensor:
-    return torch.cat(list(state), 1) if len(state) > 1 else state[0]
 
 
 class Block(nn.Module):
@@ -84,12 +36,15 @@ class Block(nn.Module):
         self.ln1, self.ln2 = NORMS[config.norm](d), NORMS[config.norm](d)
         self.pre = layer == 0 and config.ffn_pre
         if self.pre:
-            self.ffnPre = ChannelMix(d, 0, depth)
+            self.ffnPre, self.ffn = (ChannelMix(d, 0, depth) for _ in range(2))
         else:
-            self.att = TimeMix(d, layer, depth)
-        self.ffn = ChannelMix(d, layer, depth)
+            self.att, self.ffn = self.mixes(config, layer)
         self.first = layer == 0
         self.dropout = nn.Dropout(config.dropout)
+
+    def mixes(self, config, layer: int) -> tuple[TimeMix, ChannelMix]:
+        """The mix over time, and that over channels."""
+        return TimeMix(config.embedding, layer, config.depth), ChannelMix(config.embedding, layer, config.depth)
 
     def initial_state(self, batch: int):
         """The state before the first token."""
@@ -221,47 +176,33 @@ class SpikeFedState(NamedTuple):
 class SpikeFedBlock(Block):
     """A neuron before every linear layer, so that each product only adds the weight rows of units that spiked.
 
-        a = LN1 x    s_i = LIF(mix_i a), i in k, v, r    k, v = W s    r = sigmoid(W_r s_r)    x += W_o LIF(r wkv)
-        b = LN2 x    s_i = LIF(mix_i b), i in k, r       h = LIF(W_k s_k)    x += sigmoid(W_r s_r) (W_v h)
+        x += SpikingTimeMix(LN1 x)    x += SpikingChannelMix(LN2 x)
 
     Parameter names are the reference block's.
     """
 
     state_type = SpikeFedState
-    neurons = ("att.lif_k", "att.lif_v", "att.lif_r", "att.lif_o", "ffn.lif_k", "ffn.lif_r", "ffn.lif_h")
+    neurons = (
+        *(f"att.{name}" for name in SpikingTimeMix.neurons),
+        *(f"ffn.{name}" for name in SpikingChannelMix.neurons),
+    )
 
-    def __init__(self, config, layer):
-        super().__init__(config, layer)
-        for path in self.neurons:
-            mixer, _, name = path.partition(".")
-            units = config.embedding * (4 if name == "lif_h" else 1)
-            self.get_submodule(mixer).add_module(name, make_neuron(config, units))
+    def mixes(self, config, layer):
+        return SpikingTimeMix(config, layer), SpikingChannelMix(config, layer)
 
     def forward(self, x: Tensor, s: SpikeFedState) -> tuple[Tensor, SpikeFedState, tuple[Tensor, ...]]:
         if x.shape[1] == 0:
             return x, s, (x,) * 6 + (x.new_zeros(*x.shape[:2], 4 * x.shape[2]),)
-        membranes, spikes = [], []
-
-        def spiking(neuron, x, v):
-            out, spike, v = fire(neuron, x, v)
-            membranes.append(v)
-            spikes.append(spike)
-            return out
-
-        att, ffn = self.att, self.ffn
         if self.first:
             x = self.ln0(x)
         a, before, shift1 = self.ln1.shifted(x, s.shift1)
-        k = att.key(spiking(att.lif_k, mix(a, before, att.time_mix_k), s.v_k))
-        v = att.value(spiking(att.lif_v, mix(a, before, att.time_mix_v), s.v_v))
-        r = att.receptance(spiking(att.lif_r, mix(a, before, att.time_mix_r), s.v_r))
-        y, memory = wkv(att.time_decay, att.time_first, k, v, WKVState(s.p, s.q, s.o), gate=r)
-        x = x + att.output(spiking(att.lif_o, y, s.v_o))
+        memory = WKVState(s.p, s.q, s.o)
+        y, memory, spikes, membranes = self.att(a, before, memory, (s.v_k, s.v_v, s.v_r, s.v_o))
+        x = x + y
         b, before, shift2 = self.ln2.shifted(x, s.shift2)
-        k = ffn.key(spiking(ffn.lif_k, mix(b, before, ffn.time_mix_k), s.v_fk))
-        r = torch.sigmoid(ffn.receptance(spiking(ffn.lif_r, mix(b, before, ffn.time_mix_r), s.v_fr)))
-        x = self.dropout(x + r * ffn.value(spiking(ffn.lif_h, k, s.v_h)))
-        return x, SpikeFedState(shift1, shift2, *membranes, *memory), tuple(spikes)
+        y, *more = self.ffn(b, before, (s.v_fk, s.v_fr, s.v_h))
+        x = self.dropout(x + y)
+        return x, SpikeFedState(shift1, shift2, *membranes, *more[1], *memory), (*spikes, *more[0])
 
     def gains(self):
         att, ffn = self.att, self.ffn

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rheobase.models import _rwkv_graph
 from rheobase.models._norms import NORMS, StaticNorm
 from rheobase.models._pretrained import LanguageModel, check_settings, fit_tensors, read_state_dict, require_finite
-from rheobase.models._rwkv import BLOCKS, events, fire, make_neuron, rest, wake
+from rheobase.models._rwkv import BLOCKS, wake
+from rheobase.models._rwkv_neurons import events, fire, make_neuron, rest
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 from rheobase.spiking.neurons import Cell

@@ -1,4 +1,4 @@
-"""The kernels in C where they meet other parts of torch: devices, checkpoints, hooks, modes, and what is not finite."""
+"""Kernels in C and models where they meet other parts of torch: devices, checkpoints, hooks, modes, pruning, nan."""
 
 from functools import partial
 
@@ -153,3 +153,20 @@ def test_a_detached_reset_passes_no_infinity_on(kernels):
         settings = {"v_reset": v_reset, "detach_reset": True, "surrogate": StraightThrough(), "ternary": True}
         (g,) = torch.autograd.grad(lif(x, **settings)[0][:, :2].sum(), x)
         assert g[:, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("norm", ["layer", "static"])
+@pytest.mark.parametrize("path", ["blocks.0.att.time_decay", "blocks.0.ffn.time_mix_k", "blocks.0.ln1.weight"])
+def test_what_torch_puts_before_a_forward_is_run(norm, path):
+    """Blocks reached into layers without calling them: a pruned parameter stayed what it was before the last step."""
+    model = SpikeGPT(SpikeGPTConfig(embedding=16, depth=1, placement="spike_fed", norm=norm, init="original")).eval()
+    layer, _, name = path.rpartition(".")
+    tokens, seen = torch.arange(40)[None] % 7, []
+    prune.identity(model.get_submodule(layer), name)
+    model.get_submodule(layer).register_forward_hook(lambda *_: seen.append(layer))
+    model(tokens)
+    with torch.no_grad():
+        model.get_parameter(f"{path}_orig").mul_(-3.0)
+    model(tokens)
+    now = model.get_submodule(layer)
+    assert seen == [layer] * 2 and torch.equal(getattr(now, name), now.get_parameter(f"{name}_orig"))
