@@ -280,7 +280,8 @@ def run(argv: list[str]) -> int:
         else:
             from rheobase import commands
 
-        sys.stdout.reconfigure(errors="replace")
+        if sys.stdout:  # which a shell may have closed
+            sys.stdout.reconfigure(errors="replace")
         answer = getattr(commands, {"import": "import_"}.get(args.command, args.command))(args)
         shown = _as_json({"ok": answer.ok, **answer.table}) if args.json else answer.text
         if shown:

@@ -29,8 +29,15 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def open_atomic(path: str | Path):
-    """Yield a binary file to fill; a reader, or a crash at any moment, sees the old content or the whole new one."""
-    path = Path(path)
+    """Yield a binary file to fill; a reader, or a crash at any moment, sees the old content or the whole new one.
+
+    A link stays one: the file that it leads to is written.
+
+    raises  FormatError: `path` is a device or a pipe, which a renamed file would replace
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FormatError(path, "a file, or none yet", "a device or a pipe", "choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -81,8 +88,10 @@ def new_folder(path: str | Path):
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         os.rename(beside, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
 

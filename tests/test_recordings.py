@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -255,6 +256,25 @@ def known_set(monkeypatch, name, folder, train, test, size):
         return tuple(EventFile(file, f"https://localhost/{file}", f"md5:{sum}") for file, sum in sums.items())
 
     monkeypatch.setitem(event_sets.SETS, name, EventSet(files(train), files(test), size, ""))
+
+
+def test_frames_whose_making_was_cut_off_are_made_again(tmp_path, monkeypatch):
+    """Killed between the frames and their labels, a set could not be loaded until its cache was deleted by hand."""
+    source = {"set": str(small_set(tmp_path / "s.tar.xz")), "labels": "labels.txt", "size": (6, 5), "steps": 3}
+    replace = os.replace
+    for ending in "labels.npy", "frames.npy":
+
+        def put(source, target, ending=ending):
+            if str(target).endswith(ending):
+                raise OSError(5, "killed")
+            replace(source, target)
+
+        monkeypatch.setenv("RHEOBASE_CACHE", str(tmp_path / ending))
+        with monkeypatch.context() as patch:
+            patch.setattr("rheobase.spiking.files.os.replace", put)
+            with pytest.raises(OSError, match="killed"):
+                load_events(EventsConfig(**source, folds=1))
+        assert len(load_events(EventsConfig(**source, folds=1)).train) == 20
 
 
 def test_a_set_with_a_test_part_and_a_sum(tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     while kills < 5 or not inside:
         process = _train(killed, *([str(config)] if kills == 0 else ["--resume"]))
         if kills == 0:
-            _wait(lambda: (killed / "log.jsonl").exists(), process)
+            _wait(lambda: (killed / "config.toml").exists(), process)
         else:
             newest = newest_name(checkpoints)
             _wait(lambda newest=newest: newest_name(checkpoints) != newest, process)

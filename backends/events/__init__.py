@@ -15,7 +15,7 @@ from types import ModuleType
 
 from rheobase.backends.events._edge import STEP_US, from_edge, to_edge
 from rheobase.backends.events._record import CHUNK, EVENT, Limits, Recording, checked, from_array, in_range
-from rheobase.backends.events._sidecar import read_sidecar, sidecar_path, write_sidecar
+from rheobase.backends.events._sidecar import read_sidecar, write_sidecar
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
 from rheobase.spiking.events import Events
@@ -116,9 +116,11 @@ def write_events(path: str | Path, recording: Recording, *, shift: bool = False)
     counted = _Counted(itertools.chain([] if first is None else [first], chunks), taken)
     with open_atomic(path) as file:
         module.write(file, path, sensor, checked(counted, path, sensor, module.LIMITS))
-        sidecar_path(path).unlink(missing_ok=True)  # of the file that is replaced now
-    table = {"events": counted.n, "sensor": sensor and list(sensor), "kind": "camera", **recording.about}
-    return write_sidecar(path, table | {"shift_us": taken, "lost": recording.lost})
+        file.flush()
+        table = {"events": counted.n, "sensor": sensor and list(sensor), "kind": "camera", **recording.about}
+        table |= {"shift_us": taken, "lost": recording.lost}
+        # before the file is in its place, which without a sidecar would be read as one of other times
+        return write_sidecar(path, table, Path(file.name))
 
 
 def edge_writer(path: str | Path) -> ModuleType:

@@ -22,9 +22,9 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_sidecar(path: Path, table: dict) -> dict:
-    """Write the sidecar of a finished file; returns what it holds."""
-    with open(path, "rb") as file:
+def write_sidecar(path: Path, table: dict, finished: Path | None = None) -> dict:
+    """Write the sidecar of a file, which may still lie `finished` under another name; returns what it holds."""
+    with open(finished or path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     table = {"format": FORMAT, "sha256": digest, **table}
     write_atomic(sidecar_path(path), json.dumps(table, indent=2).encode() + b"\n")

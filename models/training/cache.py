@@ -60,7 +60,7 @@ def cached_array(key: str, dtype: np.dtype, pieces: Iterable[np.ndarray]) -> np.
         with open_atomic(path) as file:
             _write_header(file, dtype, length)
             for piece in pieces:
-                piece.astype(dtype).tofile(file)
+                file.write(np.ascontiguousarray(piece, dtype))
                 length += len(piece)
             file.seek(0)
             _write_header(file, dtype, length)

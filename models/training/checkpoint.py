@@ -43,9 +43,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint, or None; what a killed process left half-written is removed."""
-    for partial in folder.glob("*.partial"):
-        partial.unlink()
+    """The last whole checkpoint, or None."""
     found = sorted(folder.glob("step-*.ckpt"))
     return found[-1] if found else None
 
@@ -54,7 +52,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def alone(folder: Path, log_path: Path):
     """Inside, no other process trains the run of a folder, whose log is locked; raises FormatError where one does.
 
-    The lock goes with the process, however that ends. Where the file system knows no locks, there is none.
+    The lock goes with the process, however that ends. Where the file system knows no locks, there is none. What a
+    killed process left half-written is removed.
     """
     if log_path.is_symlink() or log_path.exists() and not log_path.is_file():
         raise FormatError(
@@ -69,4 +68,6 @@ def alone(folder: Path, log_path: Path):
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
+        for partial in folder.rglob(".*.partial"):  # what a killed process left half-written
+            partial.unlink() if partial.is_file() else None
         yield

@@ -77,8 +77,8 @@ def encode(number: int, unit: Unit) -> Encoded:
     ids, starts, n_tokens, n_bytes, before, done = [], [], 0, 0, 0, []
 
     def write():
-        np.concatenate(ids).astype(tokenizer.dtype.newbyteorder("<"), copy=False).tofile(file)
-        np.array(starts, "<u8").tofile(places)
+        file.write(np.concatenate(ids).astype(tokenizer.dtype.newbyteorder("<"), copy=False))
+        places.write(np.array(starts, "<u8"))
         done.append((n_tokens, n_bytes))
 
     with open(setting.spool / f"{number}", "wb") as file, open(setting.spool / f"{number}.starts", "wb") as places:

@@ -120,12 +120,17 @@ def _frames(config: EventsConfig, test: bool) -> tuple[Frames, str]:
         for item, label in source:
             labels.append(label)
             yield (frame(item, size, **how) if isinstance(item, Recording) else _fits(item, config)).ravel()
+        classes()  # in their place before the frames are
+
+    def classes() -> np.ndarray:
+        return cached_array(f"{key}.labels", np.int64, [np.array(labels, np.int64)])
 
     frames = cached_array(f"{key}.frames", np.uint16, pieces())
-    found = cached_array(f"{key}.labels", np.int64, [np.array(labels, np.int64)])
+    found = classes()
     shape = (len(found), config.steps, 2, *(-(-n // config.pool) for n in size))
     if not len(found) or frames.size != np.prod(shape):
-        raise FormatError(f"{cache_folder()}: {key[:12]}…", f"frames {shape}", f"{frames.size} numbers", "delete them")
+        where, remedy = cache_folder() / "tokens", f"delete {key[:12]}*"
+        raise FormatError(where, f"frames {shape}", f"{frames.size} numbers", remedy)
     return Frames(frames.reshape(shape), np.arange(len(found)), np.array(found)), key
 
 

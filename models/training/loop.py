@@ -75,8 +75,10 @@ def start(folder: str | Path, config: RunConfig, *, quiet: bool | None = None) -
             task.begin(model)
             ranks.require_same("settings and texts", _given(config, corpus))  # and each has seen the folder vacant
             if ranks.first:
-                run = Run.create(folder, config, tokenizer)
+                run.folder.mkdir(parents=True, exist_ok=True)
             with _alone(run, ranks):
+                if ranks.first:
+                    run = Run.create(folder, config, tokenizer)
                 return _train(run, config, corpus, task, model, ranks, quiet)
 
 
@@ -185,7 +187,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
     began, meter = time.monotonic() - elapsed, Meter(model, ranks.device, t.precision, ranks.world)
     bar = _progress(t.steps, step, quiet if ranks.first else True, run.folder.name)
     model.advance(step / t.steps)
-    shown_on = board(run, step, log_bytes) if ranks.first else contextlib.nullcontext()
+    shown_on = board(run, log_bytes) if ranks.first else contextlib.nullcontext()
     with shown_on as show, Log(run.log_path if ranks.first else None, log_bytes, show) as log:
         while step < t.steps:
             shows = (step + 1) % LOG_EVERY == 0 or step + 1 == t.steps
@@ -276,10 +278,11 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
     model.eval().cpu().save_pretrained(run.model_path)
     final = task.look(model.to(ranks.device))
     seconds = time.monotonic() - began
+    weights = run.weights()
     run.add_metrics(
-        fresh=True,
+        fresh=run.metrics().get("weights_sha256") != weights,
         text_sha256=corpus.digest,
-        weights_sha256=run.weights(),
+        weights_sha256=weights,
         valid=final,
         best_step=best["step"],
         parameters=model.n_parameters,

@@ -62,7 +62,7 @@ def prepare(sources: Iterable[str | Path], out: str | Path, config: PrepareConfi
                 with _each(encoding.encode, units, tokenizer, config, spool) as encoded:
                     for i, unit in enumerate(encoded):
                         writer.add(spool / str(i), unit)
-        return writer.finish()
+                return writer.finish()
 
 
 @contextlib.contextmanager
@@ -135,9 +135,14 @@ class _Writer:
         shard["tokens"] += len(ids) // self._item
         shard["bytes"], self._without = shard["bytes"] + self._without, 0
         if shard["tokens"] >= self._full:
-            self.close()
+            self._end()
 
     def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _end(self) -> None:
+        """End the shard, if there is one."""
         if self._file is not None:
             self._file.close()
             ids = np.memmap(self._file.name, self._tokenizer.dtype, "r")
@@ -147,6 +152,7 @@ class _Writer:
     def finish(self) -> dict:
         if not self._tokens:
             raise FormatError("prepare", "texts of at least one token", "none", "give longer texts")
+        self._end()
         self._shards[-1]["bytes"] += self._without
         index = {
             "format": token_folder.FORMAT,

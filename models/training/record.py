@@ -1,5 +1,6 @@
 """What is written about a training while it runs: log.jsonl, and how well the machine is used."""
 
+import contextlib
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from rheobase.models._pretrained import LanguageModel
+from rheobase.spiking.errors import FormatError
 
 SIZES = {"cpu": 512, "cuda": 8192}
 """of the square matrices whose product shows what a device can do; on a GPU it takes long beside its launch"""
@@ -23,10 +25,14 @@ class Log:
     """
 
     def __init__(self, path: Path | None, keep: int, show: Callable[[dict], None] | None = None):
-        self._show = show
+        self._show, self._path = show, path
         self._file = None if path is None else open(path, "ab")
-        if self._file and self._file.tell() >= keep:
-            self._file.truncate(keep)
+        if self._file:
+            if 0 < (held := self._file.tell()) < keep:
+                expected, remedy = f"the {keep:,} bytes of log of the checkpoint", "put it back, or delete it"
+                self._file.close()
+                raise FormatError(path, expected, f"{held:,}", remedy)
+            self._file.truncate(min(keep, held))
             self._file.seek(0, os.SEEK_END)
 
     def __enter__(self) -> "Log":
@@ -39,8 +45,9 @@ class Log:
     def write(self, **record) -> None:
         """Add a line."""
         if self._file:
-            self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()
+            with _named(self._path):
+                self._file.write(json.dumps(record).encode() + b"\n")
+                self._file.flush()
             if self._show:
                 self._show(record)
 
@@ -48,8 +55,22 @@ class Log:
         """How long it is, once that is on the disk."""
         if not self._file:
             return 0
-        os.fsync(self._file.fileno())
+        with _named(self._path):
+            os.fsync(self._file.fileno())
+        if not self._path.is_file() or not os.path.samefile(self._path, self._file.fileno()):
+            got, remedy = "none, or another one", "leave the run's folder where it is until it ends"
+            raise FormatError(self._path, "the log of this training", got, remedy)
         return self._file.tell()
+
+
+@contextlib.contextmanager
+def _named(path: Path):
+    """An error of the system within, such as a full disk, says which file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 class Meter:

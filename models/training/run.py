@@ -310,15 +310,22 @@ class Run:
             raise FormatError(
                 folder, "a folder without a run", "a run", "resume it with --resume or choose another --out"
             )
+        if run.model_path.exists() or any(run.checkpoints.glob("step-*")):
+            raise FormatError(folder, "a folder without a run", "what is left of one", "choose another --out")
         return run
 
     @classmethod
     def create(cls, folder: str | Path, config: RunConfig, tokenizer: Tokenizer | None) -> "Run":
         """Make the folder, with tokenizer.json unless bytes are named or none; raises FormatError if a run is there."""
         run = cls.vacant(folder)
+        try:
+            text = to_toml(config.to_table()).encode()
+        except UnicodeEncodeError as error:
+            got = ascii(error.object[error.start : error.end])
+            raise ConfigError(folder, "settings in UTF-8, names of files too", got, "rename the file") from None
         if tokenizer and config.data.tokenizer not in BYTES:
             write_atomic(run.tokenizer_path, tokenizer.to_json().encode())
-        write_atomic(run.config_path, to_toml(config.to_table()).encode())
+        write_atomic(run.config_path, text)
         return run
 
     @classmethod

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 
 from rheobase.models.training.run import Run
 from rheobase.spiking.errors import UnsupportedError
@@ -38,27 +37,29 @@ def scalars(record: dict, measure: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def board(run: Run, step: int, log_bytes: int):
+def board(run: Run, log_bytes: int):
     """Yield what takes each new record of the log; where train.tensorboard is off, None.
 
-    Points beyond `step`, which a killed training left, are struck out by the mark that `purge_step` writes; a run that
-    has no curves yet gets those of its first `log_bytes` of log.
+    The curves of the first `log_bytes` of log, what a resumed training keeps of it, are written anew.
     """
     if not run.config.train.tensorboard:
         yield None
         return
     folder, measure = run.folder / "tensorboard", run.measure
-    new = not folder.is_dir()
-    while any(f".tfevents.{int(time.time()):010d}." in p.name for p in folder.glob("events.*")):
-        time.sleep(0.1)  # files of one second are read in the order of process numbers
-    with writer()(folder, purge_step=step + 1) as curves:
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with writer()(folder) as curves:
 
-        def show(record: dict) -> None:
+        def add(record: dict) -> None:
             for tag, number in scalars(record, measure).items():
                 curves.add_scalar(tag, number, record["step"])
+
+        def show(record: dict) -> None:
+            add(record)
             curves.flush()
 
-        if new and log_bytes:
-            for line in read_bytes(run.log_path, "a run's log")[:log_bytes].splitlines():
-                show(json.loads(line))
+        whole = read_bytes(run.log_path, "a run's log")[:log_bytes].rpartition(b"\n")[0]
+        for line in whole.splitlines():
+            add(json.loads(line))
+        curves.flush()
         yield show
