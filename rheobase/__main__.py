@@ -1,5 +1,6 @@
 """`python -m rheobase` and the console script."""
 
+import os
 import signal
 import sys
 
@@ -7,7 +8,8 @@ import sys
 def main() -> int:
     from rheobase.cli import run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half-written is removed then too
+    if "RANK" not in os.environ:  # under torchrun, a rank that waits for another that has failed would not hear it
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half-written is removed then too
     return run(sys.argv[1:])
 
 
