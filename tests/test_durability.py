@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from conftest import SMALL
 
 from rheobase.backends.events import open_events, write_events
 from rheobase.backends.events._record import Recording, events
@@ -23,7 +22,11 @@ from rheobase.spiking.config import to_toml
 from rheobase.spiking.errors import FormatError
 from rheobase.spiking.files import new_folder, write_atomic
 
-BRIEF = SMALL | {"train": SMALL["train"] | {"steps": 4, "evaluate_every": 4, "checkpoint_every": 4}}
+MODEL = {"name": "egru_lm", "embedding": 16, "layers": [16]}
+BRIEF = {
+    "model": MODEL,
+    "train": {"steps": 4, "batch": 4, "context": 16, "warmup": 1, "evaluate_every": 4, "checkpoint_every": 4},
+}
 
 
 @pytest.fixture
@@ -130,7 +133,7 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next(brief):
 
 
 def test_a_training_that_is_told_to_stop_says_so(tmp_path):
-    table = SMALL | {"train": SMALL["train"] | {"steps": 100_000}}
+    table = {"model": MODEL, "train": {"steps": 100_000, "batch": 4, "context": 16, "warmup": 1}}
     (tmp_path / "long.toml").write_text(to_toml(table))
     arguments = [sys.executable, "-m", "rheobase", "train", "long.toml", "--out", "run"]
     options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
