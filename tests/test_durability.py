@@ -128,8 +128,11 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next(brief):
     left = [brief.folder / ".config.toml.12345678.partial", brief.model_path / ".model.safetensors.12345678.partial"]
     for path in left:
         path.write_bytes(b"half")
+    others = brief.folder / "notes" / ".other.partial"
+    others.parent.mkdir()
+    others.write_bytes(b"of another process")
     loop.resume(brief.folder, quiet=True)
-    assert not any(path.exists() for path in left)
+    assert not any(path.exists() for path in left) and others.exists()
 
 
 def test_a_training_that_is_told_to_stop_says_so(tmp_path):

@@ -68,6 +68,8 @@ def alone(folder: Path, log_path: Path):
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-        for partial in folder.rglob(".*.partial"):  # what a killed process left half-written
-            partial.unlink() if partial.is_file() else None
+        for place in (folder, folder / "model", folder / "checkpoints"):
+            for partial in place.glob(".*.partial"):
+                if partial.is_file():  # a folder is an export that goes on
+                    partial.unlink()
         yield

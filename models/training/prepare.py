@@ -144,7 +144,7 @@ class _Writer:
     def _end(self) -> None:
         """End the shard, if there is one."""
         if self._file is not None:
-            self._file.close()
+            self.close()
             ids = np.memmap(self._file.name, self._tokenizer.dtype, "r")
             self._shards[-1] |= {"sha256": self._digest.hexdigest(), "ends": token_folder.ends_digest(ids)}
             self._file = None
