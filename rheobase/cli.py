@@ -284,10 +284,9 @@ def run(argv: list[str]) -> int:
             sys.stdout.reconfigure(errors="replace")
         answer = getattr(commands, {"import": "import_"}.get(args.command, args.command))(args)
         shown = _as_json({"ok": answer.ok, **answer.table}) if args.json else answer.text
-        if shown:
-            print(shown, flush=True)
+        done = _print(shown) and answer.ok
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_nowhere()
         return 1
     except (RheobaseError, OSError) as error:
         return _fail(args, str(error))
@@ -297,7 +296,25 @@ def run(argv: list[str]) -> int:
         if args.debug:
             raise
         return _fail(args, f"internal error, {type(error).__name__}: {error}; --debug shows where")
-    return 0 if answer.ok else 1
+    return 0 if done else 1
+
+
+def _print(text: str) -> bool:
+    """Whether standard output took it; what stops that is said elsewhere, but for a reader that has gone."""
+    try:
+        if text:
+            print(text, flush=True)
+        return True
+    except OSError as error:
+        _print_nowhere()
+        if not isinstance(error, BrokenPipeError):
+            print(f"rheobase: standard output, {error.strerror}: give it another place", file=sys.stderr)
+        return False
+
+
+def _print_nowhere() -> None:
+    """So that Python, at its end, does not try again what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_json(table: dict) -> str:
@@ -309,8 +326,6 @@ def _as_json(table: dict) -> str:
 def _fail(args, line: str) -> int:
     if args.debug:
         traceback.print_exc()
-    if args.json:
-        print(json.dumps({"ok": False, "error": line}))
-    else:
+    if not (args.json and _print(json.dumps({"ok": False, "error": line}))):
         print(f"rheobase: {' '.join(line.split())}", file=sys.stderr)
     return 1

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -172,3 +174,16 @@ def test_json_has_null_where_there_is_no_finite_number(capsys, monkeypatch):
     assert run(["targets", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert shown == {"ok": True, "a": [None, 1.5], "b": {"c": None}, "path": "x"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("argv", [["targets"], ["targets", "--json"], ["inspect", "none", "--json"]])
+def test_where_no_more_can_be_written_is_said_in_one_line(argv, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rheobase", *argv], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert lines[0] == "rheobase: standard output, No space left on device: give it another place"
+    assert len(lines) == 1 if argv[0] == "targets" else lines[1].startswith("rheobase: none: expected a run folder")
