@@ -90,6 +90,7 @@ class Stream:
         raises  ShapeError: not integers of the vocabulary, or not [T] or one
         """
         ids = np.asarray(tokens)
+        ids = ids if ids.size else ids.astype(np.int64)  # an empty list has no type
         feed(self.graph, ids.reshape(1, -1) if ids.ndim < 2 else ids[None])
         row = np.ascontiguousarray(ids.reshape(-1), np.int64)
         out = np.empty((row.size, self._output.size), self.dtype)

@@ -19,6 +19,7 @@ class _Flat(nn.Module):
     def __init__(self, model: LanguageModel):
         super().__init__()
         self.model = copy.deepcopy(model).eval()
+        self.model.kernels = "auto"
         self.sizes = [len(layer) for layer in model.state_shapes(0)]
         for norm in self.model.modules():
             if isinstance(norm, StaticNorm):

@@ -22,6 +22,7 @@ from rheobase.models._sources import model_folder
 from rheobase.spiking.config import from_table, to_table
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
 from rheobase.spiking.files import read_bytes, sha256, write_atomic
+from rheobase.spiking.ops.choice import KERNELS
 
 SIZES = ("vocabulary", "embedding", "depth", "channels", "features", "units")
 """settings that are at least 1"""
@@ -106,6 +107,28 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
 
     def project_(self) -> None:
         """Bring parameters back into their legal range, after each step of the optimiser."""
+
+    @property
+    def kernels(self) -> str:
+        """The form of the kernels in which its layers run, or several: "auto" unless set. `model.kernels = "reference"`
+        sets all; the environment variable RHEOBASE_KERNELS goes before it, and nothing of it is saved.
+
+        raises  ConfigError: no such form, or a model without a layer that has several
+        """
+        return ", ".join(sorted({layer.kernels for layer in self._chosen()})) or "auto"
+
+    @kernels.setter
+    def kernels(self, choice: str) -> None:
+        layers, where = self._chosen(), f"{self.name} kernels"
+        if choice not in KERNELS:
+            raise ConfigError(where, " or ".join(KERNELS), repr(choice), "name one of them")
+        if choice != "auto" and not layers:
+            raise ConfigError(where, "auto: its layers are torch's alone", repr(choice), "leave it")
+        for layer in layers:
+            layer.kernels = choice
+
+    def _chosen(self) -> list[nn.Module]:
+        return [m for m in self.modules() if not isinstance(m, Pretrained) and hasattr(m, "kernels")]
 
     @property
     def n_parameters(self) -> int:

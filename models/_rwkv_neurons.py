@@ -96,7 +96,7 @@ class SpikingTimeMix(TimeMix):
         k = self.key(firing(self.lif_k, mix(a, before, self.time_mix_k)))
         v = self.value(firing(self.lif_v, mix(a, before, self.time_mix_v)))
         r = self.receptance(firing(self.lif_r, mix(a, before, self.time_mix_r)))
-        y, state = wkv(self.time_decay, self.time_first, k, v, state, gate=r)
+        y, state = wkv(self.time_decay, self.time_first, k, v, state, gate=r, kernels=self.kernels)
         return self.output(firing(self.lif_o, y)), state, firing.spikes, firing.after
 
 

@@ -40,11 +40,14 @@ class TimeMix(nn.Module):
 
     d      channels D
     layer  its block's number, from 0, and `depth` the number of blocks, on which its decays and mixes start
+    kernels  an attribute: the form that `wkv` runs in
 
     Source: Peng et al., arXiv 2305.13048, equations 11 to 15; its start as in RWKV-4's code, which SpikeGPT takes over.
 
     raises  ConfigError: no channels, or no such layer
     """
+
+    kernels = "auto"
 
     def __init__(self, d: int, layer: int = 0, depth: int = 1):
         super().__init__()
@@ -64,7 +67,7 @@ class TimeMix(nn.Module):
         k = self.key(mix(a, before, self.time_mix_k))
         v = self.value(mix(a, before, self.time_mix_v))
         r = self.receptance(mix(a, before, self.time_mix_r))
-        y, state = wkv(self.time_decay, self.time_first, k, v, state, gate=r)
+        y, state = wkv(self.time_decay, self.time_first, k, v, state, gate=r, kernels=self.kernels)
         return self.output(y), state
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rheobase.backends import price
 from rheobase.backends.counting import Interval, load_target, overview, target_names
-from rheobase.backends.counting.target import FOLDER
+from rheobase.backends.counting.target import FOLDER, TERMS
 from rheobase.spiking import Counts, Tally
 from rheobase.spiking.errors import ConfigError, FormatError
 
@@ -90,6 +90,28 @@ def test_targets_side_by_side(mine):
     assert lines[1].split() == "loihi1 2.36 2.36 to 3.55 2.36 2.36 to 3.56 0 of 2".split()
     assert lines[2].split()[-3:] == ["1", "of", "2"] and max(map(len, lines)) <= 100
     assert lines[3] == "no price for its products: mine"
+
+
+def test_where_no_product_that_ran_is_counted_its_energy_is_unknown():
+    tally = Tally(1, {"x": Counts(adds=3)}, ("quantized.linear",))
+    bill = price(tally, "horowitz-45nm")
+    assert bill.formula_joules is bill.dense_joules is None and bill.priced_joules.central > 0
+    assert str(bill).count("unknown") == 2 and "not counted: quantized.linear" in str(bill)
+    assert overview([bill]).splitlines()[1:] == ["no product counted: horowitz-45nm", "not counted: quantized.linear"]
+    some = price(Tally(1, {"y": Counts(macs=1, dense_macs=1)}, tally.uncounted), "horowitz-45nm")
+    assert overview([some]).splitlines()[2:] == ["not counted: quantized.linear"]
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_the_columns_of_a_bill_stand_apart(name):
+    """Of figures as long as they come: each is read by itself."""
+    counts = {term: 123_456_789 for term in ("macs", "acs", "adds", "comparisons", "products", "events")}
+    bill = price(Tally(1, {"x": Counts(**counts, dense_macs=987_654_321)}), name)
+    rows = {row[2:30].strip(): row[30:].split() for row in reversed(str(bill).splitlines())}
+    for line in bill.lines:
+        found = rows[TERMS[line.term]]
+        assert found[0] == f"{line.count:,}"
+        assert not line.quantity or " ".join(found[1:3]) == line.quantity.each
 
 
 def test_a_machine_that_skips_no_zeros_is_billed_for_every_product(mine):

@@ -4,6 +4,7 @@ import pytest
 
 from rheobase.backends.counting import break_even, load_target
 from rheobase.backends.counting.breakeven import analytic_break_even, compute_break_even, quantised_bits
+from rheobase.backends.counting.target import TERMS
 from rheobase.spiking import Counts, Tally
 from rheobase.spiking.errors import ConfigError
 
@@ -42,6 +43,27 @@ def test_products_alone(tmp_path):
         "weight_bytes",
         "state_bytes",
     }
+
+
+def test_the_interval_is_that_of_all_corners_of_the_prices(tmp_path):
+    """Of so many prices on two machines that nobody could try them all, against those of a few."""
+    figures = {term: (1, 2, 3) for term in TERMS}
+    both = break_even(NET, machine(tmp_path, **figures), twin=machine(tmp_path, "other", **figures))
+    assert both.missing == () and 0 < both.rate.low < both.rate.central < both.rate.high
+    few = {"macs": (2, 4, 5), "acs": (0.5, 1, 3), "comparisons": (1, 2, 9), "products": (1, 1, 4)}
+    rate = break_even(NET, machine(tmp_path, **few), neurons=["lif"]).rate
+    # s = (1500 macs + 20 comparisons - (500 macs + 20 comparisons + 20 products)) / 200 acs
+    ends = [(1000 * m - 20 * p) / (200 * a) * 0.2 for m in (2, 5) for a in (0.5, 3) for p in (1, 4)]
+    assert (rate.low, rate.high) == (pytest.approx(min(ends)), pytest.approx(max(ends)))
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 1.5}, {"steps": "2"}, {"bits": 0}, {"bits": -1}], ids=str)
+def test_steps_and_bits_are_whole_numbers(tmp_path, wrong):
+    (name, value), target = *wrong.items(), machine(tmp_path, macs=4, acs=1)
+    with pytest.raises(
+        ConfigError, match=f"{name}: expected a whole number, at least 1, got {value!r}; give the {name} of"
+    ):
+        break_even(NET, target, **wrong)
 
 
 def test_memory_state_and_comparisons_count(tmp_path):

@@ -8,6 +8,7 @@ from test_kernels import Watched
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rheobase.backends import count
+from rheobase.models import EGRULM, LSTMLM, EGRULMConfig, LSTMLMConfig, SpikeGPT, SpikeGPTConfig, export_program
 from rheobase.spiking import LIF, ATan
 from rheobase.spiking.errors import ConfigError, UnsupportedError
 from rheobase.spiking.ops import choice, lif, wkv
@@ -50,8 +51,55 @@ def test_auto_takes_c_wherever_it_can(lif_calls, monkeypatch):
     assert count(LIF(3), x).comparisons == x.numel() and lif_calls.calls == 4, "a counter is told what C does"
 
 
+@pytest.fixture
+def forms(monkeypatch):
+    """The forms that the ops of a block of code ran in."""
+    seen = []
+
+    def spy(op, kernels, *rest):
+        seen.append((op, form := takes(op, kernels, *rest)))
+        return form
+
+    for op in ("lif", "wkv", "egru"):
+        monkeypatch.setattr(sys.modules[f"rheobase.spiking.ops.{op}"], "takes", spy)
+    return seen
+
+
 @needs_c
-def test_native_runs_c_or_says_why_not(lif_calls):
+def test_a_model_has_its_choice_of_kernels(forms, monkeypatch):
+    tokens = torch.arange(6)[None]
+    spiking = SpikeGPT(SpikeGPTConfig(vocabulary=9, embedding=4, depth=1)).eval()
+    fed = SpikeGPT(SpikeGPTConfig(vocabulary=9, embedding=4, depth=1, placement="spike_fed")).eval()
+    recurrent = EGRULM(EGRULMConfig(vocabulary=9, embedding=4, layers=(5, 4))).eval()
+    for model, ops in ((spiking, {"lif", "wkv"}), (fed, {"lif", "wkv"}), (recurrent, {"egru"})):
+        assert model.kernels == "auto"
+        for form in ("reference", "native", "auto"):
+            model.kernels = form
+            forms.clear()
+            model(tokens)
+            wanted = "reference" if form == "reference" else "native"
+            assert set(forms) == {(op, wanted) for op in ops} and model.kernels == form
+        model.kernels = "native"
+        export_program(model)
+        forms.clear()
+        monkeypatch.setenv("RHEOBASE_KERNELS", "reference")
+        model(tokens)
+        assert {form for _, form in forms} == {"reference"}, "the variable goes before"
+        monkeypatch.delenv("RHEOBASE_KERNELS")
+        model.kernels = "triton"
+        with pytest.raises(UnsupportedError, match=r"kernels: expected .*; use kernels="):
+            model(tokens)
+        with pytest.raises(ConfigError, match=f"{model.name} kernels: expected auto or reference or .*, got 'C'"):
+            model.kernels = "C"
+    recurrent.layers[0].kernels = "native"
+    assert recurrent.kernels == "native, triton"
+    plain = LSTMLM(LSTMLMConfig(vocabulary=9, embedding=4, layers=(4,)))
+    with pytest.raises(ConfigError, match="lstm_lm kernels: expected auto: its layers are torch's alone, got 'native'"):
+        plain.kernels = "native"
+
+
+@needs_c
+def test_native_runs_c_or_says_why_not(lif_calls, monkeypatch):
     x = torch.randn(2, 4, 3)
     cases = [
         (x.half(), {}, "expected all float32 or all float64, got torch.float16"),
@@ -62,6 +110,9 @@ def test_native_runs_c_or_says_why_not(lif_calls):
     for tensor, settings, message in cases:
         with pytest.raises(UnsupportedError, match=f'lif kernels: {message}.*; use kernels="auto"'):
             lif(tensor, kernels="native", **settings)
+    monkeypatch.setenv("RHEOBASE_KERNELS", "native")
+    with pytest.raises(UnsupportedError, match="got torch.float16.*; unset RHEOBASE_KERNELS"):
+        lif(x.half(), kernels="auto")
     assert lif_calls.calls == 0
 
 

@@ -9,7 +9,7 @@ import torch
 
 from rheobase.backends.counting import measure
 from rheobase.backends.counting.measure import Counter, rapl
-from rheobase.spiking.errors import UnsupportedError
+from rheobase.spiking.errors import ConfigError, UnsupportedError
 
 RANGE = 262_143_328_850
 """max_energy_range_uj of a real package."""
@@ -46,6 +46,13 @@ def test_two_packages_one_of_which_wraps_and_nothing_twice(powercap):
     measured = measure(lambda: set_energy(powercap, **{"0": 3_500_000, "1": 750_000}), powercap=powercap)
     assert measured.joules == pytest.approx(2.5 + 0.25 + 0.75) and measured.counter == "RAPL, 2 packages"
     assert measured.above_idle_joules is None and measured.why == "" and measured.seconds > 0
+
+
+def test_a_counter_that_is_set_back_is_no_wrap_and_another_device_has_none(powercap):
+    measured = measure(lambda: set_energy(powercap, **{"0": 900_000}), powercap=powercap)
+    assert measured.joules is None and "expected a counter that grows, got one that was set back" in measured.why
+    with pytest.raises(ConfigError, match="measure device: expected cpu or cuda, got mps"):
+        measure(lambda: None, "mps")
 
 
 def test_the_idle_baseline_is_a_second_figure():

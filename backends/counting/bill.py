@@ -30,7 +30,7 @@ class Bill:
     unpriced         terms without one
     formula_joules   the papers' own formula: macs and acs only
     dense_joules     the same formula with every operand dense: every executed product a multiply-accumulate;
-                     both are None where the target has no price for them
+                     both are None where the target has no price for them, or no product that ran is counted
     traffic_bytes    logical bytes of weights, state and activations
     uncounted        operators that ran and that no rule counts: their cost is unknown
 
@@ -77,7 +77,8 @@ class Bill:
 
         def row(name, count, each, joules, mark=""):
             cost = nanojoules(joules, per)
-            return f"  {name:<28}{count:>12}{each:>9}{cost[0]:>13}{cost[1]:>27} {mark}".rstrip()
+            left = f"  {name:<28} {count:>11} {each:>8}"  # a long price takes of the place of the joules
+            return f"{left} {cost[0]:>{63 - len(left)}} {cost[1]:>26} {mark}".rstrip()
 
         rows = [f"{self.target.title}; a token", f"{'nJ':>64}{'low to high':>27}"]
         for line in self.lines:
@@ -120,12 +121,13 @@ def price(tally: Tally, target: Target | str) -> Bill:
             lines.append(Line(term, number, quantity, quantity.interval * number if quantity else None))
     formula = [line.joules for line in lines if line.term in ("macs", "acs")]
     mac = target.terms.get("macs")
+    blind = bool(tally.uncounted) and not total.dense_macs
     return Bill(
         target=target,
         tokens=tally.tokens,
         lines=tuple(lines),
-        formula_joules=None if None in formula else sum(formula, ZERO),
-        dense_joules=mac.interval * total.dense_macs if mac else None,
+        formula_joules=None if blind or None in formula else sum(formula, ZERO),
+        dense_joules=mac.interval * total.dense_macs if mac and not blind else None,
         traffic_bytes=total.weight_bytes + total.state_bytes + total.activation_bytes,
         uncounted=tally.uncounted,
     )
@@ -145,9 +147,14 @@ def overview(bills: Sequence[Bill]) -> str:
             sums = (nanojoules(joules, max(bill.tokens, 1)) for joules in (bill.formula_joules, bill.priced_joules))
             cells = "".join(f" {central:>11} {span:>24}" for central, span in sums)
             rows.append(f"{bill.target.name:<18}{cells} {len(bill.unpriced)} of {len(bill.lines)}")
-    rest = [bill.target.name for bill in bills if bill.formula_joules is None]
-    if rest:
-        rows.append(textwrap.fill(f"no price for its products: {', '.join(rest)}", WIDTH, subsequent_indent="  "))
+    lacking = [bill for bill in bills if bill.formula_joules is None]
+    unpriced = [bill.target.name for bill in lacking if not {"macs", "acs"}.isdisjoint(bill.unpriced)]
+    unseen = [bill.target.name for bill in lacking if bill.target.name not in unpriced]
+    uncounted = dict.fromkeys(name for bill in bills for name in bill.uncounted)
+    rest = {"no price for its products": unpriced, "no product counted": unseen, "not counted": uncounted}
+    for said, names in rest.items():
+        if names:
+            rows.append(textwrap.fill(f"{said}: {', '.join(names)}", WIDTH, subsequent_indent="  "))
     return "\n".join(rows)
 
 

@@ -5,6 +5,7 @@ Yan, Bai, Tang and Wong, "Reconsidering the energy efficiency of spiking neural 
 """
 
 import itertools
+import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -82,9 +83,10 @@ def break_even(
     twin     the machine of the twin; unless given, the one that the target names as such, or itself
     neurons  names of operators that the twin lacks; it keeps their comparisons, as its activation function
 
-    raises  ConfigError: no such target or operator, no steps;  FormatError: a constant that has no source
+    raises  ConfigError: no such target or operator, no steps or bits;  FormatError: a constant that has no source
     """
     _check(steps)
+    _check(bits, "bits", "a value")
     for name in neurons:
         if name not in tally.operators:
             raise ConfigError("neurons", "operators of the tally", repr(name), nearest(name, tally.operators))
@@ -134,21 +136,34 @@ def _sides(tally: Tally, steps: int, bits: int, neurons: Collection[str]) -> tup
 
 
 def _solve(fixed: Mapping, variable: Mapping, dense: Mapping, prices: Mapping[str, Interval]) -> Interval:
-    """(dense - fixed) / variable over all prices within their intervals, and at the central ones; not below 0."""
+    """(dense - fixed) / variable over all prices within their intervals, and at the central ones; not below 0.
+
+    Source of the search: W. Dinkelbach, "On nonlinear fractional programming", Management Science 13(7), 1967: a
+    quotient is largest where, for that value s, the most that surplus - s variable can be is 0.
+    """
+    surplus = {t: dense.get(t, 0) - fixed.get(t, 0) for t in prices}
 
     def scale(each: Mapping[str, float]) -> float:
-        surplus = sum(p * (dense.get(t, 0) - fixed.get(t, 0)) for t, p in each.items())
-        return max(0.0, surplus / sum(p * variable.get(t, 0) for t, p in each.items()))
+        cost = sum(p * variable.get(t, 0) for t, p in each.items())
+        left = sum(p * surplus[t] for t, p in each.items())
+        return left / cost if cost else math.copysign(math.inf, left)
 
-    corners = itertools.product(*({joules.low, joules.high} for joules in prices.values()))
+    def extreme(s: float, sign: int) -> float:
+        while True:
+            ends = {t: sign * (surplus[t] - s * variable.get(t, 0)) > 0 for t in prices}
+            further = scale({t: joules.high if ends[t] else joules.low for t, joules in prices.items()})
+            if sign * (further - s) <= 1e-12 * abs(s) or math.isinf(further):
+                return further if sign * (further - s) > 0 else s
+            s = further
+
     central = scale({t: joules.central for t, joules in prices.items()})
-    found = [central, *(scale(dict(zip(prices, corner, strict=True))) for corner in corners)]
-    return Interval(min(found), central, max(found))
+    low, high = extreme(central, -1), extreme(central, 1)
+    return Interval(*(max(0.0, s) for s in (low, central, high)))
 
 
-def _check(steps: int) -> None:
-    if steps < 1:
-        raise ConfigError("steps", "at least 1", str(steps), "give the steps of an inference")
+def _check(number: int, name: str = "steps", of: str = "an inference") -> None:
+    if not isinstance(number, int) or number < 1:
+        raise ConfigError(name, "a whole number, at least 1", repr(number), f"give the {name} of {of}")
 
 
 def quantised_bits(steps: int) -> int:

@@ -2,7 +2,7 @@
 
 It never looks at the model's graph. What an operand is (events or dense) is what made it (`spiking.tally.mark`, or an
 operator that can make nothing else: `operators.kind_of`). What is computed from parameters alone is the same for every
-token, is prepared ahead, and is not counted.
+token, is prepared ahead, and is not counted, unless it changes a parameter.
 """
 
 import contextlib
@@ -11,18 +11,21 @@ import threading
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rheobase.backends.counting.libraries import is_snntorch_neuron, neuron_state
 from rheobase.backends.counting.operators import (
     ARRIVALS,
+    COPIES,
     CREATIONS,
     ELEMENTWISE,
     FACTORS,
     FREE,
     INDEX_SUMS,
     JOINS,
+    LITERALS,
     MAGNITUDES,
     MATRIX_PRODUCTS,
     SPARSE_PRODUCTS,
@@ -31,13 +34,14 @@ from rheobase.backends.counting.operators import (
     ZEROS,
     kind_of,
     n_bytes,
+    size_of,
     tensors,
 )
 from rheobase.backends.counting.rules import RULES
 from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.ops.choice import wanted
-from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, KINDS, TERNARY, Counts, Tally, listening
+from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, GRADED, KINDS, TERNARY, Counts, Tally, listening
 
 INDEX = (torch.int64, torch.bool)
 """types of ids, places and masks, whose arithmetic is addressing and is not counted"""
@@ -61,15 +65,20 @@ def _strange(packet, values: list[Tensor]) -> str:
 class CountingMode(TorchDispatchMode):
     """Counts every operator dispatched while it is active; `tally(tokens)` gives the result."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, module: nn.Module, watches: bool):
         super().__init__()
-        self.watches, self.thread = watches, threading.get_ident()
+        self.watches, self.thread, self.others = watches, threading.get_ident(), set(threading.enumerate())
         self.kinds = WeakIdKeyDictionary()
+        self.sizes = WeakIdKeyDictionary()  # of BINARY and TERNARY ones, what an event is where that is not 1
         self.constants, self.zeros, self.data = (WeakIdKeyDictionary() for _ in range(3))
         self.padded = WeakIdKeyDictionary()  # a tensor with zeros put around it -> 0 there, 1 elsewhere
         named = ((name, p) for name, p in module.named_parameters() if p.layout == torch.strided and p.numel())
         self.parameters = {p.data_ptr(): name for name, p in named}
-        for constant in (*module.parameters(), *(b for b in module.buffers() if b.dim() == 0)):
+        attributes = tensors(value for m in module.modules() for value in vars(m).values())
+        numbers = [t for t in (*module.buffers(), *attributes) if t.dim() == 0]
+        for constant in (*module.parameters(), *numbers):
             self.constants[constant] = True
         self.stack = [""]
         self.operators: dict[str, Counts] = {}
@@ -91,7 +100,7 @@ class CountingMode(TorchDispatchMode):
             raise ConfigError("mark", f"one of {', '.join(KINDS)}", repr(kind), "declare what it carries")
         self.kinds[tensor] = kind
         with self.paused():
-            _require_kind(kind, tensor, "mark")
+            self.sizes[tensor] = _require_kind(kind, tensor, "mark")
             if sent and kind in EVENT_KINDS:
                 self.add(events=int(torch.count_nonzero(tensor)))
 
@@ -109,9 +118,11 @@ class CountingMode(TorchDispatchMode):
         self.product(x, weight, name)
 
     def enter(self, path: str) -> None:
-        """The begin of a module's call, in this thread or another one's."""
+        """The begin of a module's call: in this thread, in one that the model began, or in somebody else's."""
         if threading.get_ident() == self.thread:
             self.stack.append(path)
+        elif threading.current_thread() not in self.others:
+            self.uncounted.add(f"{path or '(module)'} in another thread")
 
     def leave(self, module: nn.Module, output, ours: bool) -> None:
         """The end of a module's call; `ours`: a neuron around it tells of its state."""
@@ -136,14 +147,20 @@ class CountingMode(TorchDispatchMode):
         return None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, packet = kwargs or {}, func.overloadpacket
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # whose parts are functions
+            self.uncounted.add(func.name())
+            return func(*args, **kwargs)
+        packet = func.overloadpacket
         if _is_composite(func):
             with self:  # which under inference mode nobody else takes apart
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
         inputs = tensors([*args, *kwargs.values()])
         outputs = tensors(out if isinstance(out, list | tuple) else [out])
-        if inputs and all(t in self.constants for t in inputs) and packet not in CREATIONS:
+        literal = packet in LITERALS and inputs[0].dim() == 0  # as torch.tensor(2.0) makes it
+        ahead = all(t in self.constants for t in inputs) and not (func._schema.is_mutable and self.owns(outputs))
+        if literal or (inputs and ahead and packet not in CREATIONS):
             for t in outputs:
                 self.constants[t] = True
             return out
@@ -154,6 +171,7 @@ class CountingMode(TorchDispatchMode):
             self.uncounted.add(f"{packet} of {strange}")
         elif packet in VIEWS:
             joined = [t for t in inputs if t not in self.zeros] if packet in JOINS else inputs
+            joined = joined[-1:] if packet in COPIES else joined
             kinds = {self.kinds.get(t, DENSE) for t in joined or inputs}
             kind = kinds.pop() if len(kinds) == 1 else DENSE
         elif addressing:
@@ -172,6 +190,12 @@ class CountingMode(TorchDispatchMode):
         factors = sum(kwargs.get(name, 1) not in (-1, 0, 1) for name in FACTORS)
         if factors and not (strange or addressing or packet in FREE):
             self.add(products=factors * (args[3] if packet in INDEX_SUMS else outputs[0]).numel())
+        size = None
+        if kind in (BINARY, TERNARY):
+            with self.paused():
+                size = size_of(packet, args, kind, self.kinds, self.sizes)
+            kind = GRADED if size is None else kind
+        record = self.record(outputs, kind, size) if packet in COPIES else None
         silent = packet in ZEROS or (packet in VIEWS and bool(inputs) and all(t in self.zeros for t in inputs))
         if func._schema.is_mutable:
             self.forget(outputs or inputs)  # a list's operators give nothing back
@@ -180,18 +204,31 @@ class CountingMode(TorchDispatchMode):
             for t in (*outputs, *written):
                 self.data[t] = True
         for t in outputs:
-            for known in (self.kinds, self.constants, self.zeros):
+            for known in (self.kinds, self.sizes, self.constants, self.zeros):
                 known.pop(t, None)
             if silent:
                 self.zeros[t] = True
+        for t in outputs if record is None else (*outputs, record):
             if kind != DENSE:
-                self.kinds[t] = kind
+                self.kinds[t], self.sizes[t] = kind, size
         return out
+
+    def owns(self, written: list[Tensor]) -> bool:
+        """Whether one of them lies where a parameter does."""
+        return any(t.layout == torch.strided and t.data_ptr() in self.parameters for t in written)
+
+    def record(self, written: list[Tensor], kind: str, size: float | None) -> Tensor | None:
+        """What events are written into a part of, where the rest are such events too, or zeros."""
+        whole = written[0]._base
+        if whole is None or kind not in EVENT_KINDS:
+            return None
+        same = self.kinds.get(whole) == kind and self.sizes.get(whole) == size
+        return whole if same or whole in self.zeros else None
 
     def forget(self, written: list[Tensor]) -> None:
         """What is written in place is no longer what it was, under whatever other name it goes."""
         places = {t.untyped_storage().data_ptr() for t in written if t.layout == torch.strided}
-        for known in (self.kinds, self.constants, self.zeros, self.padded):
+        for known in (self.kinds, self.sizes, self.constants, self.zeros, self.padded):
             for t in list(known):
                 if t.layout == torch.strided and t.untyped_storage().data_ptr() in places:
                     known.pop(t, None)
@@ -243,10 +280,13 @@ class CountingMode(TorchDispatchMode):
         return ARRIVALS if of_x in EVENT_KINDS else DENSE
 
 
-def _require_kind(kind: str, x: Tensor, where: str) -> None:
-    """Refuse values that are no events of the kind; a factor that all share is folded into the weights that read it."""
-    if kind not in (BINARY, TERNARY) or x.is_meta:
-        return
+def _require_kind(kind: str, x: Tensor, where: str) -> float | None:
+    """Refuse values that are no events of the kind, else what an event is: a factor that all share is folded into the
+    weights that read it."""
+    if kind not in (BINARY, TERNARY):
+        return None
+    if x.is_meta:
+        return 1.0
     values = x.coalesce() if x.layout == torch.sparse_coo else x
     values = values if values.layout == torch.strided else values.values()
     sent = values[values != 0]
@@ -254,6 +294,7 @@ def _require_kind(kind: str, x: Tensor, where: str) -> None:
     if (sizes != sizes[:1]).any():
         expected = f"{kind} values, 0 and one number" + (" and its opposite" if kind == TERNARY else "")
         raise ShapeError(where, expected, "others", "declare another kind")
+    return float(sizes[0]) if len(sizes) else 1.0
 
 
 @torch.no_grad()
@@ -275,11 +316,12 @@ def count(
              ConfigError: no such kind;  ShapeError: several inputs, where it takes one tensor, or values that are none
              of the kind
 
-    Padding that a convolution adds, or a layer of zeros right before it, is no operand.
+    Padding that a convolution adds, or a layer of zeros right before it, is no operand. What torch.compile made runs
+    as it was before; modules that run in threads which the model begins are named in `uncounted`.
 
     Not seen, and so not named either: what leaves torch's operators (NumPy, kernels of one's own), the events and the
-    state of neurons written by hand, and what is done on int64 and bool alone, but for matrix products and
-    convolutions: it is taken for addressing.
+    state of neurons written by hand, what runs in threads that were there before or outside of modules, and what is
+    done on int64 and bool alone, but for matrix products and convolutions: it is taken for addressing.
     """
     if kind not in KINDS:
         raise ConfigError("count kind", f"one of {', '.join(KINDS)}", repr(kind), "name what the input is")
@@ -302,10 +344,12 @@ def count(
         raise ShapeError("count tokens", "one tensor", type(tokens).__name__, remedy) from None
     if tokens.is_nested:
         raise ShapeError("count tokens", "one tensor", "a nested one", "pad it, or count its parts and add the tallies")
-    _require_kind(kind, tokens, "count")
+    if kernels not in ("auto", "reference"):
+        raise ConfigError("count kernels", "auto or reference", repr(kernels), "name one of them")
+    size = _require_kind(kind, tokens, "count")
     mode = CountingMode(model, wanted(kernels) == "reference")
     if kind != DENSE:
-        mode.kinds[tokens] = kind
+        mode.kinds[tokens], mode.sizes[tokens] = kind, size
     for given in tensors([tokens, state]):
         mode.data[given] = True
     modes = {module: module.training for module in model.modules()}
@@ -324,6 +368,7 @@ def count(
             stack.callback(after.remove)
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)  # one operator for the whole of an nn.MultiheadAttention
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled region as it was before
         stack.enter_context(listening(mode))
         stack.enter_context(mode)
         model(tokens) if state is None else model(tokens, state)

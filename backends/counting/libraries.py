@@ -6,6 +6,8 @@ from rheobase.backends.counting.operators import tensors
 
 SNNTORCH = ("syn", "syn_exc", "syn_inh", "mem")
 """names under which snnTorch's neurons keep their state where they keep it themselves"""
+SPIKINGJELLY = "spikingjelly.activation_based.neuron"
+"""where SpikingJelly's neurons are, some of them, such as PSN, without a membrane v"""
 
 
 def is_snntorch_neuron(module: nn.Module) -> bool:
@@ -27,6 +29,8 @@ def neuron_state(module: nn.Module, output) -> tuple[Tensor, int] | None:
         kept = getattr(module, "_memories", {}).values()  # whose sequences of states are of another shape
         parts = sum(isinstance(t, Tensor) and t.shape == v.shape for t in kept)
         return first if isinstance(first, Tensor) else v, parts
+    if any(kind.__module__.startswith(SPIKINGJELLY) for kind in type(module).__mro__) and isinstance(first, Tensor):
+        return first, 0
     if not isinstance(first, Tensor):
         return None
     if isinstance(module, nn.RNNBase):  # a projection narrows what is sent, not what is kept

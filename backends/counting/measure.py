@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rheobase.spiking.errors import UnsupportedError
+from rheobase.spiking.errors import ConfigError, UnsupportedError
 
 POWERCAP = Path("/sys/class/powercap")
 PACKAGE_WATTS = 500
@@ -51,7 +51,10 @@ class Counter:
         if min(self.wraps) < PACKAGE_WATTS * seconds:
             got = f"{seconds:.0f} s with one that begins again at {min(self.wraps):,.0f} J"
             raise UnsupportedError(self.name, "a counter that wraps at most once", got, "measure a shorter run")
-        joules = sum((b - a) % wrap for a, b, wrap in zip(before, after, self.wraps, strict=True))
+        each = [(b - a) % wrap for a, b, wrap in zip(before, after, self.wraps, strict=True)]
+        if any(b < a and part > PACKAGE_WATTS * (seconds + 1) for a, b, part in zip(before, after, each, strict=True)):
+            raise UnsupportedError(self.name, "a counter that grows", "one that was set back", "measure again")
+        joules = sum(each)
         if joules == 0:
             raise UnsupportedError(self.name, "a counter that moves", "the same reading twice", "measure a longer run")
         return joules
@@ -67,12 +70,14 @@ def measure(
     idle_s   seconds to rest first, to know the idle power; 0: no second figure
     returns  Measured. RAPL moves every millisecond or so, NVML's counter several times a second: a run of some
              seconds has a figure, a short one may have none
-    raises   whatever the function raises
+    raises   whatever the function raises;  ConfigError: another device
 
     Source: Linux, Documentation/power/powercap/powercap.rst; NVML, nvmlDeviceGetTotalEnergyConsumption (Volta on).
     """
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError("measure device", "cpu or cuda", device, "measure what has an energy counter")
     try:
-        counter, why = rapl(powercap) if device == "cpu" else nvml(), ""
+        counter, why = rapl(powercap) if device.startswith("cpu") else nvml(), ""
     except UnsupportedError as error:
         counter, why = None, str(error)
     if counter is None:

@@ -5,6 +5,8 @@ their output; and those with a rule of their own (`rules.py`). An operator in no
 Selecting (`where`) and changing a sign are moves.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -80,12 +82,16 @@ TRANSCENDENTAL = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", 
 TESTS = packets("gt ge lt le eq ne logical_not logical_and logical_or isnan isinf isfinite")
 """their outputs are 0 or 1"""
 SIGNS = packets("sign sgn")
-PRODUCTS, QUOTIENTS = packets("mul mul_"), packets("div div_")
+PRODUCTS, QUOTIENTS, NEGATIONS = packets("mul mul_"), packets("div div_"), packets("neg neg_")
 SUMS, DIFFERENCES = packets("add add_ sub sub_"), packets("sub sub_")
 SPARSE_PRODUCTS = packets("mm addmm _sparse_mm _sparse_addmm")
 MATRIX_PRODUCTS = SPARSE_PRODUCTS | packets("_int_mm bmm baddbmm mv addmv dot vdot convolution")
 ZEROS, JOINS = packets("zeros zeros_like new_zeros"), packets("cat stack")
 """zeros put before or after events are silence, as those of a padding are"""
+LITERALS = packets("lift_fresh")
+"""what torch.tensor makes of numbers"""
+COPIES = packets("copy_")
+"""what comes out is their last operand's"""
 FACTORS = ("alpha", "beta", "value")
 """keyword arguments that multiply an operand, at the cost of a product an element"""
 INDEX_SUMS = packets("index_add index_add_")
@@ -123,8 +129,35 @@ def kind_of(packet, args, kwargs, kinds: list[str], constants) -> str:
     return DENSE
 
 
+def size_of(packet, args, kind: str, kinds, sizes) -> float | None:
+    """What an event of an output that is BINARY or TERNARY (up to its sign) is: 1, or the number that events are
+    multiplied by. None where the operands' events are of several sizes, so that their difference, or what they are
+    joined to, is neither."""
+    if packet in TESTS or packet in SIGNS or packet is aten.heaviside:
+        return 1.0
+    operands = args[1:2] if packet in COPIES else args[:2]
+    events = [t for t in tensors(operands) if kinds.get(t) in EVENT_KINDS]
+    found = [sizes.get(t, 1.0) for t in events]
+    if packet in PRODUCTS | QUOTIENTS:
+        numbers = [_number(x) for x in args[:2] if not any(x is t for t in events)]
+        if packet in QUOTIENTS:
+            numbers = [1 / x if x else math.inf for x in numbers]
+        size = math.prod([*found, *numbers])
+    elif len(set(found)) > 1:
+        return None
+    else:
+        size = (found or [1.0])[0]
+        size = -size if packet in NEGATIONS else size
+    return abs(size) if kind == TERNARY or packet in MAGNITUDES else size
+
+
 def _is_number(value, constants) -> bool:
     return not isinstance(value, Tensor) or (value.numel() == 1 and value in constants)
+
+
+def _number(x) -> float:
+    """What has no value, on the device meta, is of no known size."""
+    return math.nan if isinstance(x, Tensor) and x.is_meta else float(x)
 
 
 def tensors(values) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from rheobase.backends.counting.dispatch import count
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.tally import Tally
 
 
@@ -15,7 +15,7 @@ def count_phases(model: nn.Module, tokens: Tensor, prefill: int, *, strict: bool
     prefill  tokens of the first call, 1 to T
     strict   as in `count`
     returns  two tallies, for B x prefill and B x (T - prefill) tokens
-    raises   ConfigError: no such stretch;  UnsupportedError: as in `count`
+    raises   ConfigError: no such stretch;  ShapeError: a model that returns no state;  UnsupportedError: as in `count`
     """
     steps = tokens.shape[1]
     if not 1 <= prefill <= steps:
@@ -25,6 +25,9 @@ def count_phases(model: nn.Module, tokens: Tensor, prefill: int, *, strict: bool
     carried = [None]
 
     def keep(module, inputs, outputs):
+        if not (isinstance(outputs, tuple) and len(outputs) > 1):
+            remedy = "give a model that carries its state, or count all tokens at once"
+            raise ShapeError("count_phases model", "(logits, state)", type(outputs).__name__, remedy)
         carried[0] = outputs[1]
 
     def counted(part: Tensor) -> Tally:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rheobase.backends.counting import _products
 from rheobase.backends.counting.operators import aten, n_bytes, packets, tensors
-from rheobase.spiking.tally import DENSE, EVENT_KINDS
+from rheobase.spiking.tally import DENSE, EVENT_KINDS, GRADED
 
 
 def _put(mode, args, outputs):
@@ -148,13 +148,18 @@ def _clamp(mode, args, outputs):
 
 
 def _sum(mode, args, outputs):
-    """n numbers take n - 1 additions."""
+    """n numbers take n - 1 additions; of events, it is 0 where none is."""
     mode.add(adds=max(args[0].numel() - outputs[0].numel(), 0), activation_bytes=n_bytes([args[0], *outputs]))
+    return _graded(mode, args[0])
+
+
+def _graded(mode, x) -> str:
+    return GRADED if mode.kinds.get(x) in EVENT_KINDS else DENSE
 
 
 def _mean(mode, args, outputs):
-    _sum(mode, args, outputs)
     mode.add(products=outputs[0].numel())
+    return _sum(mode, args, outputs)
 
 
 def _var(mode, args, outputs):
@@ -175,6 +180,7 @@ def _cumsum(mode, args, outputs):
 def _average_pool(mode, args, outputs):
     n = outputs[0].numel()
     mode.add(adds=_pooled(mode, *args[:5]) - n, products=n, activation_bytes=n_bytes([args[0], *outputs]))
+    return _graded(mode, args[0])
 
 
 def _pooled(mode, x, *geometry) -> int:

@@ -29,12 +29,14 @@ class EGRU(Cell):
     Parameters: kernel [I, 3H], recurrent_kernel [H, 3H], bias [3H], recurrent_bias [3H], thr [H]; gates z, r, g.
     `project_` clamps thr to [0, 1].
 
+    kernels  an attribute: the form that a call runs in, as of `ops.egru`; "auto" unless set
     call     layer(x [B, T, I], state=None) -> (y [B, T, H], state), y being 0 or what a unit sends
     raises   ConfigError: no Surrogate, thr_mean outside of (0, 1), a probability of 1 or more;
              ShapeError, in a call: x of another width, or a state of another shape
     """
 
     elementwise = False
+    kernels = "auto"
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class EGRU(Cell):
             surrogate=self.surrogate,
             zoneout=self.zoneout,
             training=self.training,
+            kernels=self.kernels,
         )
 
     @torch.no_grad()

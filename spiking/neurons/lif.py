@@ -41,6 +41,7 @@ class LIF(Cell):
                   in place of s
     learn         names among "tau" and "theta" to be learnt, one value a unit; `project_` keeps tau >= 1 and
                   theta >= 0.001
+    kernels       an attribute: the form that a call runs in, as of `ops.lif`; "auto" unless set
     call          layer(x [B, T, D], state=None) -> (s [B, T, D], state)
     raises        ConfigError: tau or theta too small or more than one number, another rule, no Surrogate, or something
                   to learn without `units`;  ShapeError, in a call: x of another width than `units`
@@ -49,6 +50,8 @@ class LIF(Cell):
     >>> s.shape
     torch.Size([1, 3, 2])
     """
+
+    kernels = "auto"
 
     def __init__(
         self,
@@ -131,7 +134,8 @@ class LIF(Cell):
         self._check(x_BTD)
         if state is None:
             state = self.initial_state(x_BTD.shape[0], dtype=x_BTD.dtype, device=x_BTD.device, units=x_BTD.shape[-1])
-        s, v, *h = lif(x_BTD, _membrane(state), **self._settings(), with_h=self.graded, whole=False)
+        how = {"with_h": self.graded, "whole": False, "kernels": self.kernels}
+        s, v, *h = lif(x_BTD, _membrane(state), **self._settings(), **how)
         y, state = self._grade(s, *h), LIFState(v)
         return (y, s, state) if apart else (y, state)
 

@@ -56,10 +56,17 @@ def takes(
         return "reference"
     obstacle = _inside() or _obstacle(op, form, tensors) or (obstacles or {}).get(form)
     if obstacle and choice != "auto":
-        raise UnsupportedError(f"{op} kernels", *obstacle)
+        raise _refused(op, obstacle)
     if obstacle and not torch.compiler.is_compiling() and missing(op, form, tensors[0].device.type):
         _say_once(form, obstacle)
     return "reference" if obstacle else form
+
+
+def _refused(op: str, obstacle: tuple[str, str, str]) -> UnsupportedError:
+    expected, got, remedy = obstacle
+    if os.environ.get(VARIABLE):  # which goes before the argument
+        remedy = remedy.replace(OTHER, f"unset {VARIABLE}")
+    return UnsupportedError(f"{op} kernels", expected, got, remedy)
 
 
 @functools.cache
@@ -75,7 +82,7 @@ def taken(op: str, device: str = "cpu") -> str:
     form = BY_DEVICE[device] if choice == "auto" else choice
     lacking = missing(op, form, device) if form != "reference" else None
     if lacking and choice != "auto":
-        raise UnsupportedError(f"{op} kernels", *lacking)
+        raise _refused(op, lacking)
     return "reference" if lacking else form
 
 
