@@ -21,6 +21,6 @@ _HOMES = {
 }
 
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 __all__ = ["count", "export", "price", "simulate", "verify"]

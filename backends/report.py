@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Report
-from rheobase.backends.counting.bill import Bill, counted
+from rheobase.backends.counting.bill import Bill, counted, price
 from rheobase.backends.counting.table import BYTES, WORK
-from rheobase.backends.counting.target import TERMS, Interval
+from rheobase.backends.counting.target import TERMS, Interval, Target
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.events import Events
 from rheobase.spiking.files import write_atomic
@@ -158,7 +158,11 @@ def render(data: ReportData) -> str:
         stacks=[_stack(data.models, *kinds) for kinds in (("Operations", WORK), ("Bytes", BYTES))],
         counted=_counted(data.models),
         ranges=_ranges(first.bills),
-        energy=[(bill, _beside(bill, data.models)) for bill in first.bills if bill.target.name in data.billed],
+        energy=[
+            (bill, _beside(bill, data.models), _layer_bills(bill.target, data.models))
+            for bill in first.bills
+            if bill.target.name in data.billed
+        ],
         terms=TERMS,
         image=_image(data.image) if data.image else None,
         version=_version(),
@@ -349,16 +353,30 @@ def _counted(models) -> list[tuple[str, list[float]]]:
     return [row for row in rows if any(row[1])]
 
 
+def _in_layers(model: ReportModel) -> list[tuple[str, Counts]]:
+    """What each layer took."""
+    layers: dict[str, Counts] = {}
+    for name, counts in model.tally.operators.items():
+        layer = LAYER.match(name)[0]
+        layers[layer] = layers.get(layer, Counts()) + counts
+    return list(layers.items())
+
+
+def _layer_bills(target: Target, models) -> list[tuple[str, list[tuple[str, Bill]]]]:
+    """The bill of each layer of each model; layers that did nothing are left out."""
+    priced = [
+        (m.name, [(layer, price(Tally(m.tally.tokens, {layer: c}), target)) for layer, c in _in_layers(m)])
+        for m in models
+    ]
+    return [(name, [(layer, bill) for layer, bill in bills if bill.lines]) for name, bills in priced]
+
+
 def _stack(models, title: str, kinds: Mapping[str, Callable[[Counts], int]]) -> dict:
     """A stacked bar a layer and model, in per cent of the largest: how many of each kind, a token."""
     bars, used = [], set()
     for model in models:
-        layers: dict[str, Counts] = {}
-        for name, counts in model.tally.operators.items():
-            layer = LAYER.match(name)[0]
-            layers[layer] = layers.get(layer, Counts()) + counts
         per = max(model.tally.tokens, 1)
-        bars.append([(layer, [read(c) / per for read in kinds.values()]) for layer, c in layers.items()])
+        bars.append([(layer, [read(c) / per for read in kinds.values()]) for layer, c in _in_layers(model)])
     most = max((sum(sizes) for rows in bars for _, sizes in rows), default=0) or 1
     groups = []
     for model, rows in zip(models, bars, strict=True):

@@ -46,7 +46,7 @@ _HOMES = {
 }
 
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 
 def load_model(path: str | Path, **hub_options) -> "Pretrained":

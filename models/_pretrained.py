@@ -308,7 +308,10 @@ def check_state(name: str, state, wanted: list[tuple[tuple[int, ...], ...]]) -> 
     """Refuse a state, layer by layer, whose shapes are not those wanted; None is a start from rest."""
     if state is None:
         return
-    got = [tuple(tuple(part.shape) for part in layer) for layer in state]
+    try:
+        got = [tuple(tuple(part.shape) for part in layer) for layer in state]
+    except (TypeError, AttributeError):
+        got = f"{type(state).__name__}"
     if got != wanted:
         raise ShapeError(f"{name} state", f"{wanted}", f"{got}", "use a state of this model and batch size")
 

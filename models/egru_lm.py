@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rheobase.models._pretrained import fit_tensors, read_state_dict
+from rheobase.models._pretrained import fit_tensors, read_state_dict, require_finite
 from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph import EGRUCell
@@ -121,12 +121,13 @@ class EGRULM(RecurrentLM):
         thresholds  "projected": thr itself, in [0, 1] (EvNN 0.2.0);  "logit": the stored number is the logit of
                     thr (the code of the ICLR paper);  None: "logit" if any stored number lies outside [0, 1]
         returns     the model in evaluation mode; sizes, projection, gamma and eps are read off the tensors
-        raises      FormatError: a key is missing, unknown or of the wrong shape, embedding and decoder differ, or
-                    layers have different surrogates
+        raises      FormatError: a key is missing, unknown or of the wrong shape, a number is not finite, embedding and
+                    decoder differ, or layers have different surrogates
         """
         if thresholds not in (None, "projected", "logit"):
             raise ConfigError("thresholds", "'projected', 'logit' or None", repr(thresholds), "name one of them")
         where, tensors = read_state_dict(path_or_state_dict)
+        require_finite(tensors, where)
 
         def take(key: str, dims: int) -> Tensor:
             if key not in tensors:
@@ -162,8 +163,6 @@ class EGRULM(RecurrentLM):
             )
         names = [f"layers.{i}.thr" for i in range(depth)]
         outside = any(((out[n] < 0) | (out[n] > 1)).any() for n in names)
-        if not all(out[n].isfinite().all() for n in names):
-            raise FormatError(f"{where}: thr", "finite thresholds", "others", "use a sound checkpoint")
         if thresholds == "projected" and outside:
             raise FormatError(f"{where}: thr", "values in [0, 1]", "others", 'try thresholds="logit"')
         if thresholds == "logit" or outside:

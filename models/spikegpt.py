@@ -118,7 +118,7 @@ class SpikeGPT(LanguageModel):
     spike-fed one (`_rwkv.SpikeFedBlock`) every linear layer but the head reads spikes, and the head too if asked.
     Parameter names are the original's. Where it differs: the state, membranes included, is carried, so that a
     sequence may be cut anywhere; the original's step form rescales across the thresholds and so computes another
-    function.
+    function. A new one hardly fires until `wake(tokens)` has scaled its weights on some text, as training does first.
 
     raises  ConfigError: settings that are none, or do not go together;  ShapeError, in a call: tokens not [B, T]
             integers below V, or a state of another batch size or model

@@ -288,10 +288,14 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         _print_nowhere()
         return 1
-    except (RheobaseError, OSError) as error:
+    except RheobaseError as error:
         return _fail(args, str(error))
+    except OSError as error:
+        place = error.filename2 or error.filename
+        return _fail(args, f"{place}: {error.strerror}; name another place" if place else str(error))
     except KeyboardInterrupt:
-        return _fail(args, "interrupted" + (", go on with --resume" if args.command in ("train", "sweep") else ""))
+        resumes = args.command in ("train", "sweep") and not getattr(args, "dry_run", False)
+        return _fail(args, "interrupted" + (", go on with --resume" if resumes else ""))
     except Exception as error:
         if args.debug:
             raise

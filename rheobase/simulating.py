@@ -76,7 +76,8 @@ def simulate(args) -> Answer:
     unit = "steps" if stored else "frames" if run.config.sees else "tokens"
     speed = f"{seconds:.2f} s, {steps / seconds:,.0f} {unit} a second"
     lines = [f"{steps:,} {unit} on {args.on} in {speed}{whose}"]
-    lines += [f"{name}: {len(e):,} events, {100 * e.rate:.1f} % active" for name, e in trace.events.items()]
+    active = {name: f", {100 * rate:.1f} % active" if steps else "" for name, rate in rates.items()}
+    lines += [f"{name}: {len(e):,} events{active[name]}" for name, e in trace.events.items()]
     if as_events:
         lines.append(described(args.out, sidecar))
     elif args.out:

@@ -57,6 +57,9 @@ class Counts:
     activation_bytes: int = 0
     """logical bytes of operands read and results written"""
 
+    def __post_init__(self):
+        object.__setattr__(self, "transcendentals", {kind: n for kind, n in self.transcendentals.items() if n})
+
     def __add__(self, other: "Counts") -> "Counts":
         total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in _INTEGERS}
         kinds = {**self.transcendentals, **other.transcendentals}

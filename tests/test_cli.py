@@ -176,6 +176,24 @@ def test_json_has_null_where_there_is_no_finite_number(capsys, monkeypatch):
     assert shown == {"ok": True, "a": [None, 1.5], "b": {"c": None}, "path": "x"}
 
 
+def test_places_that_the_system_refuses_are_named(tmp_path, ask):
+    (tmp_path / "taken").touch()
+    config = tmp_path / "c.toml"
+    config.write_text((Path(commands.__file__).parent.parent / "models/configs/quickstart_egru.toml").read_text())
+    error = ask("train", config, "--out", tmp_path / "taken", "--json", status=1)["error"]
+    assert error == f"{tmp_path / 'taken'}: File exists; name another place"
+
+
+def test_a_dry_run_that_is_stopped_has_nothing_to_resume(capsys, monkeypatch):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "train", stopped)
+    for words, said in ((["--dry-run"], "interrupted"), ([], "interrupted, go on with --resume")):
+        assert run(["train", "c.toml", *words]) == 1
+        assert capsys.readouterr().err == f"rheobase: {said}\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("argv", [["targets"], ["targets", "--json"], ["inspect", "none", "--json"]])
 def test_where_no_more_can_be_written_is_said_in_one_line(argv, tmp_path):

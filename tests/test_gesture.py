@@ -222,7 +222,7 @@ def test_frames_and_states_that_do_not_fit():
 @pytest.mark.parametrize("calibration", [None, np.zeros((1, 3, 2, 20, 18))])
 def test_spinnaker2_refuses_convolutions_in_one_line(model, tmp_path, calibration):
     cells = "Relu, MaxPool2d" if model.config.neurons == "relu" else "MaxPool2d"
-    wanted = f"frames: expected an EGRU language model or a SpikeGPT, got Frames, Conv2d, {cells}"
+    wanted = f"frames: expected an EGRU language model without a projection, or a SpikeGPT, got Frames, Conv2d, {cells}"
     with pytest.raises(UnsupportedError) as refused:
         export(model, "spinnaker2", tmp_path / "image", calibration=calibration)
     assert str(refused.value) == f"{wanted}; export one of these" and not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import io
 import json
 
+import nir
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from rheobase.backends import simulate
+from rheobase.backends.events import read_edge
 from rheobase.backends.importers.torch import import_module, import_named
 from rheobase.cli import run as command
 from rheobase.models import EGRULM, EGRULMConfig
@@ -30,6 +32,10 @@ def zero():
     leaky = lambda: snntorch.Leaky(0.75, threshold=0.2, reset_mechanism="zero", init_hidden=True)
     return nn.Sequential(nn.Linear(12, 16), leaky(), nn.Linear(16, 8), leaky())
 number = 3
+def boom():
+    raise RuntimeError("no")
+def wants(width):
+    return nn.Linear(width, 3)
 """
 
 
@@ -205,11 +211,19 @@ def test_a_neuron_that_no_graph_op_computes_is_named(library):
     [
         ("lte", ConfigError, "did you mean 'late'"),
         ("number", ConfigError, "a torch module, got int"),
+        ("boom", ConfigError, "a function of no arguments that makes a network, got RuntimeError: no; mend it"),
+        ("wants", ConfigError, "a function of no arguments that makes a network, got TypeError: "),
     ],
 )
 def test_a_name_that_is_no_network_is_one_line(network, name, kind, message):
     with pytest.raises(kind, match=message):
         import_named(f"{network}:{name}")
+
+
+def test_a_file_that_does_not_run_is_one_line(tmp_path):
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match="broken.py: expected a Python file that runs, got ZeroDivisionError"):
+        import_named(f"{tmp_path / 'broken.py'}:net")
 
 
 def _pruned(layer):
@@ -316,6 +330,45 @@ def test_the_commands_from_a_network_to_its_events(tmp_path, network, capsys):
     for to in ("pyspinnaker2", "onnx"):
         ask("export", graph, "--to", to, "--out", tmp_path / to, "--input", tmp_path / "x.npy")
         assert "0 mismatches" in ask("verify", tmp_path / to)
+
+
+def test_the_step_of_a_file_stays_its_step(tmp_path, capsys):
+    """In the graph that is stored, in the file that is written from it, and in the events of a run."""
+    ones = np.ones(2)
+    neuron = nir.LIF(tau=4e-3 * ones, r=ones, v_leak=0 * ones, v_threshold=0.4 * ones, v_reset=0 * ones)
+    nodes = {"input": nir.Input(np.array([2])), "w": nir.Linear(2 * np.eye(2)), "n": neuron}
+    nodes["output"] = nir.Output(np.array([2]))
+    path = [("input", "w"), ("w", "n"), ("n", "output")]
+    nir.write(str(tmp_path / "a.nir"), nir.NIRGraph(nodes, path, metadata={"dt": 1e-3}))
+    graph, out, edge = tmp_path / "graph", tmp_path / "net", tmp_path / "n.raw"
+    for words in (
+        ("import", tmp_path / "a.nir", "--out", graph, "--input-kind", "BINARY"),
+        ("export", graph, "--to", "nir", "--out", out),
+        ("simulate", graph, "--tokens", 50, "--record", "n.s", "--out", edge),
+    ):
+        assert command([str(w) for w in words]) == 0, capsys.readouterr().err
+    again = nir.read(str(out / "net.nir"))
+    assert load_graph(graph).dt_s == again.metadata["dt"] == 1e-3
+    assert [n.tau for n in again.nodes.values() if isinstance(n, nir.LIF)][0] == pytest.approx(4e-3 * ones)
+    assert read_edge(edge).dt_s == 1e-3 and len(read_edge(edge))
+    assert command(["export", str(graph), "--to", "nir", "--out", str(tmp_path / "b"), "--dt", "1e-4"]) == 0
+    assert nir.read(str(tmp_path / "b/net.nir")).metadata["dt"] == 1e-4
+
+
+def test_frames_of_booleans_are_events_and_no_steps_are_refused(tmp_path, network, capsys):
+    graph = tmp_path / "graph"
+    assert command(["import", f"{network}:zero", "--out", str(graph), "--input-kind", "BINARY"]) == 0
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "b.npy", X.astype(bool))
+    np.save(tmp_path / "none.npy", X[:, :0])
+    capsys.readouterr()
+    seen = []
+    for name in ("x", "b", "none"):
+        assert command(["simulate", str(graph), "--input", str(tmp_path / f"{name}.npy")]) == 0
+        seen.append(capsys.readouterr().out.splitlines()[1:])
+    assert seen[0] == seen[1] and "% active" in seen[0][0] and seen[2][0].endswith(": 0 events")
+    assert command(["export", str(graph), "--to", "nir", "--out", "n", "--input", str(tmp_path / "none.npy")]) == 1
+    assert "calibration: expected at least one step, got (1, 0" in capsys.readouterr().err
 
 
 def test_the_commands_refuse_options_without_effect(tmp_path, network, capsys):

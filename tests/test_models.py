@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 
-import rheobase
+import rheobase.backends
+import rheobase.models
+import rheobase.spiking
+from rheobase.backends import count, simulate
 from rheobase.models import EGRULM, GRULM, LSTMLM, EGRULMConfig, GRULMConfig, LSTMLMConfig
 from rheobase.models._recurrent import variational_dropout, word_dropout
 from rheobase.spiking import registry, restart_cell
-from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
+from rheobase.spiking.errors import ConfigError, FormatError, ShapeError, UnsupportedError
 
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
 
@@ -211,3 +214,24 @@ def test_a_model_is_made_without_memory():
     with torch.device("meta"):
         model = EGRULM(EGRULMConfig(embedding=12, layers=(10, 12)))
     assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("state", [5, torch.zeros(3), [None]], ids=["number", "tensor", "none"])
+def test_a_state_that_is_none_is_refused(state):
+    with pytest.raises(
+        ShapeError, match="egru_lm state: expected .*, got (int|Tensor|list); use a state of this model"
+    ):
+        EGRULM(EGRULMConfig(vocabulary=9, embedding=4, layers=(4,)))(torch.zeros(1, 2, dtype=torch.int64), state)
+
+
+def test_packages_list_their_names():
+    for package in (rheobase.spiking, rheobase.models, rheobase.backends):
+        assert {*package.__all__} <= {*dir(package)}
+
+
+@pytest.mark.parametrize("kind", [LSTMLM, EGRULM])
+def test_both_counters_agree_where_there_is_no_token(kind):
+    model = kind(kind.Config(vocabulary=9, embedding=4, layers=(4,))).eval()
+    tokens = torch.zeros(2, 0, dtype=torch.int64)
+    simulated = simulate(model.lower(), tokens.numpy()).tally
+    assert count(model, tokens).without_bytes().total == simulated.without_bytes().total

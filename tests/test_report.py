@@ -4,7 +4,8 @@ import pytest
 
 from rheobase.backends import price
 from rheobase.backends.counting.table import BYTES, WORK
-from rheobase.backends.report import ReportModel, _ranges, _stack
+from rheobase.backends.counting.target import Interval
+from rheobase.backends.report import ReportModel, _layer_bills, _ranges, _stack
 from rheobase.spiking import Counts, Tally
 
 TALLY = Tally(
@@ -42,6 +43,18 @@ def test_the_bars_of_a_layer_hold_all_that_its_operators_did():
     stack = _stack([model("a", TALLY)], "Bytes", BYTES)
     assert sum(row["total"] for row in stack["groups"][0][1]) == 2 * 173
     assert [kind for _, kind in stack["legend"]] == ["weights", "state", "activations"]
+
+
+def test_the_layers_of_a_bill_add_up_to_it():
+    whole = price(TALLY, "horowitz-45nm")
+    (name, layers), (_, nothing) = _layer_bills(whole.target, [model("a", TALLY), model("b", Tally(1))])
+    assert name == "a" and [layer for layer, _ in layers] == ["blocks.0", "blocks.10", "head"] and nothing == []
+    for field in ("formula_joules", "dense_joules", "priced_joules"):
+        parts = [getattr(bill, field) or Interval(0, 0, 0) for _, bill in layers]
+        for end in ("low", "central", "high"):
+            assert sum(getattr(p, end) for p in parts) == pytest.approx(
+                getattr(getattr(whole, field), end), rel=1e-9, abs=0
+            )
 
 
 def test_ranges_lie_on_decades_and_only_where_products_have_a_price():

@@ -75,7 +75,7 @@ class _Reader:
                 outputs[name] = self.wires.output(self.wires.sum(name, terms)[0])
             elif kind != "Input":
                 self.wires.feed(name, terms)
-        return EventGraph(tuple(self.wires.nodes), self.wires.edges(), self.arrays, outputs)
+        return EventGraph(tuple(self.wires.nodes), self.wires.edges(), self.arrays, outputs, self.dt_s)
 
     def _terms(self, name) -> list[tuple[str, int]]:
         """(node, delay) of what adds up in a node."""
@@ -102,7 +102,8 @@ class _Reader:
         if shape is not None and len(shape) not in (1, 3) and math.prod(shape) == math.prod(shape[-3:]):
             shape = shape[-3:] if len(shape) > 3 else shape[-1:]
         if shape is None or len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > 1 << 28:
-            raise FormatError(self.where, f"a shape [n] or [C, H, W] of {name}", f"{shape}", "mend the file")
+            remedy = "say it: --shape of a network in Python, input_type in a file"
+            raise FormatError(self.where, f"a shape [n] or [C, H, W] of {name}", f"{shape}", remedy)
         said = self.said_kinds.get(name, DENSE) if isinstance(self.said_kinds, dict) else DENSE
         said = self.input_kind or (said.decode() if isinstance(said, bytes) else said)
         if said not in KINDS:

@@ -46,13 +46,21 @@ def _named(source: str) -> nn.Module:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise ConfigError(path, "imports that are there", str(error), "install what it needs") from None
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        raise ConfigError(path, "a Python file that runs", got, "mend it") from error
     finally:
         sys.path.remove(folder)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(source, "a name in that file", repr(name), registry.nearest(name, public))
     net = getattr(module, name)
-    net = net if isinstance(net, nn.Module) or not callable(net) else net()
+    if callable(net) and not isinstance(net, nn.Module):
+        try:
+            net = net()
+        except Exception as error:
+            got = f"{type(error).__name__}: {error}"
+            raise ConfigError(source, "a function of no arguments that makes a network", got, "mend it") from error
     if not isinstance(net, nn.Module):
         raise ConfigError(source, "a torch module", type(net).__name__, "name the network, or what makes it")
     return net

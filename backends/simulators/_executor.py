@@ -5,6 +5,7 @@ has one for it; every other node runs once, on all steps at hand. B streams, T s
 [T, B, n].
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -144,12 +145,15 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
         if e.delay and steps:
             after[e.source] = values[e.source][-1]
 
+    def sent(whole):
+        return dataclasses.replace(kernels.events(whole), dt_s=graph.dt_s)
+
     def dense(array):
         return kernels.to_numpy(array).swapaxes(0, 1)
 
     return Trace(
         outputs=kernels.table({name: partial(dense, values[source]) for name, source in graph.outputs.items()}),
-        events=kernels.table({name: partial(kernels.events, values[name]) for name in events}),
+        events=kernels.table({name: partial(sent, values[name]) for name in events}),
         state=kernels.table({name: partial(kernels.to_numpy, array) for name, array in after.items()}),
         tally=kernels.tally(steps * streams),
         recorded=kernels.table({name: partial(dense, values[name]) for name in recorded}),

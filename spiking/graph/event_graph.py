@@ -50,6 +50,7 @@ class Edge:
 class EventGraph:
     """A whole model: nodes, edges, one table of arrays, and the outputs by name ("node.port").
 
+    dt_s    duration of a step in seconds, None where time has no unit; it changes no number, and is not in `hash`
     raises  GraphError: two nodes of one name, a name that is empty or holds a /, an unknown port or array, a port with
             no edge or two, a kind that the source does not declare, token ids that no embedding reads, shapes that do
             not fit, or a cycle without a delay
@@ -59,6 +60,7 @@ class EventGraph:
     edges: tuple[Edge, ...]
     arrays: Mapping[str, np.ndarray]
     outputs: Mapping[str, str]
+    dt_s: float | None = None
 
     def __post_init__(self):
         frozen = {}

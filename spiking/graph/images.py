@@ -57,6 +57,8 @@ class Frames(Input):
 
     def accept(self, name, values):
         """Frames [B, T, C, H, W] -> [B, T, C H W]."""
+        if values.dtype.kind == "b":
+            values = values.astype(np.uint8)
         if values.ndim != 5 or values.shape[2:] != tuple(self.size) or values.dtype.kind not in "iuf":
             got = f"{values.dtype} {values.shape}"
             raise ShapeError(name, f"frames [B, T, {', '.join(map(str, self.size))}]", got, "reshape them")

@@ -41,6 +41,7 @@ def graph_table(graph: EventGraph) -> dict:
         ],
         "edges": [dataclasses.astuple(e) for e in graph.edges],
         "outputs": dict(graph.outputs),
+        **({} if graph.dt_s is None else {"dt_s": graph.dt_s}),
     }
 
 
@@ -51,7 +52,10 @@ def graph_of(table: object, arrays: Mapping[str, np.ndarray], where: object) -> 
             raise FormatError(where, FORMAT, repr(table["format"]), "store it with this version")
         nodes = tuple(Node(n["name"], _op(n["op"], n["fields"]), dict(n["arrays"])) for n in table["nodes"])
         edges = tuple(Edge(s, t, kind, tuple(shape), delay) for s, t, kind, shape, delay in table["edges"])
-        graph = EventGraph(nodes, edges, arrays, dict(table["outputs"]))
+        dt_s = table.get("dt_s")
+        if dt_s is not None and not (isinstance(dt_s, float) and 0 < dt_s < float("inf")):
+            raise FormatError(where, "a step of some seconds", f"dt_s {dt_s!r}", "store it anew")
+        graph = EventGraph(nodes, edges, arrays, dict(table["outputs"]), dt_s)
         stored, found = table["hash"], graph.hash()
     except FormatError:
         raise

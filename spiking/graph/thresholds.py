@@ -44,4 +44,5 @@ def move_thresholds(graph: EventGraph, by: float, nodes: Iterable[str] | None = 
         if not egru and not (moved > 0).all():
             got, remedy = f"{moved.min():g}", "move them less far"
             raise GraphError(f"{name} threshold", "thresholds above 0", got, remedy)
-    return EventGraph(tuple(changed.get(n.name, n) for n in graph.nodes), graph.edges, arrays, graph.outputs)
+    nodes = tuple(changed.get(n.name, n) for n in graph.nodes)
+    return dataclasses.replace(graph, nodes=nodes, arrays=arrays)

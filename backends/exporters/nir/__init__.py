@@ -36,7 +36,7 @@ def export(
     calibration=None,
     allow_lossy: bool = False,
     version: str,
-    dt_s: float = 1e-4,
+    dt_s: float | None = None,
     gain: str = "weights",
     relay: bool = False,
     legacy: bool = False,
@@ -44,7 +44,8 @@ def export(
     """Write the fragments of a graph as NIR; see `rheobase.backends.export`.
 
     calibration  what the recorded run is fed, [B, T] or [B, T, C, H, W]; noise of a fixed seed where there is none
-    dt_s         duration of a step; snnTorch takes 1e-4 whatever it is told
+    dt_s         duration of a step: the graph's own unless given, 1e-4 where it has none; snnTorch takes 1e-4
+                 whatever it is told
     gain         "weights": r = 1 and any gain in the products, for Norse too;  "r": r = tau / dt, weights as they are
                  where the membrane does not divide its input by tau (snn-mlir, older tools)
     relay        recurrences through a Flatten that does nothing: snnTorch 1.0 misreads a cycle of two nodes
@@ -53,6 +54,7 @@ def export(
                  LossyExportError: the file's spikes are not the graph's, and not `allow_lossy`
     """
     load_nir()
+    dt_s = (graph.dt_s or 1e-4) if dt_s is None else dt_s
     if gain not in GAINS or not dt_s > 0:
         raise ConfigError("export nir", f"gain one of {GAINS}, dt_s above 0", f"{gain!r}, {dt_s}", "mend it")
     for node in graph.nodes:
@@ -136,6 +138,8 @@ def _record(graph: EventGraph, wiring: Wiring, made: Written, dt_s: float, calib
     """`events.nirdata` of a run of the whole graph, and how many spikes of the written file are the same."""
     neurons = [n for n in wiring.nodes if f"{n}.s" in graph.state_fill() or "s" in graph.node(n).op.outputs]
     fed = probe(graph) if calibration is None else np.asarray(calibration)[:1, :PROBE_STEPS]
+    if not fed.size:
+        raise ConfigError("calibration", "at least one step", f"{fed.shape}", "give some, or none to have noise")
     kept = sorted({f"{n}.s" for n in neurons} | {e.source for e in wiring.inputs.values()})
     values = {name: array.swapaxes(0, 1) for name, array in simulate(graph, fed, record=kept).recorded.items()}
     nodes = {name: observed(_arriving(graph, e, values[e.source]), e.kind, dt_s) for name, e in wiring.inputs.items()}

@@ -70,7 +70,7 @@ def refuse_other_ops(graph: EventGraph) -> None:
     others = [n for n in graph.nodes if type(n.op) not in INTEGER]
     if any(not isinstance(n.op, Frames) for n in others):
         kinds = ", ".join(dict.fromkeys(type(n.op).__name__ for n in others))
-        wanted = "an EGRU language model or a SpikeGPT"
+        wanted = "an EGRU language model without a projection, or a SpikeGPT"
         raise UnsupportedError(others[0].name, wanted, kinds, "export one of these")
 
 
