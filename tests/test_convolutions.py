@@ -11,7 +11,7 @@ from torch import nn
 from rheobase.backends import count, simulate
 from rheobase.backends.stream import Stream
 from rheobase.spiking.errors import GraphError, ShapeError, UnsupportedError
-from rheobase.spiking.graph import Conv2d, Edge, EventGraph, Frames, MaxPool2d, Node
+from rheobase.spiking.graph import Conv2d, Edge, EventGraph, Frames, MaxPool2d, Node, SumPool2d
 from rheobase.spiking.ops.native import library
 from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, GRADED, KINDS, TERNARY
 
@@ -31,10 +31,13 @@ class Net(nn.Module):
         nodes, edges = [Node("frames", Frames(image, kind))], []
         source, width, size = "frames.out", int(np.prod(image)), image[1:]
         if self.pool is not None:
-            kernel, stride = self.pool.kernel_size, self.pool.stride
-            nodes.append(Node("pool", MaxPool2d(size, kernel, stride, kind)))
+            kernel, stride, padding = self.pool.kernel_size, self.pool.stride, self.pool.padding
+            mean = isinstance(self.pool, nn.AvgPool2d)
+            op = SumPool2d(size, kernel, stride, padding, True, kind) if mean else MaxPool2d(size, kernel, stride, kind)
+            nodes.append(Node("pool", op))
             edges.append(Edge(source, "pool.x", kind, (width,)))
-            size = tuple((n - kernel) // stride + 1 for n in size)
+            kind = op.outputs["out"]
+            size = tuple((n + 2 * padding - kernel) // stride + 1 for n in size)
             source, width = "pool.out", image[0] * size[0] * size[1]
         arrays = {name: p.detach().numpy() for name, p in self.named_parameters()}
         op = Conv2d(size, self.conv.stride[0], self.conv.padding[0])
@@ -125,6 +128,28 @@ def test_pooling_by_hand(kind):
         assert pool.events == conv.deliveries == (2 * 2 if kind in EVENT_KINDS else 0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_means_by_hand(kind):
+    """Windows of 2 x 2 at -1, 1 and 3 along an axis hold 1, 2 and 1 pixels: 16 of each image, 9 sums, each divided."""
+    for tally in both(Net(nn.Conv2d(1, 1, 1), nn.AvgPool2d(2, padding=1)), HAND, kind):
+        pool, conv = tally.operators["pool"], tally.operators["conv"]
+        assert (pool.adds, pool.products) == (2 * (16 - 9), 2 * 9)
+        assert pool.events == conv.deliveries == (2 * 3 if kind in EVENT_KINDS else 0)
+        assert (conv.macs, conv.acs) == ((6, 0) if kind in EVENT_KINDS else (18, 0))
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31), st.sampled_from(KINDS), st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_any_mean_is_that_of_torch(seed, kind, kernel, stride, padded):
+    generator = torch.Generator().manual_seed(seed)
+    frames = (torch.rand(2, 3, 2, 9, 8, generator=generator) > 0.7).double()
+    if kind in (GRADED, DENSE):
+        frames *= torch.randn(frames.shape, generator=generator).double()
+    pool = nn.AvgPool2d(kernel, stride, padded * (kernel // 2))
+    by_dispatch, by_graph = both(Net(nn.Conv2d(2, 3, 2), pool), frames, kind)
+    assert by_dispatch.without_bytes() == by_graph.without_bytes()
+
+
 def test_no_frames():
     net = Net(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, 1))
     for frames in (HAND[:, :0], HAND[:0]):
@@ -166,7 +191,7 @@ def test_a_graph_refuses_what_is_wrong_with_its_images(wrong, message):
 
 def test_frames_of_another_size_or_kind_are_refused():
     frames = HAND.numpy()
-    for wrong in (frames[0], frames[..., :3], np.argmax(frames, -1), frames > 0):
+    for wrong in (frames[0], frames[..., :3], np.argmax(frames, -1)):
         with pytest.raises(ShapeError, match=r"frames: expected frames \[B, T, 1, 4, 4\]"):
             simulate(graph(), wrong)
     with pytest.raises(ShapeError, match=r"frames: expected BINARY pixels, each one of \(0, 1\), got others"):

@@ -11,13 +11,17 @@ from nir_nets import FRAMES, X, net
 from torch import nn
 from torch.nn.utils import prune
 
-from rheobase.backends import simulate
+from rheobase.backends import export, simulate, verify
+from rheobase.backends.artifact import open_artifact
 from rheobase.backends.events import read_edge
+from rheobase.backends.exporters.nir import rejoin
+from rheobase.backends.importers.nir import import_file
 from rheobase.backends.importers.torch import import_module, import_named
 from rheobase.cli import run as command
 from rheobase.models import EGRULM, EGRULMConfig
 from rheobase.spiking import LIF
 from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.graph import SumPool2d
 from rheobase.spiking.graph.stored import load_graph, save_graph
 
 pytest.importorskip("nir")
@@ -394,3 +398,88 @@ def test_an_array_of_objects_is_not_read(tmp_path, capsys):
     (tmp_path / "x.npy").write_bytes(buffer.getvalue())
     assert command(["simulate", str(tmp_path / "graph"), "--input", str(tmp_path / "x.npy")]) == 1
     assert "Object arrays cannot be loaded" in capsys.readouterr().err
+
+
+def _pooled() -> nn.Sequential:
+    snntorch = pytest.importorskip("snntorch")
+    pytest.importorskip("nirtorch")
+    torch.manual_seed(0)
+
+    def leaky():
+        return snntorch.Leaky(0.8, threshold=0.3, reset_mechanism="zero", init_hidden=True)
+
+    first = nn.Conv2d(2, 4, 3, padding=1), leaky(), nn.AvgPool2d(2)
+    second = nn.Conv2d(4, 3, 3), leaky(), nn.AvgPool2d(3, padding=1)
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(3, 5), leaky())
+
+
+IMAGES = (torch.rand(1, 60, 2, 10, 10, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+
+
+def test_means_over_images_come_in_go_out_and_come_back(tmp_path):
+    net = _pooled()
+    with torch.no_grad():
+        wanted = torch.stack([net(x) for x in IMAGES.unbind(1)], 1).numpy()
+    graph = import_module(net, input_kind="BINARY", shape=(2, 10, 10))
+    assert sum(isinstance(n.op, SumPool2d) and n.op.mean for n in graph.nodes) == 2 and wanted.sum() > 50
+    for i, options in enumerate(({}, {"relay": True}, {"gain": "r"})):
+        out = tmp_path / str(i)
+        export(graph, "nir", out, calibration=IMAGES.numpy(), **options)
+        assert verify(out).ok
+        for again in (graph, rejoin(open_artifact(out)), import_file(out / "net.nir")):
+            for on in ("event", "torch"):
+                assert np.array_equal(simulate(again, IMAGES.numpy(), on=on).outputs["output"], wanted)
+
+
+def test_sums_over_images_are_read_whoever_wrote_them(tmp_path):
+    export(import_module(_pooled(), input_kind="BINARY", shape=(2, 10, 10)), "nir", tmp_path / "net")
+    net = nir.read(str(tmp_path / "net/net.nir"))
+    means = {name: node for name, node in net.nodes.items() if isinstance(node, nir.AvgPool2d)}
+    for name, node in means.items():
+        net.nodes[name] = nir.SumPool2d(node.kernel_size, node.stride, node.padding)
+    sums = import_file_of(tmp_path / "sums.nir", net)
+    for name, node in means.items():  # a mean is a sum whose readers weigh less
+        (reader,) = (b for a, b in net.edges if a == name)
+        reader = reader if reader in net.nodes and hasattr(net.nodes[reader], "weight") else _after(net, reader)
+        net.nodes[name] = node
+        net.nodes[reader].weight = net.nodes[reader].weight * np.float32(node.kernel_size.prod())
+    graphs = sums, import_file_of(tmp_path / "means.nir", net)
+    assert np.array_equal(*(simulate(graph, IMAGES.numpy()).outputs["output"] for graph in graphs))
+    net.nodes[name].kernel_size = np.array([2, 3])
+    with pytest.raises(UnsupportedError, match="a square kernel, one stride and one padding, got kernel .2 3."):
+        import_file_of(tmp_path / "odd.nir", net)
+
+
+def _after(net, name):
+    return next(b for a, b in net.edges if a == name)
+
+
+def import_file_of(path, net):
+    nir.write(str(path), net)
+    return import_file(path, dt_s=1e-4)
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2, ceil_mode=True), nn.AvgPool2d(2, divisor_override=3)], ids=str)
+def test_means_of_another_kind_are_refused(pool):
+    pytest.importorskip("nirtorch")
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), pool, nn.Flatten(), nn.Linear(48, 2))
+    with pytest.raises(UnsupportedError, match="a mean over the whole kernel"):
+        import_module(net, shape=(2, 10, 10))
+
+
+def test_a_file_of_spikingjelly_with_a_mean_has_its_spikes(tmp_path):
+    jelly = pytest.importorskip("spikingjelly.activation_based", reason="SpikingJelly is not installed")
+    from spikingjelly.activation_based import functional, layer, neuron
+    from spikingjelly.activation_based.nir_exchange import export_to_nir
+
+    assert jelly
+    torch.manual_seed(0)
+    lif = [neuron.LIFNode(tau=2.0, v_threshold=0.1, v_reset=0.0) for _ in range(2)]
+    net = nn.Sequential(
+        layer.Conv2d(2, 4, 3, padding=1), lif[0], layer.AvgPool2d(2), layer.Flatten(), layer.Linear(100, 5), lif[1]
+    )
+    graph = import_file_of(tmp_path / "net.nir", export_to_nir(net, IMAGES[:, 0], dt=1e-4))
+    functional.reset_net(net)
+    with torch.no_grad():
+        wanted = torch.stack([net(x) for x in IMAGES.unbind(1)], 1).numpy()
+    assert wanted.any() and np.array_equal(simulate(graph, IMAGES.numpy()).outputs["output"], wanted)

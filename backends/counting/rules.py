@@ -180,7 +180,10 @@ def _cumsum(mode, args, outputs):
 def _average_pool(mode, args, outputs):
     n = outputs[0].numel()
     mode.add(adds=_pooled(mode, *args[:5]) - n, products=n, activation_bytes=n_bytes([args[0], *outputs]))
-    return _graded(mode, args[0])
+    kind = _graded(mode, args[0])
+    if kind == GRADED:
+        mode.mark(outputs[0], kind, sent=True)
+    return kind
 
 
 def _pooled(mode, x, *geometry) -> int:

@@ -25,7 +25,7 @@ def neuron_op(name: str, node, image: Shape | None, *, dt_s: float | None, writt
     kind = type(node).__name__
     if kind not in _OPS:
         remedy = "replace it, or import the network that it was written from"
-        raise UnsupportedError(name, f"a node among {', '.join(sorted(_OPS))} or a product", kind, remedy)
+        raise UnsupportedError(name, f"a node among {', '.join(sorted(_OPS))}, a pool or a product", kind, remedy)
     if dt_s is None or not dt_s > 0:
         remedy = "give --dt: snnTorch and SpikingJelly write for 1e-4, Norse for its to_nir's dt"
         raise ConfigError(f"{name} dt", "the duration of a step in seconds", str(dt_s), remedy)

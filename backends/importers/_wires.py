@@ -113,6 +113,10 @@ class Wires:
             source = node.name, 0
         return source
 
+    def kind(self, terms: list[tuple[str, int]]) -> str:
+        """What the sum of (node, delay) is."""
+        return self._ports[terms[0][0]][1] if len(terms) == 1 else DENSE
+
     def feed(self, name: str, terms: list[tuple[str, int]]) -> None:
         """Connect what adds up in a node to its one input port."""
         (port,) = next(n.op for n in self.nodes if n.name == name).inputs

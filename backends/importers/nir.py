@@ -14,7 +14,7 @@ from rheobase.backends.importers._neurons import neuron_op
 from rheobase.backends.importers._wires import Wires, early, flatten
 from rheobase.backends.nir_file import read_nir, step_order
 from rheobase.spiking.errors import ConfigError, FormatError, GraphError, ShapeError, UnsupportedError
-from rheobase.spiking.graph import Affine, Conv2d, EventGraph, Frames, Linear, Node
+from rheobase.spiking.graph import Affine, Conv2d, EventGraph, Frames, Linear, Node, SumPool2d
 from rheobase.spiking.registry import nearest
 from rheobase.spiking.tally import DENSE, KINDS
 
@@ -156,6 +156,21 @@ class _Reader:
         roles = {"weight": self._array(name, "weight", weight), "bias": self._array(name, "bias", node.bias)}
         self.images[name] = op.image(weight)
         return Node(name, op, roles), "out", DENSE, (math.prod(self.images[name]),)
+
+    def _sumpool2d(self, name, node, mean=False):
+        before, terms = self._image(name), self._terms(name)
+        kernel, stride, padding = (_pair(getattr(node, k)) for k in ("kernel_size", "stride", "padding"))
+        if not all(pair and pair[0] == pair[1] for pair in (kernel, stride, padding)):
+            got = f"kernel {node.kernel_size}, stride {node.stride}, padding {node.padding}"
+            raise UnsupportedError(name, "a square kernel, one stride and one padding", got, "write it so")
+        if before is None or len(before) != 3 or any(delay for _, delay in terms):
+            raise UnsupportedError(name, "an image [C, H, W] of the same step", f"{before}", "pool what is one")
+        op = SumPool2d(tuple(before[1:]), kernel[0], stride[0], padding[0], mean, self.wires.kind(terms))
+        self.images[name] = op.image(math.prod(before))
+        return Node(name, op), "out", op.outputs["out"], (math.prod(self.images[name]),)
+
+    def _avgpool2d(self, name, node):
+        return self._sumpool2d(name, node, mean=True)
 
     def _neuron(self, name, node):
         op, arrays, port, kind, shape = neuron_op(

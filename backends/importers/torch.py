@@ -91,7 +91,13 @@ def import_module(
         array_of(parameter.new_empty(0), f"{where}: {name}")  # raises where NumPy lacks the type
     nir, nirtorch = load_nir(), load("nirtorch", "nirtorch>=2.6")
     neurons = {kind: _neuron_map(library) for library in NEURONS for kind in _kinds(library)}
-    layers = {nn.Conv2d: _conv2d, nn.Flatten: _flatten, nn.Dropout: _nothing, nn.Identity: _nothing}
+    layers = {
+        nn.Conv2d: _conv2d,
+        nn.AvgPool2d: _avgpool2d,
+        nn.Flatten: _flatten,
+        nn.Dropout: _nothing,
+        nn.Identity: _nothing,
+    }
     given = {"state": None} if "state" in inspect.signature(net.forward).parameters else None
     try:
         _refuse_what_is_dropped(nirtorch, net, tuple(neurons), (*neurons, *layers), given)
@@ -159,6 +165,17 @@ def _conv2d(module):
         raise UnsupportedError("Conv2d", "padding with zeros", module.padding_mode, "set padding_mode")
     bias = np.zeros(len(weight), weight.dtype) if module.bias is None else module.bias.detach().numpy()
     return nir.Conv2d(None, weight, module.stride, module.padding, module.dilation, module.groups, bias)
+
+
+def _avgpool2d(module):
+    import nir
+
+    if module.ceil_mode or module.divisor_override or (module.padding and not module.count_include_pad):
+        raise UnsupportedError("AvgPool2d", "a mean over the whole kernel, padding included", f"{module}", "set it so")
+    pair = [
+        np.array(n if isinstance(n, tuple) else (n, n)) for n in (module.kernel_size, module.stride, module.padding)
+    ]
+    return nir.AvgPool2d(*pair)
 
 
 def _flatten(module):

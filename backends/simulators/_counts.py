@@ -3,6 +3,7 @@
 A rule gives the fields of `Counts` that are not zero, transcendentals by their kind, and bytes as numbers of values.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,6 +76,17 @@ def maxpool2d(at: Seen) -> dict:
     return {
         "comparisons": (at.op.kernel**2 - 1) * n,
         "events": at.events,
+        "activation_bytes": at.values("x") + n,
+    }
+
+
+def sumpool2d(at: Seen) -> dict:
+    n = at.values("out")
+    summed = at.tokens * at.op.taps() * (at.width["x"] // math.prod(at.op.size))
+    return {
+        "adds": summed - n,
+        "products": n if at.op.mean else 0,
+        "events": at.events if at.kind["x"] in EVENT_KINDS else 0,
         "activation_bytes": at.values("x") + n,
     }
 
@@ -227,6 +239,7 @@ RULES = {
     ops.Linear: linear,
     ops.Conv2d: conv2d,
     ops.MaxPool2d: maxpool2d,
+    ops.SumPool2d: sumpool2d,
     ops.EGRUCell: egrucell,
     ops.LSTMCell: lstmcell,
     ops.GRUCell: grucell,

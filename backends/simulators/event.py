@@ -98,6 +98,16 @@ class EventKernels(Counting):
             self.saw(node, events=np.count_nonzero(out))
         return {"out": out.reshape(len(x), math.prod(out.shape[1:]))}
 
+    def sumpool2d(self, node, inputs):
+        op, x = node.op, inputs["x"]
+        edge = (0, 0), (0, 0), *2 * ((op.padding, op.padding),)
+        images = np.pad(x.reshape(len(x), x.shape[1] // math.prod(op.size), *op.size), edge)
+        out = sliding_windows(images, (op.kernel, op.kernel), op.stride).sum((-2, -1))
+        out = out / op.kernel**2 if op.mean else out
+        if op.kind in EVENT_KINDS:
+            self.saw(node, events=np.count_nonzero(out))
+        return {"out": out.reshape(len(x), math.prod(out.shape[1:]))}
+
     def relu(self, node, inputs):
         y = np.maximum(inputs["x"], 0)
         self.saw(node, events=np.count_nonzero(y))

@@ -127,6 +127,14 @@ class TorchKernels(Counting):
             self.saw(node, events=self.count_nonzero(out))
         return {"out": out}
 
+    def sumpool2d(self, node, inputs):
+        op, images = node.op, inputs["x"].unflatten(1, (-1, *node.op.size))
+        over = op.kernel**2 if op.mean else 1
+        out = F.avg_pool2d(images, op.kernel, op.stride, op.padding, divisor_override=over).flatten(1)
+        if op.kind in EVENT_KINDS:
+            self.saw(node, events=self.count_nonzero(out))
+        return {"out": out}
+
     def relu(self, node, inputs):
         y = F.relu(inputs["x"])
         self.saw(node, events=self.count_nonzero(y))

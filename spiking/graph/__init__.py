@@ -18,7 +18,7 @@ from rheobase.spiking.graph.cells import (
     WKVCell,
 )
 from rheobase.spiking.graph.event_graph import Edge, EventGraph, Node
-from rheobase.spiking.graph.images import Conv2d, Frames, MaxPool2d, places
+from rheobase.spiking.graph.images import Conv2d, Frames, MaxPool2d, SumPool2d, places
 from rheobase.spiking.graph.layers import (
     Add,
     Affine,
@@ -63,6 +63,7 @@ __all__ = [
     "Sigmoid",
     "Spike",
     "SquaredRelu",
+    "SumPool2d",
     "TernaryLIFCell",
     "Tokens",
     "WKVCell",

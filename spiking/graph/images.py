@@ -7,7 +7,7 @@ import numpy as np
 
 from rheobase.spiking.errors import GraphError, ShapeError
 from rheobase.spiking.graph.op import Input, Op, Shape, require
-from rheobase.spiking.tally import BINARY, DENSE, GRADED, KINDS, TERNARY
+from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, GRADED, KINDS, TERNARY
 
 LEVELS = {BINARY: (0, 1), TERNARY: (-1, 0, 1)}
 """the values of events whose kind says them"""
@@ -18,7 +18,7 @@ def places(size: int, kernel: int, stride: int, padding: int = 0) -> int:
     return max((size + 2 * padding - kernel) // stride + 1, 0)
 
 
-def _check_sizes(name: str, op: "Conv2d | MaxPool2d", **fields: int) -> None:
+def _check_sizes(name: str, op: "Conv2d | MaxPool2d | SumPool2d", **fields: int) -> None:
     """Refuse an image or a field of no pixels, with a GraphError; `padding` may be 0."""
     least = {"height": op.size[0], "width": op.size[1], "stride": op.stride, **fields}
     for field, value in least.items():
@@ -137,6 +137,47 @@ class MaxPool2d(Op):
         channels = inputs["x"][0] // (self.size[0] * self.size[1])
         require(name, "x", inputs["x"], (channels * self.size[0] * self.size[1],))
         return {"out": _vector(name, (channels, *(places(n, self.kernel, self.stride) for n in self.size)))}
+
+
+@dataclass(frozen=True)
+class SumPool2d(Op):
+    """out[c, i, j] = sum of x[c, s i + u - p, s j + v - p], u and v from 0 to kernel - 1, over kernel^2 where `mean`.
+
+    size  (H, W) of x;  stride  s;  padding  p, zeros on every side;  kind  that of x: events give GRADED ones
+    """
+
+    inputs = ("x",)
+    size: tuple[int, int]
+    kernel: int
+    stride: int
+    padding: int = 0
+    mean: bool = False
+    kind: str = GRADED
+
+    @property
+    def outputs(self):
+        return {"out": GRADED if self.kind in EVENT_KINDS else DENSE}
+
+    @property
+    def accepts(self):
+        return {"x": self.kind}
+
+    def image(self, n: int) -> Shape:
+        """[C, H', W'] of what comes out of n values."""
+        channels = n // (self.size[0] * self.size[1])
+        return channels, *(places(length, self.kernel, self.stride, self.padding) for length in self.size)
+
+    def taps(self) -> int:
+        """Pixels of one channel that are added up, once for each field that holds them."""
+        fields = [np.arange(places(n, self.kernel, self.stride, self.padding)) for n in self.size]
+        at = [(self.stride * f - self.padding)[:, None] + np.arange(self.kernel) for f in fields]
+        return math.prod(int(((a >= 0) & (a < n)).sum()) for a, n in zip(at, self.size, strict=True))
+
+    def shapes(self, name, inputs, arrays):
+        _check_sizes(name, self, kernel=self.kernel, padding=self.padding)
+        image = self.image(inputs["x"][0])
+        require(name, "x", inputs["x"], (image[0] * self.size[0] * self.size[1],))
+        return {"out": _vector(name, image)}
 
 
 def _vector(name: str, image: Shape) -> Shape:

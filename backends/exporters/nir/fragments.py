@@ -1,8 +1,8 @@
 """Which nodes of a graph NIR can state, and how they are wired there.
 
-A fragment is a set of products and LIF units that hang together and hold at least one neuron. NIR has no node for a
-sum: edges into one node add up, so an `Add` is there as wiring. NIR has no delay of one step either: a recurrence is a
-cycle, and every reader takes the neuron's last spikes where it closes.
+A fragment is a set of products, pools and LIF units that hang together and hold at least one neuron. NIR has no node
+for a sum: edges into one node add up, so an `Add` is there as wiring. NIR has no delay of one step either: a recurrence
+is a cycle, and every reader takes the neuron's last spikes where it closes.
 """
 
 import math
@@ -10,16 +10,16 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rheobase.spiking.errors import UnsupportedError
-from rheobase.spiking.graph import Add, Conv2d, CubaLIFCell, Edge, EventGraph, LIFCell, Linear, Node
+from rheobase.spiking.graph import Add, Conv2d, CubaLIFCell, Edge, EventGraph, LIFCell, Linear, Node, SumPool2d
 
-NEURONS, PRODUCTS = (LIFCell, CubaLIFCell), (Linear, Conv2d)
+NEURONS, PRODUCTS, IMAGES = (LIFCell, CubaLIFCell), (Linear, Conv2d), (Conv2d, SumPool2d)
 
 
 @dataclass(frozen=True)
 class Wiring:
     """The fragments of a graph as NIR will wire them.
 
-    nodes    names of products and neurons, in the order in which they run
+    nodes    names of products, pools and neurons, in the order in which they run
     edges    (source, target) among nodes, inputs and outputs
     inputs   name of an input -> the edge of the graph that it stands for
     outputs  name of an output -> the node whose values it gives
@@ -77,10 +77,10 @@ def wire(graph: EventGraph) -> Wiring:
 
 
 def _may_be_kept(node: Node, leaving: list[Edge]) -> bool:
-    """Products and sums; neurons of which nothing but the spikes is read."""
+    """Products, pools and sums; neurons of which nothing but the spikes is read."""
     if type(node.op) in NEURONS:
         return all(e.source == f"{node.name}.s" for e in leaving)
-    return type(node.op) in (*PRODUCTS, Add)
+    return type(node.op) in (*PRODUCTS, SumPool2d, Add)
 
 
 def _closes(graph, edge: Edge, kept, leaving) -> bool:
@@ -137,7 +137,7 @@ def _wiring(graph, kept, inner, leaving, read) -> Wiring:
             if edge in inner:
                 edges.append((edge.source_node, name))
             else:
-                key = (edge.source, edge.delay, isinstance(graph.node(name).op, Conv2d))
+                key = (edge.source, edge.delay, isinstance(graph.node(name).op, IMAGES))
                 inputs.setdefault(key, edge)
                 edges.append((key, name))
         feeding = [e.source_node for e in terms if e in inner]

@@ -75,6 +75,11 @@ def _product(name, node, kind, x):
         weight, bias, image = (torch.tensor(np.asarray(a, x.dtype)) for a in (node.weight, node.bias, x))
         stride, padding = tuple(map(int, node.stride)), tuple(map(int, node.padding))
         return torch.nn.functional.conv2d(image, weight, bias, stride, padding).numpy()
+    if kind in ("SumPool2d", "AvgPool2d"):
+        kernel, stride, padding = (tuple(map(int, n)) for n in (node.kernel_size, node.stride, node.padding))
+        over = kernel[0] * kernel[1] if kind == "AvgPool2d" else 1
+        pool = torch.nn.functional.avg_pool2d
+        return pool(torch.tensor(x), kernel, stride, padding, divisor_override=over).numpy()
     if kind == "Flatten":
         return x.reshape(len(x), -1)
     if kind == "Output":

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rheobase.backends.exporters.nir.fragments import PRODUCTS, Wiring
+from rheobase.backends.exporters.nir.fragments import IMAGES, NEURONS, Wiring
 from rheobase.spiking.errors import UnsupportedError
-from rheobase.spiking.graph import Conv2d, EventGraph, LIFCell, Linear
+from rheobase.spiking.graph import Conv2d, EventGraph, LIFCell, Linear, SumPool2d
 
 GAINS = ("weights", "r")
 
@@ -55,7 +55,7 @@ class _Writer:
         import nir
 
         images = self._images()
-        neurons = [n for n in self.wiring.nodes if type(self.graph.node(n).op) not in PRODUCTS]
+        neurons = [n for n in self.wiring.nodes if type(self.graph.node(n).op) in NEURONS]
         made = {name: self._neuron(name, images[name]) for name in neurons}  # first: they scale the products
         made |= {n: self._product(n) for n in self.wiring.nodes if n not in made}
         ins = {name: nir.Input(np.array(images[name])) for name in self.wiring.inputs}
@@ -83,12 +83,14 @@ class _Writer:
         for a, b in self.wiring.edges:
             if a in self.wiring.inputs and a not in shapes:
                 op, shape = self.graph.node(b).op if b in self.wiring.nodes else None, self.wiring.inputs[a].shape
-                shapes[a] = (shape[0] // math.prod(op.size), *op.size) if isinstance(op, Conv2d) else tuple(shape)
+                shapes[a] = (shape[0] // math.prod(op.size), *op.size) if isinstance(op, IMAGES) else tuple(shape)
         for name in self.wiring.nodes:
             node = self.graph.node(name)
             size = tuple(self.graph.shape_of(f"{name}.{next(iter(node.op.outputs))}"))
             if isinstance(node.op, Conv2d):
                 shapes[name] = node.op.image(self.graph.arrays_of(node)["weight"])
+            elif isinstance(node.op, SumPool2d):
+                shapes[name] = node.op.image(self.graph.inputs_of(name)["x"].shape[0])
             elif type(node.op) is Linear:
                 shapes[name] = size
             else:
@@ -96,8 +98,8 @@ class _Writer:
                 shapes[name] = max(before, key=len, default=size)
         for a, b in self.wiring.edges:
             into = self.graph.node(b).op if b in self.wiring.nodes else None
-            flat = isinstance(into, Conv2d) and len(shapes[a]) == 1
-            if flat or (type(into) not in (*PRODUCTS, type(None)) and shapes[a] != shapes[b]):
+            flat = isinstance(into, IMAGES) and len(shapes[a]) == 1
+            if flat or (type(into) in NEURONS and shapes[a] != shapes[b]):
                 got = f"a vector of {shapes[a]} from {a}"
                 raise UnsupportedError(
                     b, "images from an image: NIR makes none of a vector", got, "export it elsewhere"
@@ -170,6 +172,9 @@ class _Writer:
 
         node = self.graph.node(name)
         op, arrays = node.op, self.graph.arrays_of(node)
+        if isinstance(op, SumPool2d):
+            pool = nir.AvgPool2d if op.mean else nir.SumPool2d
+            return pool(*(np.array([n, n]) for n in (op.kernel, op.stride, op.padding)))
         scale = self.scale.get(name)
         flip = isinstance(op, Linear) and not op.transposed
         given = {"weight": arrays["weight"].T if flip else arrays["weight"]} | (
