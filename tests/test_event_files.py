@@ -259,7 +259,13 @@ def test_structured_arrays_of_any_order_are_read(tmp_path):
     fields = [("timestamp", "u4"), ("x", "u1"), ("y", "u1"), ("polarity", "i1")]
     signed = np.array([(5, 1, 2, -1), (6, 3, 4, 1)], fields)
     assert list(from_array(signed).chunks)[0].tolist() == [(5, 1, 2, False), (6, 3, 4, True)]
+    row = np.array([(3, 699, 1), (3, 0, 1), (9, 5, 0)], [("t", "i8"), ("x", "i2"), ("p", "i1")])  # tonic's SHD and SSC
+    assert list(from_array(row).chunks)[0].tolist() == [(3, 699, 0, True), (3, 0, 0, True), (9, 5, 0, False)]
+    np.save(tmp_path / "shd.npy", row)
+    assert run(["convert", str(tmp_path / "shd.npy"), str(tmp_path / "s.h5"), "--sensor", "700x1"]) == 0
+    assert whole(tmp_path / "s.h5").tolist() == list(from_array(row).chunks)[0].tolist()
     for bad, line in (
+        (row[["t", "x"]], "integer fields t, x, y and p"),
         (np.zeros(3), "integer fields t, x, y and p, got float64"),
         (np.zeros(3, [("t", "f8"), ("x", "i2"), ("y", "i2"), ("p", "?")]), "integer fields"),
         (np.full(2, -1, [("t", "i8"), ("x", "i2"), ("y", "i2"), ("p", "i1")]), "x of 0 to 65535, got -1 to -1"),
@@ -422,16 +428,64 @@ def test_an_edge_of_a_cameras_format_is_read_by_one_name(tmp_path):
     events.write_edge(tmp_path / "a.nirdata", "layers.0.y", sent, "TERNARY", dt_s=1e-3)
     convert(tmp_path / "a.nirdata", tmp_path / "b.raw")
     read = whole(tmp_path / "b.raw")
-    assert np.array_equal(read["t"], sent.step * 1000 + 500) and np.array_equal(read["x"], sent.unit)
+    assert np.array_equal(read["t"], sent.step * 1000)
+    assert np.array_equal(read["x"] + 8 * read["y"].astype(int), sent.unit)
     sidecar = tmp_path / "a.nirdata.json"
     said = json.loads(sidecar.read_text())
     for wrong in ({"dt_s": 0}, {"dt_s": 1e-12}, {"steps": 1e400}, {"value": "O"}, {"units": -1}, {"dt_s": "x"}):
         sidecar.write_text(json.dumps(said | {"mapping": said["mapping"] | wrong}))
         with pytest.raises(FormatError):
             events.read_edge(tmp_path / "a.nirdata")
+    for wrong in ({"dt_s": 0}, {"dt_s": 1e-4}, {"steps": 1e400}, {"steps": 9}, {"units": 49}, {"dt_s": "x"}):
+        sidecar.write_text(json.dumps(said | {"mapping": said["mapping"] | wrong}))
+        with pytest.raises(FormatError, match="as its sidecar says|times within"):
+            convert(tmp_path / "a.nirdata", tmp_path / "c.raw")
+    assert not (tmp_path / "c.raw").exists()
     sidecar.unlink()
     with pytest.raises(FormatError, match="an edge as its sidecar says"):
         events.read_edge(tmp_path / "a.nirdata")
+
+
+EDGES = (
+    *(((1,), "BINARY", dt_s) for dt_s in (1e-6, 1.7e-6, 1e-3, 0.0123)),
+    *(((-1, 1), "TERNARY", dt_s) for dt_s in (None, 1e-3 / 3)),
+    ((-0.5, 2, 0.1), "GRADED", 2e-5),
+)
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize("values, kind, dt_s", EDGES)
+def test_an_edge_in_nirdata_is_one_in_every_cameras_format(suffix, values, kind, dt_s, tmp_path):
+    pytest.importorskip("nir")
+    sent, path, out = edge(values), tmp_path / "a.nirdata", tmp_path / f"b{suffix}"
+    events.write_edge(path, "layers.0.y", sent, kind, dt_s=dt_s)
+    told = events.write_edge(tmp_path / f"c{suffix}", "layers.0.y", sent, kind, dt_s=dt_s)
+    told["mapping"]["dt_s"] = dt_s or 1e-3  # which .nirdata says in any case
+    table = convert(path, out)
+    assert (table["mapping"], table["edge"], table["kind"]) == (told["mapping"], told["edge"], told["kind"])
+    assert np.array_equal(whole(out), whole(tmp_path / f"c{suffix}"))
+    back, source = events.read_edge(out), events.read_edge(path)
+    assert (back.dt_s, back.n_steps, back.n_units) == (source.dt_s, 40, 50)
+    assert np.array_equal(back.step, source.step) and np.array_equal(back.unit, source.unit)
+    assert np.array_equal(back.value, np.sign(source.value))
+    lost = ["values: only their sign is kept"] * (kind == "GRADED")
+    assert [line for line in table["lost"] if not line.startswith("times")] == lost
+    again = convert(out, tmp_path / "d.aedat4")
+    assert again["mapping"] == table["mapping"] and again["lost"] == table["lost"]
+    assert np.array_equal(whole(tmp_path / "d.aedat4"), whole(out))
+
+
+def test_an_edge_in_nirdata_takes_a_sensor_and_refuses_steps_within_a_microsecond(tmp_path):
+    pytest.importorskip("nir")
+    sent, path = edge((1,), units=300), tmp_path / "a.nirdata"
+    events.write_edge(path, "y", sent, "BINARY", dt_s=1e-3)
+    assert convert(path, tmp_path / "b.raw", sensor=(30, 10))["mapping"]["width"] == 30
+    assert np.array_equal(events.read_edge(tmp_path / "b.raw").to_dense(), sent.to_dense())
+    with pytest.raises(ConfigError, match="room for 300 units, got 17x17"):
+        convert(path, tmp_path / "c.raw", sensor=(17, 17))
+    events.write_edge(path, "y", sent, "BINARY", dt_s=1e-7)
+    with pytest.raises(LossyExportError, match="steps of 1 us to an hour, got 0.1 us; keep it as .nirdata"):
+        convert(path, tmp_path / "c.raw")
 
 
 def test_steps_that_are_no_microseconds_are_rounded_and_come_back(tmp_path):

@@ -2,8 +2,8 @@
 
 Each format lies in a file of its own, found by its name: SUFFIXES, LIMITS, `read(file, where)` and, where it is
 written, NEEDS_SENSOR and `write(file, where, sensor, chunks)`, or `write_edge` and `read_edge` where it holds the
-values of a model's edge; OPTIONS where `read` takes some; `owns(head)` where another format shares the suffix.
-READ_LIMITS where more can be read than is written.
+values of a model's edge, and then `read` takes the sidecar, `about`; OPTIONS where `read` takes some; `owns(head)`
+where another format shares the suffix. READ_LIMITS where more can be read than is written.
 """
 
 import contextlib
@@ -66,9 +66,11 @@ def open_events(path: str | Path, *, sensor: tuple[int, int] | None = None, **op
         if odd := [name for name in given if name not in accepted]:
             raise ConfigError(f"--{odd[0]}", f"another format than {path.suffix}", str(given[odd[0]]), "leave it out")
         sensor = sensor or (about.get("sensor") and tuple(about["sensor"]))
-        recording = module.read(file, path, **given, **({"sensor": sensor} if "sensor" in accepted else {}))
+        given |= {"sensor": sensor} if "sensor" in accepted else {}
+        given |= {"about": about} if hasattr(module, "read_edge") else {}
+        recording = module.read(file, path, **given)
         recording.sensor = sensor or recording.sensor
-        recording.about = {name: about[name] for name in ("kind", "edge", "mapping") if name in about}
+        recording.about = {n: about[n] for n in ("kind", "edge", "mapping") if n in about} | recording.about
         recording.lost[:0] = about.get("lost", [])
         limits = getattr(module, "READ_LIMITS", getattr(module, "LIMITS", Limits()))._replace(t=Limits().t)
         chunks = checked(recording.chunks, path, recording.sensor, limits)

@@ -23,23 +23,33 @@ def from_edge(sent: Events, sensor: tuple[int, int] | None = None, dt_s: float |
     """
     if sent.n_streams != 1:
         raise ConfigError("events", "one stream", f"{sent.n_streams}", "record the streams one by one")
-    width = max(1, math.isqrt(sent.n_units - 1) + 1) if sent.n_units else 1
-    sensor = in_range(sensor or (width, max(1, -(-sent.n_units // width))))
-    if sensor[0] * sensor[1] < sent.n_units:
+    recording = as_camera(sent.n_units, sent.n_steps, sent.dt_s if dt_s is None else dt_s, sensor)
+    said, values = recording.about["mapping"], np.unique(sent.value).tolist()
+    if not set(values) <= {-1, 1}:
+        recording.lost.insert(0, f"values: only their sign is kept, of {min(values):g} to {max(values):g}")
+    recording.chunks = _chunks(sent, said["width"], said["step_us"])
+    return recording
+
+
+def as_camera(
+    units: int,
+    steps: int,
+    dt_s: float | None,
+    sensor: tuple[int, int] | None = None,
+    *,
+    remedy: str = "give another --dt",
+) -> Recording:
+    """A recording of an edge whose chunks are still to come; arguments and errors as of `from_edge`."""
+    width = max(1, math.isqrt(units - 1) + 1) if units else 1
+    sensor = in_range(sensor or (width, max(1, -(-units // width))))
+    if sensor[0] * sensor[1] < units:
         got = f"{sensor[0]}x{sensor[1]}"
-        raise ConfigError("sensor", f"room for {sent.n_units:,} units", got, "give a larger --sensor WxH")
-    dt_s = sent.dt_s if dt_s is None else dt_s
+        raise ConfigError("sensor", f"room for {units:,} units", got, "give a larger --sensor WxH")
     step_us = STEP_US if dt_s is None else dt_s * 1e6
     whole_us = round(step_us) if math.isfinite(step_us) else 0
     step_us = float(whole_us) if abs(step_us - whole_us) < 1e-9 * step_us else step_us
     if not 1 <= step_us < 2**32:
-        raise LossyExportError("events", "steps of 1 us to an hour", f"{step_us:g} us", "give another --dt")
-    values = np.unique(sent.value).tolist()
-    lost = []
-    if not set(values) <= {-1, 1}:
-        lost.append(f"values: only their sign is kept, of {min(values):g} to {max(values):g}")
-    if not step_us.is_integer():
-        lost.append("times rounded to 1 us; the step of each is kept")
+        raise LossyExportError("events", "steps of 1 us to an hour", f"{step_us:g} us", remedy)
     about = {
         "kind": "model edge",
         "mapping": {
@@ -48,21 +58,25 @@ def from_edge(sent: Events, sensor: tuple[int, int] | None = None, dt_s: float |
             "p": "value > 0",
             "t": "round(step * step_us)",
             "width": sensor[0],
-            "units": sent.n_units,
-            "steps": sent.n_steps,
+            "units": units,
+            "steps": steps,
             "step_us": step_us,
             "dt_s": dt_s,
         },
     }
-    return Recording(_chunks(sent, sensor[0], step_us), sensor, about, lost)
+    lost = [] if step_us.is_integer() else ["times rounded to 1 us; the step of each is kept"]
+    return Recording((), sensor, about, lost)
+
+
+def seen(step: np.ndarray, unit: np.ndarray, up: np.ndarray, width: int, step_us: float) -> np.ndarray:
+    """Events of an edge as a camera of this width sees them."""
+    return events(np.rint(step * step_us).astype(np.int64), unit % width, unit // width, up)
 
 
 def _chunks(sent: Events, width: int, step_us: float) -> Iterator[np.ndarray]:
     for start in range(0, len(sent), CHUNK):
         part = slice(start, start + CHUNK)
-        unit = sent.unit[part]
-        t = np.rint(sent.step[part] * step_us).astype(np.int64)
-        yield events(t, unit % width, unit // width, sent.value[part] > 0)
+        yield seen(sent.step[part], sent.unit[part], sent.value[part] > 0, width, step_us)
 
 
 def to_edge(recording: Recording) -> Events:

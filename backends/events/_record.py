@@ -55,7 +55,10 @@ def events(t, x, y, p) -> np.ndarray:
 
 
 def from_array(array: np.ndarray, sensor: tuple[int, int] | None = None) -> Recording:
-    """A structured array with the fields t, x, y and p (on, polarity, timestamp), as tonic and others have it."""
+    """A structured array with the fields t, x, y and p (on, polarity, timestamp), as tonic and others have it.
+
+    Without y, as tonic's SHD and SSC are, it is of one row: y = 0.
+    """
     return Recording(array_chunks(array, "array"), sensor)
 
 
@@ -64,11 +67,13 @@ def array_chunks(array: np.ndarray, where: object) -> Iterator[np.ndarray]:
     names = array.dtype.names or ()
     aliases = (("t", "timestamp"), ("x",), ("y",), ("p", "on", "polarity"))
     fields = [next((name for name in alias if name in names), None) for alias in aliases]
-    if None in fields or array.ndim != 1 or any(array.dtype[name].kind not in "biu" for name in fields):
+    given = [name for name in fields if name]
+    lacking = {"t", "x", "p"} - {alias[0] for alias, name in zip(aliases, fields, strict=True) if name}
+    if lacking or array.ndim != 1 or any(array.dtype[name].kind not in "biu" for name in given):
         raise FormatError(where, "integer fields t, x, y and p", str(array.dtype), "rename or convert the fields")
     for start in range(0, len(array), CHUNK):
         part = array[start : start + CHUNK]
-        t, x, y, p = (part[name] for name in fields)
+        t, x, y, p = (part[name] if name else np.zeros(len(part), np.uint16) for name in fields)
         for name, pixel in (("x", x), ("y", y)):
             if pixel.min() < 0 or pixel.max() >= 1 << 16:
                 raise FormatError(where, f"{name} of 0 to 65535", f"{pixel.min()} to {pixel.max()}", "mend it")

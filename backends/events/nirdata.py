@@ -1,6 +1,6 @@
 """NIRData, the Neuromorphic Intermediate Representation's own events, here as pixels of one row.
 
-A model's edge is also written so, and read again with its values.
+A model's edge is also written so, and read again with its values, or as a camera sees an edge (`_edge`).
 
 Own reading, in a process of its own (`spiking.hdf5`): nir.read_data holds all in memory and trusts it. Unit u is pixel
 x = u % W, y = u // W; `value` of a ValuedEventData keeps its sign alone. Source: nir 1.0.8, `nir.write_data`.
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rheobase.backends.events._edge import as_camera, seen
 from rheobase.backends.events._hdf5 import without_loss
 from rheobase.backends.events._record import CHUNK, Recording, events, in_range
 from rheobase.backends.nir_file import load_nir, read_nirdata
@@ -19,7 +20,7 @@ from rheobase.spiking.events import Events
 from rheobase.spiking.files import open_atomic
 from rheobase.spiking.hdf5 import open_hdf5
 
-OBSERVABLE = "spikes"
+OBSERVABLE, VALUES = "spikes", "values: only their sign is kept"
 LARGEST_PIECE = 64 << 20
 """bytes of a compressed piece of a column, which is unpacked whole for any part of it"""
 
@@ -27,8 +28,14 @@ SUFFIXES = (".nirdata",)
 OPTIONS = ("sample", "signal", "sensor")
 
 
-def read(file, where: object, sample: int | None = None, signal: str | None = None, sensor=None) -> Recording:
-    """One sample of one observable, "node.observable", of an open file, or the only one."""
+def read(
+    file, where: object, sample: int | None = None, signal: str | None = None, sensor=None, about=None
+) -> Recording:
+    """One sample of one observable, "node.observable", of an open file, or the only one.
+
+    about   its sidecar, which says whether it is a model's edge
+    raises  LossyExportError: an edge with two steps within one microsecond
+    """
     recording = Recording(None, sensor)
     with open_hdf5(file, where, "events in HDF5") as h5:
         said = {path: item.attributes for path, item in h5.items.items()}
@@ -50,6 +57,11 @@ def read(file, where: object, sample: int | None = None, signal: str | None = No
             raise ConfigError(where, "one recording", f"{rows:,} samples", f"choose one with --sample 0 to {rows - 1}")
         if not 0 <= (sample or 0) < rows:
             raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
+    if about and about.get("kind") == "model edge":
+        steps, dt_s = _edge_of(where, about, n)
+        recording = as_camera(n, steps, dt_s, sensor, remedy="keep it as .nirdata, or write it with another --dt")
+        recording.chunks = _chunks(file, where, path, sample or 0, n, recording, (steps, dt_s))
+        return recording
     recording.sensor = in_range(sensor or (max(n, 1), 1))
     if recording.sensor[0] * recording.sensor[1] < n:
         raise ConfigError(where, f"room for {n:,} units", f"{recording.sensor}", "give a larger --sensor WxH")
@@ -57,12 +69,23 @@ def read(file, where: object, sample: int | None = None, signal: str | None = No
     return recording
 
 
-def _chunks(file, where, path, sample, n, recording):
+def _edge_of(where: object, about, n: int) -> tuple[int, float]:
+    """Steps and seconds a step of an edge, by its sidecar; raises FormatError where it has not these n units."""
+    try:
+        said = about["mapping"]
+        steps, units, dt_s = int(said["steps"]), int(said["units"]), float(said["dt_s"])
+        if units != n or steps < 0 or not dt_s > 0:
+            raise ValueError(f"{units} units, {steps} steps of {dt_s} s")
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(where, "an edge as its sidecar says", str(error), "write it anew") from None
+    return steps, dt_s
+
+
+def _chunks(file, where, path, sample, n, recording, edge=None):
+    """edge  (steps, seconds a step) of a model's edge, whose steps then are the times"""
     width = recording.sensor[0]
     with open_hdf5(file, where, "events in HDF5") as h5:
         names = [f"{path}/idx", f"{path}/time", *([f"{path}/value"] if f"{path}/value" in h5.items else [])]
-        if len(names) == 3:
-            recording.lost.append("values: only their sign is kept")
         columns = [h5.dataset(name) for name in names]
         for column in columns:
             if column.kind[1:2] not in tuple("iuf") or column.piece > LARGEST_PIECE:
@@ -78,8 +101,22 @@ def _chunks(file, where, path, sample, n, recording):
             unit, seconds = unit[sent].astype(np.int64), seconds[sent]
             if len(unit) and not 0 <= unit.min() <= unit.max() < n:
                 raise FormatError(where, f"units of 0 to {n - 1}", f"{unit.min()} to {unit.max()}", "mend the file")
-            p = value[0][sent] > 0 if value else np.ones(len(unit), bool)
-            yield events(without_loss(seconds, where, recording.lost), unit % width, unit // width, p)
+            value = value[0][sent] if value else np.ones(len(unit))
+            if VALUES not in recording.lost and (np.abs(value) != 1).any():
+                recording.lost.append(VALUES)
+            if edge:
+                yield seen(_steps(seconds, where, *edge), unit, value > 0, width, recording.about["mapping"]["step_us"])
+            else:
+                yield events(without_loss(seconds, where, recording.lost), unit % width, unit // width, value > 0)
+
+
+def _steps(seconds: np.ndarray, where: object, steps: int, dt_s: float) -> np.ndarray:
+    """The step of each time, as `write_edge` put it in the middle."""
+    with np.errstate(over="ignore"):
+        step = np.floor(seconds / dt_s)
+    if not ((step >= 0) & (step < steps)).all():
+        raise FormatError(where, f"times within {steps:,} steps of {dt_s:g} s", "others", "write it anew")
+    return step.astype(np.int64)
 
 
 def write_edge(path: Path, edge: str, sent: Events, kind: str, dt_s: float) -> dict:
