@@ -1,7 +1,8 @@
 """What a simulation gives back, and the HDF5 format in which every simulator and notebook keeps it.
 
 B streams, T steps, n units. File: attributes `format`, `graph`, `simulator`; dataset `tokens` [B, T]; group
-`signals` with one dataset [B, T, n] for each "node.port" and the attribute `kind`; group `state`, what to carry on.
+`signals` with one dataset [B, T, n] for each "node.port" and the attributes `kind` and `rank`, its place in the order
+of evaluation, which older files lack; group `state`, what to carry on.
 
 An artefact holds the same as safetensors, `trace_tensors`: it is read before anything is trusted, and reading damaged
 HDF5 was seen to stall.
@@ -27,7 +28,7 @@ from rheobase.spiking.registry import nearest
 from rheobase.spiking.tally import Tally
 
 FORMAT = "rheobase-trace/1"
-TRACE = "trace.safetensors"
+TRACE, TOKENS = "trace.safetensors", "tokens"
 
 
 class Later(Mapping):
@@ -60,7 +61,7 @@ class Trace:
     events    "node.port" -> Events, for every output that sends events
     state     "node.port" -> array [B, n], to carry on with
     tally     what it took, or None where the simulator does not count
-    recorded  "node.port" -> array [B, T, n] of what `record` asked for
+    recorded  "node.port" -> array [B, T, n] of what `record` asked for, in the order of evaluation
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -73,7 +74,10 @@ class Trace:
 @dataclass(frozen=True, eq=False)
 class StoredTrace:
     """A trace as it lies in a file: tokens [B, T], or frames [B, T, C, H, W], signals "node.port" -> array, final
-    state, kinds and origin."""
+    state, kinds and origin.
+
+    ordered  whether the signals are in the order of evaluation; False of a file that does not say it
+    """
 
     tokens: np.ndarray
     signals: Mapping[str, np.ndarray]
@@ -81,6 +85,7 @@ class StoredTrace:
     kinds: Mapping[str, str]
     graph: str
     simulator: str
+    ordered: bool = True
 
 
 def expand(patterns: Iterable[str], available: Iterable[str]) -> list[str]:
@@ -105,7 +110,7 @@ def trace_bytes(trace: StoredTrace) -> bytes:
     """The HDF5 file of a trace, the same bytes for the same trace."""
     import h5py
 
-    buffer = io.BytesIO()
+    buffer, ranks = io.BytesIO(), {name: rank for rank, name in enumerate(trace.signals)}
     with h5py.File(buffer, "w", track_order=False) as file:
         file.attrs["format"], file.attrs["graph"], file.attrs["simulator"] = (
             FORMAT,
@@ -119,6 +124,8 @@ def trace_bytes(trace: StoredTrace) -> bytes:
                 stored = made.create_dataset(name, data=table[name], track_times=False)
                 if name in trace.kinds:
                     stored.attrs["kind"] = trace.kinds[name]
+                if group == "signals" and trace.ordered:
+                    stored.attrs["rank"] = ranks[name]
     return buffer.getvalue()
 
 
@@ -146,7 +153,10 @@ def load_trace(path: str | Path) -> StoredTrace:
         kinds = {name: a["kind"] for name, a in attributes.items() if "kind" in a}
         tokens = file.read("tokens")
         frames = tokens.ndim == 5 and tokens.dtype.kind in "iuf"
-        return _stored(path, tokens, tensors, kinds, said["graph"], said["simulator"], frames=frames)
+        ranks = {name: a.get("rank") for name, a in attributes.items() if f"signals/{name}" in tensors}
+        whole = all(type(rank) is int for rank in ranks.values())
+        order = sorted(ranks, key=ranks.__getitem__) if whole else None
+        return _stored(path, tokens, tensors, kinds, said["graph"], said["simulator"], order, frames=frames)
 
 
 def trace_tensors(trace: StoredTrace) -> bytes:
@@ -154,6 +164,7 @@ def trace_tensors(trace: StoredTrace) -> bytes:
     from safetensors.numpy import save
 
     rest = {"format": FORMAT, "graph": trace.graph, "simulator": trace.simulator, "kinds": dict(trace.kinds)}
+    rest |= {"order": list(trace.signals)} if trace.ordered else {}
     tables = {"signals": trace.signals, "state": trace.state}
     tensors = {f"{group}/{name}": array for group, table in tables.items() for name, array in table.items()}
     tensors = {name: np.ascontiguousarray(array) for name, array in {"tokens": trace.tokens, **tensors}.items()}
@@ -175,12 +186,19 @@ def read_trace_tensors(data: bytes, where: object) -> StoredTrace:
         raise _refusal(where, "a trace in safetensors", f"{type(error).__name__}: {error}") from None
     if known != FORMAT or type(graph) is not str or type(simulator) is not str or type(kinds) is not dict:
         raise _refusal(where, FORMAT, rest)
-    return _stored(where, tokens, tensors, kinds, graph, simulator)
+    order = rest.get("order")
+    named = sorted(name.removeprefix("signals/") for name in tensors if name.startswith("signals/"))
+    if order is not None and (type(order) is not list or sorted(map(str, order)) != named):
+        raise _refusal(where, "each signal once in the order of evaluation", str(order)[:200])
+    return _stored(where, tokens, tensors, kinds, graph, simulator, order)
 
 
-def _stored(where, tokens, tensors, kinds, graph, simulator, *, frames: bool = False) -> StoredTrace:
-    """A trace of tensors "signals/NAME" and "state/NAME", once their shapes are checked."""
-    if not frames and (tokens.ndim != 2 or tokens.dtype.kind != "i"):
+def _stored(where, tokens, tensors, kinds, graph, simulator, order, *, frames: bool = False) -> StoredTrace:
+    """A trace of tensors "signals/NAME" and "state/NAME", once their shapes are checked.
+
+    order  the signals as they are evaluated, or None
+    """
+    if not frames and (tokens.ndim != 2 or tokens.dtype.kind not in "iu"):
         raise _refusal(where, "integer tokens [B, T]", f"{tokens.dtype} {tokens.shape}")
     tables: dict[str, dict[str, np.ndarray]] = {"signals": {}, "state": {}}
     for name, array in tensors.items():
@@ -188,7 +206,9 @@ def _stored(where, tokens, tensors, kinds, graph, simulator, *, frames: bool = F
         if group not in tables or (group == "signals" and (array.ndim != 3 or array.shape[:2] != tokens.shape[:2])):
             raise _refusal(where, "signals [B, T, n] of these tokens, and a state", f"{name} {array.shape}")
         tables[group][own] = array
-    return StoredTrace(tokens, **tables, kinds=kinds, graph=graph, simulator=simulator)
+    if order is not None:
+        tables["signals"] = {name: tables["signals"][name] for name in order}
+    return StoredTrace(tokens, **tables, kinds=kinds, graph=graph, simulator=simulator, ordered=order is not None)
 
 
 def _refusal(where: object, expected: str, got: object) -> FormatError:
@@ -202,7 +222,7 @@ def artifact_trace(artifact) -> StoredTrace:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The first place where two signals differ."""
+    """The first place where two signals differ; the node is TOKENS where it is what they were fed."""
 
     step: int
     node: str
@@ -212,21 +232,26 @@ class Mismatch:
     stream: int = 0
 
     def __str__(self):
+        if self.node == TOKENS:
+            place = "".join(f", {name} {n}" for name, n in (("stream", self.stream), ("unit", self.unit)) if n)
+            return f"{TOKENS}: step {self.step}{place}: expected {self.expected}, got {self.got}"
         return f"step {self.step}, node {self.node}, unit {self.unit}: expected {self.expected}, got {self.got}"
 
 
 def compare(
-    expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], order=None
+    expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], order=None, steps=None
 ) -> tuple[int, int, Mismatch | None]:
-    """Compare signals [B, T, n] exactly, by name.
+    """Compare signals [B, T, n] exactly, by name; a NaN is the same as a NaN.
 
     order    the names from the first to be computed to the last, so that of one step the cause is named first
+    steps    name -> the rising step of each of its T rows, where these are not 0, 1, 2 and so on
     returns  (numbers compared, numbers that differ, the first difference in time)
     raises   FormatError: other names or other shapes
     """
-    names = [*(order or ()), *(name for name in expected if name not in (order or ()))]
-    if set(expected) != set(got) or set(names) != set(expected):
+    if set(expected) != set(got):
         raise FormatError("traces", f"the signals {sorted(expected)}", f"{sorted(got)}", "record the same ones")
+    ahead = dict.fromkeys(name for name in order or () if name in expected)
+    names = [*ahead, *(name for name in expected if name not in ahead)]
     compared = different = 0
     first: tuple | None = None
     for rank, name in enumerate(names):
@@ -234,13 +259,13 @@ def compare(
         if a.shape != b.shape:
             raise FormatError(f"traces: {name}", f"shape {a.shape}", f"{b.shape}", "record the same tokens")
         compared += a.size
-        unequal = a != b
+        unequal = (a != b) & ~((a != a) & (b != b))
         different += int(unequal.sum())
         if unequal.any():
-            steps = np.flatnonzero(unequal.any((0, 2)))
-            stream, unit = np.argwhere(unequal[:, steps[0]])[0]
-            key = (int(steps[0]), rank)
-            if first is None or key < first[0]:
-                values = a[stream, steps[0], unit].item(), b[stream, steps[0], unit].item()
-                first = key, Mismatch(int(steps[0]), name, int(unit), *values, int(stream))
+            row = int(np.flatnonzero(unequal.any((0, 2)))[0])
+            stream, unit = np.argwhere(unequal[:, row])[0]
+            step = int(steps[name][row]) if steps and name in steps else row
+            if first is None or (step, rank) < first[0]:
+                values = a[stream, row, unit].item(), b[stream, row, unit].item()
+                first = (step, rank), Mismatch(step, name, int(unit), *values, int(stream))
     return compared, different, first[1] if first else None

@@ -15,12 +15,12 @@ from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, read_levels
 from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
 from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
-from rheobase.backends.trace import TRACE, artifact_trace, compare, load_trace
+from rheobase.backends.trace import TOKENS, TRACE, StoredTrace, artifact_trace, compare, load_trace
 from rheobase.models import SpikeGPT
 from rheobase.models.training.run import Run
 from rheobase.models.training.token_folder import is_prepared
 from rheobase.preparing import inspect_tokens
-from rheobase.spiking.errors import ConfigError
+from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.graph.stored import is_graph, load_graph
 
 
@@ -79,24 +79,61 @@ def _inspect_artefact(artifact: Artifact, out: str | None, target: str | None) -
 
 
 def diff(args) -> Answer:
-    a, b = (_signals(Path(p)) for p in (args.a, args.b))
-    compared, different, first = compare(a, b)
-    text = f"{compared:,} numbers compared, {different:,} differ" + (f"\nfirst: {first}" if first else "")
-    table = {"compared": compared, "different": different, "first": vars(first) if first else None}
-    return Answer(table, text, ok=different == 0)
+    a, b = (_side(Path(p)) for p in (args.a, args.b))
+    if a.log and a.log == b.log and a.steps[a.log] != b.steps[a.log]:
+        had, got = (side.steps[a.log] for side in (a, b))
+        row = next((i for i, (s, t) in enumerate(zip(had, got, strict=False)) if s != t), min(len(had), len(got)))
+        said = [f"step {side[row]}" if row < len(side) else "its end" for side in (had, got)]
+        raise FormatError(f"diff: {a.log}, record {row + 1}", *said, "train both by the same [train]")
+    compared, different, first = compare(a.signals, b.signals, a.order or b.order, a.steps)
+    lines = [f"{compared:,} numbers compared, {different:,} differ"] + ([f"first: {first}"] if first else [])
+    graphs = None
+    if a.graph is not None and b.graph is not None:
+        graphs = {"expected": a.graph, "got": b.graph, "same": a.graph == b.graph}
+        lines += [] if graphs["same"] else [f"of two graphs: expected {a.graph[:12]}, got {b.graph[:12]}"]
+    table = {"compared": compared, "different": different, "first": vars(first) if first else None, "graph": graphs}
+    return Answer(table, "\n".join(lines), ok=different == 0)
 
 
-def _signals(path: Path) -> dict[str, np.ndarray]:
-    """Signals [B, T, n] of a trace, of an artefact's trace, or of a run: its log by step, and its weights."""
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """One of two things to compare.
+
+    signals  name -> [B, T, n], with what a trace was fed as TOKENS
+    order    the names in the order of evaluation, or () where it is not known
+    graph    of a trace, its id
+    steps    of a run, the step of each row by name;  log: the name of its losses
+    """
+
+    signals: dict[str, np.ndarray]
+    order: tuple[str, ...] = ()
+    graph: str | None = None
+    steps: dict[str, list[int]] | None = None
+    log: str | None = None
+
+
+def _side(path: Path) -> _Side:
+    """Of a trace, of an artefact's trace, or of a run: its log by step, and its weights at their step."""
     if path.suffix in (".h5", ".hdf5"):
-        return dict(load_trace(path).signals)
+        return _of_trace(load_trace(path))
     if (path / MANIFEST).is_file():
         artifact = open_artifact(path)
         if TRACE not in artifact.manifest["files"]:
             remedy = "diff what `rheobase simulate --record` gives of each"
             raise ConfigError("diff", "a recorded trace", f"{path}, {artifact.manifest['format']} without one", remedy)
-        return dict(artifact_trace(artifact).signals)
+        order = artifact.manifest.get("order")
+        return _of_trace(artifact_trace(artifact), map(str, order) if isinstance(order, list) else ())
     run = Run.open(path)
-    losses = np.array([r[run.measure] for r in run.log() if run.measure in r])
+    log, rows = f"log.{run.measure}", [r for r in run.log() if run.measure in r]
+    losses = np.array([r[run.measure] for r in rows])
     weights = {f"model.{k}": v.double().numpy().reshape(1, 1, -1) for k, v in run.model().state_dict().items()}
-    return {f"log.{run.measure}": losses.reshape(1, -1, 1), **weights}
+    logged = [r["step"] for r in rows]
+    steps = {log: logged} | dict.fromkeys(weights, [run.metrics().get("best_step", max(logged, default=0))])
+    return _Side({log: losses.reshape(1, -1, 1), **weights}, steps=steps, log=log)
+
+
+def _of_trace(trace: StoredTrace, order=()) -> _Side:
+    """order  the order of evaluation where the trace itself does not say it"""
+    tokens = np.reshape(trace.tokens, (*trace.tokens.shape[:2], -1))
+    order = (TOKENS, *(trace.signals if trace.ordered else order))
+    return _Side({TOKENS: tokens, **trace.signals}, order if len(order) > 1 else (), trace.graph)

@@ -104,6 +104,10 @@ class EventGraph:
         other through delayed edges, in the order within one step (Tarjan 1972 gives the groups)."""
         return self._order
 
+    def signals(self) -> list[str]:
+        """Every output "node.port", in the order of evaluation."""
+        return [f"{name}.{port}" for group in self._order for name in group for port in self._nodes[name].op.outputs]
+
     def hash(self) -> str:
         """SHA-256 over nodes, edges, outputs and the bytes of all arrays."""
         text = json.dumps(
