@@ -43,6 +43,8 @@ class Report:
     mismatches  how many of them differ
     problem     the first thing wrong, in one line; None if ok
     notes       what else was checked, a line each
+    first       the first difference for a program to read, None without one: step, stream, node, unit, expected and got
+                as far as they are known, and where it lies
     """
 
     ok: bool
@@ -50,6 +52,7 @@ class Report:
     mismatches: int
     problem: str | None = None
     notes: tuple[str, ...] = ()
+    first: Mapping | None = None
 
 
 def write_artifact(out: str | Path, files: Mapping[str, bytes], manifest: Mapping) -> Artifact:
@@ -133,6 +136,13 @@ def open_artifact(path: str | Path) -> Artifact:
     for name, entry in manifest["files"].items():
         _checked(folder, name, entry)
     return artifact
+
+
+def require_format(artifact: Artifact, own: str) -> None:
+    """Raise FormatError where an artefact is of another format, or version of it, than its exporter's own."""
+    if artifact.manifest["format"] != own:
+        where, got = artifact.path / MANIFEST, repr(artifact.manifest["format"])[:80]
+        raise FormatError(where, f"the format {own}", got, "use the version that wrote it, or export it anew")
 
 
 def foreign(artifact: Artifact, own: Mapping[str, bytes], names: Iterable[str]) -> list[str]:

@@ -289,7 +289,7 @@ def run(argv: list[str]) -> int:
         _print_nowhere()
         return 1
     except RheobaseError as error:
-        return _fail(args, str(error))
+        return _fail(args, str(error), error.fields)
     except OSError as error:
         place = error.filename2 or error.filename
         return _fail(args, f"{place}: {error.strerror}; name another place" if place else str(error))
@@ -321,15 +321,15 @@ def _print_nowhere() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _as_json(table: dict) -> str:
+def _as_json(table: dict, indent: int | None = 2) -> str:
     """JSON as any reader takes it: null for NaN and infinities, for which it has no word."""
     plain = json.loads(json.dumps(table, default=str), parse_constant=lambda _: None)
-    return json.dumps(plain, indent=2, allow_nan=False)
+    return json.dumps(plain, indent=indent, allow_nan=False)
 
 
-def _fail(args, line: str) -> int:
+def _fail(args, line: str, fields: dict | None = None) -> int:
     if args.debug:
         traceback.print_exc()
-    if not (args.json and _print(json.dumps({"ok": False, "error": line}))):
+    if not (args.json and _print(_as_json({"ok": False, "error": line, **(fields or {})}, indent=None))):
         print(f"rheobase: {' '.join(line.split())}", file=sys.stderr)
     return 1

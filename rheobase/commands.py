@@ -12,11 +12,13 @@ from rheobase import sharing
 from rheobase.answer import Answer, by_layer
 from rheobase.backends import export as export_model
 from rheobase.backends import verify as verify_artifact
+from rheobase.backends.artifact import Report
 from rheobase.backends.counting import (
     Quantity,
     load_target,
     target_names,
 )
+from rheobase.backends.exporters import open_exported, refuse_options
 from rheobase.backends.exporters.spinnaker2.calibrate import calibrate
 from rheobase.backends.exporters.spinnaker2.estimate import level_toml
 from rheobase.counting import count as count
@@ -250,14 +252,22 @@ def verify(args) -> Answer:
         [f"verified: {report.compared:,} numbers compared, {report.mismatches:,} mismatches", *report.notes]
     )
     if not report.ok:
-        raise RheobaseError(args.path, "a whole artefact that replays its trace", report.problem, "export it anew")
+        raise _differs(args.path, "a whole artefact that replays its trace", report, "export it anew")
     if not args.against:
         return Answer(dataclasses.asdict(report), text)
-    other = verify_artifact(args.path, against=args.against)
+    artifact, exporter = open_exported(args.path)
+    refuse_options(artifact, exporter, {"against": args.against})
+    other = exporter.verify(artifact, against=args.against)
     if not other.ok:
-        raise RheobaseError(args.against, f"the integers of {args.path}", other.problem, "look for the cause there")
+        raise _differs(args.against, f"the integers of {args.path}", other, "look for the cause there")
     text += f"\n{args.against}: {other.compared:,} integers compared, 0 mismatches"
     return Answer({**dataclasses.asdict(report), "against": dataclasses.asdict(other)}, text)
+
+
+def _differs(where: str, expected: str, report: Report, remedy: str) -> RheobaseError:
+    error = RheobaseError(where, expected, report.problem, remedy)
+    error.fields = {name: getattr(report, name) for name in ("compared", "mismatches", "first")}
+    return error
 
 
 def report(args) -> Answer:

@@ -8,15 +8,17 @@ class RheobaseError(Exception):
     expected  what would have been right
     got       what was found
     remedy    what the reader can do about it
+    fields    what --json gives beside the line, set after it was made
     """
 
     def __init__(self, where: object, expected: str, got: str, remedy: str):
         self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
+        self.fields: dict = {}
         line = f"{where}: expected {expected}, got {got}; {remedy}"
         super().__init__(" ".join(line.split()))
 
     def __reduce__(self):
-        return type(self), (str(self.where), self.expected, self.got, self.remedy)
+        return type(self), (str(self.where), self.expected, self.got, self.remedy), {"fields": self.fields}
 
 
 class ShapeError(RheobaseError, ValueError):

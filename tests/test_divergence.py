@@ -1,6 +1,8 @@
 """A run recorded elsewhere against an image: the first element, token and unit that differ."""
 
 import dataclasses
+import json
+import re
 
 import numpy as np
 import pytest
@@ -76,9 +78,42 @@ def test_a_difference_in_an_egru_names_its_element(images, tmp_path, capsys):
 
 
 def _pes(path):
-    import json
-
     return json.loads((path / "partition.json").read_text())["pes"]
+
+
+def test_a_difference_is_given_by_fields_too(images, tmp_path, capsys):
+    path = images / "egru"
+    trace, probes = recorded(path, TOKENS), open_artifact(path).manifest["probes"]
+    name = probes["1.q"]
+    last = [e for e in _pes(path) if e["layer"] == probes["1.y"].rpartition(".")[0]][-1]
+    lo = last["units"][0]
+    units = trace.signals[name].shape[-1] // 3
+    trace.signals[name][1, 3, 2 * units + lo] += 1
+    save_trace(tmp_path / "board.h5", trace)
+    assert run(["verify", str(path), "--against", str(tmp_path / "board.h5"), "--json"]) == 1
+    table = json.loads(capsys.readouterr().out)
+    value = int(trace.signals[name][1, 3, 2 * units + lo])
+    own = {"where": last["file"], "slice": last["slice"], "gate": "g", "unit_of_layer": lo, "unit_of_element": 0}
+    first = {"step": 3, "node": name, "unit": 2 * units + lo, "expected": value - 1, "got": value, "stream": 1}
+    assert table["first"] == first | own and "look for the cause there" in table["error"] and not table["ok"]
+    assert (table["mismatches"], table["compared"]) == (1, sum(a.size for a in trace.signals.values()))
+
+
+@pytest.mark.parametrize("kind", ["u1", "u8", "i2"])
+def test_tokens_may_be_any_integers(small_image, tmp_path, kind):
+    trace = recorded(small_image, TOKENS)
+    assert problem(small_image, dataclasses.replace(trace, tokens=TOKENS.astype(kind)), tmp_path) is None
+    assert "integer tokens" in problem(small_image, dataclasses.replace(trace, tokens=TOKENS * 1.0), tmp_path)
+
+
+def test_a_trace_that_cannot_be_read_is_one_plain_line(small_image, tmp_path, capsys):
+    missing = str(tmp_path / "missing.h5")
+    assert run(["verify", str(small_image), "--against", missing]) == 1
+    assert capsys.readouterr().err == f"rheobase: {missing}: expected a trace in HDF5, got no file; check the path\n"
+    save_trace(missing, dataclasses.replace(recorded(small_image, TOKENS), graph="another"))
+    assert run(["verify", str(small_image), "--against", missing]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"rheobase: \S+: expected a run of graph \w+, got another; record it anew\n", error)
 
 
 def test_a_difference_in_a_spikegpt_names_its_element(images, tmp_path):

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from spikegpts import TEXT as GPT_TEXT
+from spikegpts import model_of
 
 from rheobase.backends import export, simulate, verify
 from rheobase.backends.artifact import open_artifact, reseal
@@ -264,6 +266,67 @@ def test_a_sealed_artefact_of_a_stranger_is_not_trusted(small_image):
     (small_image / "csrc" / "main.c").write_text("int main(void) { return 1; }")
     reseal(small_image)
     assert verify(small_image).notes[-1] == "not this version's, read before you run: csrc/main.c"
+
+
+def changed(path, change):
+    """What verify says of a manifest that was edited and sealed again."""
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(json.dumps(change(json.loads(text))))
+    reseal(path)
+    found = verify(path).problem
+    (path / "manifest.json").write_text(text)
+    reseal(path)
+    return found
+
+
+def test_an_order_of_other_signals_is_refused_by_its_name(small_image):
+    for order, got in (
+        (lambda o: o[1:], "got without embedding.out;"),
+        (lambda o: [*o, o[0]], "got with 'embedding.out' beyond that;"),
+        (lambda o: [*o[1:], "x"], "got without embedding.out and with 'x' beyond that;"),
+    ):
+        found = changed(small_image, lambda m, order=order: m | {"order": order(m["order"])})
+        assert f"order: expected each signal of the image once, {got}" in found
+
+
+@pytest.mark.parametrize("dram", [True, False])
+def test_formats_that_the_images_do_not_have_are_refused(tmp_path, dram):
+    graph = EGRULM(EGRULMConfig(embedding=16, layers=(16,), thr_mean=0.1)).lower()
+    path = export(graph, "spinnaker2", tmp_path / "x", calibration=TEXT, dram=dram).path
+    text = "formats: 6 signals as the images have them"
+    text += ", but for binary points that no image fixes, of embedding.out" if dram else ""
+    assert text in verify(path).notes
+    for name in open_artifact(path).manifest["order"]:
+        for i in range(2):
+
+            def other(manifest, name=name, i=i):
+                manifest["arithmetic"]["formats"][name][i] += 1
+                return manifest
+
+            found = changed(path, other)
+            free = dram and (name, i) == ("embedding.out", 1)
+            assert found is None if free else f"manifest.json: arithmetic: expected {name} " in found
+
+    def stated(**change):
+        return changed(path, lambda m: m | {"arithmetic": m["arithmetic"] | change})
+
+    assert "arithmetic: expected logit_frac 12, got 13; export it anew" in stated(logit_frac=13)
+    assert "arithmetic: expected rounding" in stated(rounding="down")
+    assert "bits and point of each signal" in stated(formats={})
+    assert verify(path).ok
+
+
+def test_formats_of_a_spikegpt_are_those_of_its_program(tmp_path):
+    path = export(model_of(), "spinnaker2", tmp_path / "x", calibration=GPT_TEXT).path
+    (note,) = [line for line in verify(path).notes if line.startswith("formats: ")]
+    assert "binary points that no image fixes, of blocks.0.ln0.out" in note
+    for name, i in (("att.gate.out", 1), ("att.wkv.p", 1), ("ffn.product.out", 1), ("ln1.out", 0), ("att.lif_k.v", 1)):
+
+        def other(manifest, name=f"blocks.1.{name}", i=i):
+            manifest["arithmetic"]["formats"][name][i] -= 1
+            return manifest
+
+        assert f"blocks.1.{name}" in changed(path, other)
 
 
 def test_the_exporter_goes_by_what_nodes_are_and_not_by_their_names(tmp_path):

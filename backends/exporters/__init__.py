@@ -2,6 +2,7 @@
 
     export(graph, out, *, calibration, allow_lossy, version, ...) -> Artifact     what `write_artifact` returns
     verify(artifact, ...) -> Report
+    FORMAT = "mine/1"                                      what its manifests say: `verify` refuses any other
 
 where the dots are options of its own, each with a default, which Python's callers may give.
 """
@@ -9,12 +10,15 @@ where the dots are options of its own, each with a default, which Python's calle
 import inspect
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from rheobase.backends.artifact import MANIFEST, SEAL, Artifact, Report, open_artifact
+from rheobase.backends.artifact import MANIFEST, SEAL, Artifact, Report, open_artifact, require_format
 from rheobase.spiking import registry
 from rheobase.spiking.errors import ConfigError, FormatError, ShapeError
+
+_OF_SPINNAKER2 = {"emulation", "against"}
 
 
 def export(
@@ -44,15 +48,16 @@ def verify(path: str | Path, **options) -> Report:
 
     options  the exporter's own, such as emulation="qemu" of spinnaker2
     returns  Report(ok, compared, mismatches, problem); a damaged file gives ok=False and is named in `problem`
-    raises   FormatError: `path` is no exported directory
+    raises   FormatError: `path` is no exported directory;  ConfigError: an option that its exporter does not have
     """
     if not any((Path(path) / name).exists() for name in (MANIFEST, SEAL)):
         raise FormatError(path, "an exported directory", "none", "name the --out of an export")
     try:
-        artifact = open_artifact(path)
-        name = artifact.manifest.get("exporter", "")
-        exporter = registry.get("rheobase.backends.exporters", name)
-        _refuse_others(f"{name} verify", exporter.verify, options)
+        artifact, exporter = open_exported(path)
+    except (FormatError, ConfigError) as error:
+        return Report(False, 0, 0, str(error))
+    refuse_options(artifact, exporter, options)
+    try:
         report = exporter.verify(artifact, **options)
         if report.ok and not report.compared:
             raise FormatError(path, "something that can be compared", "nothing", "export it anew")
@@ -62,6 +67,27 @@ def verify(path: str | Path, **options) -> Report:
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         problem = FormatError(path, "a well-formed artefact", f"{type(error).__name__}: {error}", "do not use it")
         return Report(False, 0, 0, str(problem))
+
+
+def open_exported(path: str | Path) -> tuple[Artifact, ModuleType]:
+    """An artefact, as `open_artifact` gives it, and its exporter.
+
+    raises  FormatError, as `open_artifact`, and where the format is not the exporter's;  ConfigError: no such exporter
+    """
+    artifact = open_artifact(path)
+    exporter = registry.get("rheobase.backends.exporters", artifact.manifest["exporter"])
+    if hasattr(exporter, "FORMAT"):
+        require_format(artifact, exporter.FORMAT)
+    return artifact, exporter
+
+
+def refuse_options(artifact: Artifact, exporter: ModuleType, options) -> None:
+    """Raise ConfigError for an option that the exporter's `verify` does not have."""
+    name = artifact.manifest["exporter"]
+    for option in sorted(_OF_SPINNAKER2 & set(options)) if name != "spinnaker2" else ():
+        wanted = f"an artefact of spinnaker2, since {option} is of these alone"
+        raise ConfigError(artifact.path, wanted, f"one of {name}", f"leave {option} out")
+    _refuse_others(f"{name} verify", exporter.verify, options)
 
 
 def _refuse_others(where: str, function, options) -> None:

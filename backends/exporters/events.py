@@ -112,4 +112,5 @@ def verify(artifact: Artifact) -> Report:
             if path.suffix != ".nirdata":
                 wanted[name] = np.sign(wanted[name])
     compared, different, first = compare(wanted, got)
-    return Report(first is None, compared, different, str(first) if first else None, tuple(artifact.manifest["notes"]))
+    problem, fields = (str(first), vars(first)) if first else (None, None)
+    return Report(first is None, compared, different, problem, tuple(artifact.manifest["notes"]), fields)

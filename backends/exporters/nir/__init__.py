@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rheobase.backends.artifact import Artifact, Report, write_artifact
+from rheobase.backends.artifact import Artifact, Report, require_format, write_artifact
 from rheobase.backends.exporters.nir.events import dense, nirdata_bytes, observed
 from rheobase.backends.exporters.nir.fragments import Wiring, wire
 from rheobase.backends.exporters.nir.interpreter import run_nir
@@ -112,6 +112,7 @@ def verify(artifact: Artifact) -> Report:
 
 def rejoin(artifact: Artifact) -> EventGraph:
     """The very graph that was exported, of `net.nir` and what lies beside; raises FormatError where it is another."""
+    require_format(artifact, FORMAT)
     return _joined(artifact, read_nir(artifact.read(NET)))
 
 

@@ -91,19 +91,22 @@ def verify(artifact: Artifact) -> Report:
         tensors, table = load(artifact.read(VALUES)), json.loads(artifact.read(TABLE))
     except (SafetensorError, ValueError) as error:
         raise FormatError(artifact.path / VALUES, "values and a table", str(error), "export it anew") from None
-    compared, different, first = 0, 0, None
+    compared, different, first, problem = 0, 0, None, None
     for row in table:
         name, where = row["file"], artifact.path / row["file"]
         got = run_onnx(artifact.read(name), {n: tensors[f"{name}/in/{n}"] for n in row["inputs"]}, where)
         for source in row["outputs"]:
             frac = tensors[f"{name}/frac/{source}"].astype(float)
-            wrong = np.float64(got[source]) != tensors[f"{name}/out/{source}"] * 2.0**-frac
+            wanted = tensors[f"{name}/out/{source}"] * 2.0**-frac
+            wrong = np.float64(got[source]) != wanted
             compared, different = compared + wrong.size, different + int(wrong.sum())
             if wrong.any() and first is None:
                 step, unit = (int(i[0]) for i in np.nonzero(wrong))
-                first = f"{where}: {source} differs first in step {step}, unit {unit}"
+                values = {"expected": wanted[step, unit].item(), "got": float(got[source][step, unit])}
+                first = {"step": step, "node": source, "unit": unit, **values, "where": name}
+                problem = f"{where}: {source} differs first in step {step}, unit {unit}"
     notes = f"{len(table)} files in onnxruntime, graph optimisation off", *artifact.manifest["notes"]
-    return Report(first is None, compared, different, first, notes)
+    return Report(first is None, compared, different, problem, notes, first)
 
 
 def run_steps(steps: list[Step], feeds: dict[str, np.ndarray]) -> dict[str, tuple]:

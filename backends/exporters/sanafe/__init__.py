@@ -115,7 +115,8 @@ def verify(artifact: Artifact) -> Report:
         f"SANA-FE's Loihi, inputs included: {energy['total']:.3g} J ({theirs}) in {run['sim_time']:.3g} s",
         f"our {TARGET}: {sum(ours.values()):.3g} J ({terms}); unknown: {', '.join(artifact.manifest['unpriced'])}",
     )
-    return Report(first is None, compared, different, str(first) if first else None, notes)
+    problem, fields = (str(first), vars(first)) if first else (None, None)
+    return Report(first is None, compared, different, problem, notes, fields)
 
 
 def run_network(network: Path, steps: int) -> dict:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rheobase.backends.artifact import Artifact, Report, foreign, write_artifact
+from rheobase.backends.artifact import MANIFEST, Artifact, Report, foreign, require_format, write_artifact
 from rheobase.backends.exporters.spinnaker2 import divergence, emulate, host, routing
 from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, Level
 from rheobase.backends.exporters.spinnaker2.firmware import selftest
+from rheobase.backends.exporters.spinnaker2.formats import ROUNDING, check_formats, check_order
 from rheobase.backends.exporters.spinnaker2.frames import as_tokens
 from rheobase.backends.exporters.spinnaker2.image import Image, unpack
 from rheobase.backends.exporters.spinnaker2.machine import Machine
@@ -60,7 +61,7 @@ def export(
     tokens, logits = stream[:, :TRACE_STEPS].astype(np.int64), next(iter(integer.outputs.values()))
     names = [*dict.fromkeys(partition.probes.values()), logits]
     run = simulate(integer, tokens, on="integer", record=names)
-    signals = {name: _narrow(array) for name, array in run.recorded.items()}
+    signals = {name: _narrow(run.recorded[name]) for name in names}
     trace = StoredTrace(tokens, signals, {}, {}, integer.hash(), "integer")
 
     files = {TRACE: trace_tensors(trace)}
@@ -87,7 +88,7 @@ def export(
         "logits": logits,
         "order": names,
         "arithmetic": {
-            "rounding": "add half, shift right arithmetically",
+            "rounding": ROUNDING,
             "logit_frac": formats(integer)[logits].frac,
             "formats": {name: list(form) for name, form in formats(integer).items() if name in names},
         },
@@ -118,7 +119,11 @@ def elements(graph: EventGraph, calibration, chips: int = 1) -> int:
 
 
 def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image]]]:
-    """The dram image, if there is one, and the PEs of an artefact by file; reads only the directory."""
+    """The dram image, if there is one, and the PEs of an artefact by file; reads only the directory.
+
+    raises  FormatError: another format than FORMAT, or a damaged image
+    """
+    require_format(artifact, FORMAT)
     names = sorted(artifact.manifest["files"], key=lambda name: (len(name), name))  # pe/1000.bin comes after pe/999.bin
     dram = unpack(artifact.read("dram.bin"), "dram.bin") if "dram.bin" in names else None
     return dram, [(name, unpack(artifact.read(name), name)) for name in names if name.startswith("pe/")]
@@ -183,14 +188,17 @@ def verify(artifact: Artifact, emulation: str | None = None, against: str | Path
     if trace.graph != artifact.manifest["integer_graph"]:
         raise FormatError(artifact.path / TRACE, "the trace of this graph", "another", "export it anew")
     dram, pes = load_images(artifact)
-    machine = Machine(dram, pes)
+    machine, manifest = Machine(dram, pes), artifact.manifest
+    order = check_order(artifact.path / MANIFEST, manifest)
+    stated = check_formats(artifact.path / MANIFEST, manifest, pes)
     routed = routing.lint(artifact, dram, pes)
-    got, hashes = _replay(machine, artifact.manifest, trace.tokens)
-    compared, different, first = compare(trace.signals, got, artifact.manifest["order"])
+    got, hashes = _replay(machine, manifest, trace.tokens)
+    compared, different, first = compare(trace.signals, got, order)
     problem, notes = str(first) if first else None, []
+    fields = divergence.fields(machine, manifest, trace.tokens, first) if first else None
     if host.library():
         logits, ours = host.Host(dram, pes).run(trace.tokens)
-        wrong = int((ours != hashes).sum() + (logits != got[artifact.manifest["logits"]][0]).sum())
+        wrong = int((ours != hashes).sum() + (logits != got[manifest["logits"]][0]).sum())
         notes.append(f"firmware on the host: {ours.size:,} ticks of {ours.shape[1]} elements, {wrong} differ")
         problem = problem or (notes[-1] if wrong else None)
     if emulation:
@@ -200,10 +208,10 @@ def verify(artifact: Artifact, emulation: str | None = None, against: str | Path
             f"firmware in QEMU, Cortex-M4F: {found.ticks:,} ticks of {len(found.instructions)} elements, "
             f"{found.different} differ; at most {most:,} instructions a tick (emulated)"
         )
-        problem = problem or found.first
+        problem, fields = problem or found.first, fields or (None if problem else found.place)
     sources = {f"csrc/{name}": data for name, data in selftest.sources().items()}
-    notes += [routed, *foreign(artifact, sources, (n for n in artifact.manifest["files"] if n.startswith("csrc/")))]
-    return Report(problem is None, compared, different, problem, tuple(notes))
+    notes += [routed, stated, *foreign(artifact, sources, (n for n in manifest["files"] if n.startswith("csrc/")))]
+    return Report(problem is None, compared, different, problem, tuple(notes), fields)
 
 
 def _verify_run(artifact: Artifact, path: Path) -> Report:
@@ -212,10 +220,12 @@ def _verify_run(artifact: Artifact, path: Path) -> Report:
     images = load_images(artifact)
     streams = [_replay(Machine(*images), manifest, row)[0] for row in trace.tokens]
     got = {name: np.concatenate([signals[name] for signals in streams]) for name in trace.signals}
-    order = [name for name in manifest["order"] if name in got]
+    order = check_order(artifact.path / MANIFEST, manifest)
     compared, different, first = compare(got, trace.signals, order)
-    problem = divergence.describe(Machine(*images), manifest, trace.tokens, first) if first else None
-    return Report(problem is None, compared, different, problem)
+    if first is None:
+        return Report(True, compared, different)
+    found = divergence.fields(Machine(*images), manifest, trace.tokens, first)
+    return Report(False, compared, different, divergence.describe(found), first=found)
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

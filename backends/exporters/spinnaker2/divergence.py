@@ -28,28 +28,38 @@ def check_run(where: object, trace: StoredTrace, manifest: Mapping) -> None:
             raise FormatError(f"{where}: {name}", f"integers [{tokens.shape[0]}, {tokens.shape[1]}, n]", got, "mend it")
 
 
-def describe(machine: Machine, manifest: Mapping, tokens: np.ndarray, first: Mismatch) -> str:
-    """The element's file and slice, the token, the node, its unit in the layer and in the element, and both values."""
+def fields(machine: Machine, manifest: Mapping, tokens: np.ndarray, first: Mismatch) -> dict:
+    """A mismatch with its place: `where`, the element's file, and its `slice`; `gate` of an EGRU's pre-activation, or
+    None; `unit_of_layer` and `unit_of_element`."""
     probe = next((probe for probe, name in manifest["probes"].items() if name == first.node), "")
     stage, _, port = probe.partition(".")
-    what, unit = "", first.unit
+    gate, unit = None, first.unit
     if probe == "embedding":
         pes = machine.elements[0] if machine.vectors is None else []
     elif probe:
         pes = machine.elements[int(stage) + (machine.vectors is None)]
         if isinstance(pes[0], LayerElement) and port in ("a", "q"):
-            gate, unit = divmod(first.unit, sum(pe.units for pe in pes))
-            what = f"gate {'zrg'[gate]} of "
+            number, unit = divmod(first.unit, sum(pe.units for pe in pes))
+            gate = "zrg"[number]
     else:
         pes = machine.elements[-1]
     # an element of the embedding owns tokens, and sends all of a vector
     owned = int(tokens[first.stream, first.step]) if probe == "embedding" else unit
     pe = next((pe for pe in pes if pe.lo <= owned < pe.lo + pe.units), None)
-    place, own = "dram.bin", unit
+    where, slice_, own = "dram.bin", None, unit
     if pe is not None and pe.where != "dram.bin":
-        place = f"{pe.where} (slice {pe.slice})"
+        where, slice_ = pe.where, pe.slice
         own = unit if isinstance(pe, EmbeddingElement) else unit - pe.lo
+    place = {"where": where, "slice": slice_, "gate": gate, "unit_of_layer": unit, "unit_of_element": own}
+    return {**vars(first), **place}
+
+
+def describe(found: Mapping) -> str:
+    """What `fields` gives, in a line."""
+    place = found["where"] + ("" if found["slice"] is None else f" (slice {found['slice']})")
+    what = f"gate {found['gate']} of " if found["gate"] else ""
     return (
-        f"{place}, stream {first.stream}, token {first.step}: {first.node}, {what}unit {unit} of the layer, "
-        f"{own} of the element: expected {first.expected}, got {first.got}"
+        f"{place}, stream {found['stream']}, token {found['step']}: {found['node']}, {what}unit "
+        f"{found['unit_of_layer']} of the layer, {found['unit_of_element']} of the element: "
+        f"expected {found['expected']}, got {found['got']}"
     )

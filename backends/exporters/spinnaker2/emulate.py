@@ -26,13 +26,14 @@ class Comparison:
     """What an emulation showed.
 
     ticks         ticks of elements compared: the hash of every state, pre-activation and event, and the events sent
-    different     how many of them differ;  first: where and when, in one line
+    different     how many of them differ;  first: where and when, in one line;  place: the same by name
     instructions  element -> instructions of each of its ticks, its events included
     """
 
     ticks: int = 0
     different: int = 0
     first: str | None = None
+    place: dict | None = None
     instructions: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, where: str, token: int, same: bool) -> None:
@@ -40,6 +41,7 @@ class Comparison:
         self.ticks += 1
         if not same:
             self.different += 1
+            self.place = self.place or {"where": where, "step": token}
             self.first = (
                 self.first or f"token {token}, {where}: expected the NumPy machine's hash and events, got others"
             )
