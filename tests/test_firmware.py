@@ -52,7 +52,8 @@ def test_what_is_packed_is_unpacked(seed, rows, width, density):
         assert np.array_equal(targets, np.unique(targets))
         assert np.array_equal(np.bincount(targets, kept, width), weight[r])
     size = sum(a.nbytes for a in packed.values())
-    assert products.least_bytes(weight) <= size <= max(weight.size, 1)
+    load = products.load_of(weight, width)
+    assert load.least <= load.bytes(0, width) <= size <= max(weight.size, 1)
 
 
 def test_gaps_of_more_than_a_byte_by_hand():

@@ -216,7 +216,11 @@ def test_one_stream_of_calibration_may_be_given_as_such(to, tmp_path):
 def test_a_layer_that_does_not_fit_says_what_would():
     graph = EGRULM(EGRULMConfig(embedding=2400, layers=(2400,), thr_mean=0.9)).lower()
     integer, _ = quantise(graph, TEXT[:1, :2])
-    with pytest.raises(UnsupportedError, match="layers.0: expected at most 148 processing elements.*units would fit"):
+    message = (
+        "layers.0: expected at most 148 processing elements in all, got 480 or more, 480 of them for it; prune each "
+        r"matrix to the largest 1\d % of its weights, or make embedding and every layer 1430 wide instead of 2400$"
+    )
+    with pytest.raises(UnsupportedError, match=message):
         build(integer)
 
 
@@ -225,7 +229,7 @@ def test_one_unit_that_does_not_fit_is_named(monkeypatch):
 
     integer, _ = quantise(EGRULM(EGRULMConfig(embedding=48, layers=(16, 48))).lower(), TEXT[:1, :2])
     monkeypatch.setattr(partition, "PE_BYTES", 5000)
-    message = "layers.1: expected at most 5000 bytes.*with one unit of 16 . 48 sources; prune"
+    message = "layers.1: expected at most 5000 bytes.*with one unit of 16 . 48 sources; make .* 24, 8, 24 wide"
     with pytest.raises(UnsupportedError, match=message):
         build(integer)
 

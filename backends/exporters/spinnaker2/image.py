@@ -106,8 +106,8 @@ class Image:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the header and of each region, padding included."""
-        header = _padded(PREFIX.size + ENTRY.size * len(self.regions))
-        return {"header": header} | {name: _padded(a.nbytes) for name, a in self.regions.items()}
+        header = padded(PREFIX.size + ENTRY.size * len(self.regions))
+        return {"header": header} | {name: padded(a.nbytes) for name, a in self.regions.items()}
 
     def pack(self) -> bytes:
         """The bytes of the file."""
@@ -188,5 +188,6 @@ def _enum(names: list[str]) -> str:
     return "enum {\n" + "".join(f"    {name},\n" for name in names) + "};"
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Bytes of a region of that many: up to the next boundary."""
     return -(-size // ALIGN) * ALIGN

@@ -1,15 +1,17 @@
 """Which processing element owns which units, and the images that follow from it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import products
+from rheobase.backends.exporters.spinnaker2.fitting import Stage, cut, remedy
 from rheobase.backends.exporters.spinnaker2.image import DRAM, EGRU, EMBEDDING, HEAD, Image, key
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear
-from rheobase.backends.exporters.spinnaker2.sections import Slices, images_of, plan_of, weight_of, weights_of
+from rheobase.backends.exporters.spinnaker2.sections import Plan, Slices, images_of, plan_of, weight_of
 from rheobase.spiking import registry
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import EventGraph, Node, Tokens
@@ -97,39 +99,26 @@ def layers_of(graph: EventGraph) -> list[Layer]:
     return found
 
 
-def cut(units: int, n_pes: int) -> Slices:
-    """Units over PEs, as even as can be."""
-    bounds = [units * i // n_pes for i in range(n_pes + 1)]
-    return list(zip(bounds, bounds[1:], strict=False))
+class TooLarge(Exception):
+    """A graph does not fit: where, what was expected and what was found, or nothing where its PEs are too many."""
 
 
-def fewest(name: str, units: int, make, weights: Sequence[np.ndarray], most: int) -> list[Image]:
-    """The images of the fewest PEs that hold some units.
+def fewest(stage: Stage, most: int) -> list[Image]:
+    """The images of the fewest PEs that hold a stage.
 
-    make     slices -> their images
-    weights  of the node, [sources, ..]: no fewer PEs are tried than hold them
-    most     PEs there are
-    raises   UnsupportedError: one unit alone does not fit, or there are not so many PEs
+    most    PEs there are
+    raises  TooLarge: one unit alone does not fit, or there are not so many PEs
     """
-    n_pes = max(1, sum(products.least_bytes(w) for w in weights) // PE_BYTES)
-    sources = " + ".join(str(len(w)) for w in weights)
-    if n_pes > most:
-        _refuse(name, most, n_pes, units, sum(np.size(w) for w in weights))
-    while True:
-        images = make(cut(units, n_pes))
-        sizes = [sum(image.sizes().values()) for image in images]
-        if max(sizes) <= PE_BYTES:
+    most = min(most, MOST_SLICES, stage.units)
+    for n_pes in range(min(stage.least_pes(PE_BYTES, most), stage.units), most + 1):
+        images = stage.make(cut(stage.units, n_pes))
+        largest = max(sum(image.sizes().values()) for image in images)
+        if largest <= PE_BYTES:
             return images
-        if n_pes == units:
-            raise UnsupportedError(
-                name,
-                f"at most {PE_BYTES} bytes a processing element",
-                f"{max(sizes)} bytes with one unit of {sources} sources",
-                f"prune its weights, or narrow it, to {100 * PE_BYTES // max(sizes)} % of that",
-            )
-        n_pes = min(n_pes + 1, units)
-        if n_pes > min(most, MOST_SLICES):
-            _refuse(name, min(most, MOST_SLICES), n_pes, units, sum(np.size(w) for w in weights))
+        if n_pes == stage.units:
+            wanted = f"at most {PE_BYTES} bytes a processing element"
+            raise TooLarge(stage.name, wanted, f"{largest} bytes with one unit of {stage.sources} sources")
+    raise TooLarge
 
 
 def build(graph: EventGraph, *, dram: bool = True, chips: int = 1) -> Partition:
@@ -137,54 +126,123 @@ def build(graph: EventGraph, *, dram: bool = True, chips: int = 1) -> Partition:
 
     dram     embedding and head lie in DRAM; False: they are on PEs too, and there is no dram image
     chips    how many chips there are
-    raises   UnsupportedError: a layer, or the whole, does not fit; the message says by how much
+    raises   UnsupportedError: a layer, or the whole, does not fit; the message says by how much, and what would
     """
     if len(graph.outputs) != 1:
         raise UnsupportedError("spinnaker2", "a graph of one output", f"{sorted(graph.outputs)}", "drop the others")
-    if any(isinstance(n.op, IntegerEGRUCell) for n in graph.nodes):
-        made = _build_egru(graph, dram, chips * PES)
-    elif dram:
-        made = _build_sections(graph, chips * PES)
-    else:
+    plan, most = _plan(graph), chips * PES
+    if isinstance(plan, Plan) and not dram:
         raise UnsupportedError("spinnaker2 export", "a SpikeGPT with its head in DRAM", "none", "leave dram=False out")
-    _refuse_too_many(made.placed, chips * PES)
-    return made
+    try:
+        placed, keys = _place(graph, dram, most)
+    except TooLarge as found:
+        where, wanted, got = found.args or _too_many(graph, dram, most)
+        would_do = remedy(graph, partial(_fits, most=most), partial(_holds, most=most), PE_BYTES, dram)
+        if not would_do:
+            others = "" if found.args else ": take fewer layers, or more chips"
+            would_do = f"no pruning and no width would do{others}"
+        raise UnsupportedError(where, wanted, got, would_do) from None
+    if isinstance(plan, Plan):
+        where, probes = _shown_of_sections(plan)
+        made = _dram_image(graph, plan.embedded, plan.head, len(plan.sections), keys)
+        return Partition(placed, made, probes, where)
+    embedding, head = _embedding_and_head(graph, plan)
+    where, probes = _shown_of_layers(plan, embedding)
+    if dram:
+        return Partition(placed, _dram_image(graph, f"{embedding.name}.out", head, len(plan), keys), probes, where)
+    return Partition(placed, None, probes, where | {node.name: node.name for node in (embedding, head)})
 
 
-def _build_sections(graph: EventGraph, most: int) -> Partition:
-    plan = plan_of(graph)
-    sent = {plan.embedded: [(0, graph.shape_of(plan.embedded)[0])]}
+def _plan(graph: EventGraph) -> list[Layer] | Plan:
+    return layers_of(graph) if any(isinstance(n.op, IntegerEGRUCell) for n in graph.nodes) else plan_of(graph)
+
+
+def _place(graph: EventGraph, dram: bool, most: int) -> tuple[list[Placed], list[list[int]]]:
+    """Every PE, and the keys that the head hears; raises TooLarge."""
     placed: list[Placed] = []
-    for stage, section in enumerate(plan.sections):
 
-        def images(slices, stage=stage, sent=sent):
-            return images_of(graph, plan, stage, sent, slices)
+    def hold(stage: Stage) -> Slices:
+        images = fewest(stage, most)
+        placed.extend(Placed(stage.name, number, image) for number, image in enumerate(images))
+        return _slices(images)
 
-        made = fewest(section.name, section.units, images, weights_of(graph, section), most)
-        placed += [Placed(section.name, number, image) for number, image in enumerate(made)]
-        sent |= dict.fromkeys(section.sends, _slices(made))
-    keys = _keys(plan.streams[plan.head_source], sent[plan.head_source], 0)
+    keys = _hold(graph, dram, hold)
+    if len(placed) > most:
+        raise TooLarge
+    return placed, keys
+
+
+def _least_pes(graph: EventGraph, dram: bool, room: int, most: int) -> dict[str, int]:
+    """Stage -> PEs of so many bytes, no fewer of which hold it; most + 1 where so many do not."""
+    least: dict[str, int] = {}
+
+    def hold(stage: Stage) -> Slices:
+        least[stage.name] = stage.least_pes(room, most)
+        return cut(stage.units, min(least[stage.name], stage.units))
+
+    _hold(graph, dram, hold)
+    return least
+
+
+def _fits(graph: EventGraph, dram: bool, room: int, most: int) -> bool:
+    least = _least_pes(graph, dram, room, most).values()
+    return max(least) <= MOST_SLICES and sum(least) <= most
+
+
+def _holds(graph: EventGraph, dram: bool, most: int) -> bool:
+    try:
+        return bool(_place(graph, dram, most))
+    except TooLarge:
+        return False
+
+
+def _too_many(graph: EventGraph, dram: bool, most: int) -> tuple[str, str, str]:
+    """Where most PEs would go, how many there are, and how many it takes."""
+    least = _least_pes(graph, dram, PE_BYTES, 10 * most)
+    worst = max(least, key=least.get)
+    if min(least[worst], most) > MOST_SLICES:
+        return worst, f"at most {MOST_SLICES} processing elements", f"{least[worst]} or more"
+    needed = max(sum(least.values()), most + 1)
+    return worst, f"at most {most} processing elements in all", f"{needed} or more, {least[worst]} of them for it"
+
+
+def _hold(graph: EventGraph, dram: bool, hold: Callable[[Stage], Slices]) -> list[list[int]]:
+    """Have `hold` cut each stage, first to last; returns the keys that the head hears."""
+    plan = _plan(graph)
+    return _hold_sections(graph, plan, hold) if isinstance(plan, Plan) else _hold_layers(graph, plan, dram, hold)
+
+
+def _hold_sections(graph: EventGraph, plan: Plan, hold: Callable[[Stage], Slices]) -> list[list[int]]:
+    sent = {plan.embedded: [(0, graph.shape_of(plan.embedded)[0])]}
+    for number, section in enumerate(plan.sections):
+
+        def images(slices, number=number, sent=sent):
+            return images_of(graph, plan, number, sent, slices)
+
+        loads = [products.load_of(weight_of(graph, node), section.units) for node, _ in section.products]
+        slices = hold(Stage(section.name, section.units, images, loads))
+        sent |= dict.fromkeys(section.sends, slices)
+    return _keys(plan.streams[plan.head_source], sent[plan.head_source], 0)
+
+
+def _shown_of_sections(plan: Plan) -> tuple[dict[str, str], dict[str, str]]:
+    """What a partition says of a plan: where, probes."""
     where = {n.name: section.name for section in plan.sections for n in section.nodes}
     probes = {"embedding": plan.embedded}
     for stage, section in enumerate(plan.sections):
         made = {f"{n.name}.{port}" for n in section.nodes for port in n.op.outputs}
         probes |= {f"{stage}.{i}": name for i, name in enumerate(section.registers) if name in made}
-    return Partition(placed, _dram_image(graph, plan.embedded, plan.head, len(plan.sections), keys), probes, where)
+    return where, probes
 
 
 def _slices(images: list[Image]) -> Slices:
     return [(i.fields["unit_lo"], i.fields["unit_lo"] + i.fields["units"]) for i in images]
 
 
-def _build_egru(graph: EventGraph, dram: bool, most: int) -> Partition:
-    layers = layers_of(graph)
+def _hold_layers(
+    graph: EventGraph, layers: list[Layer], dram: bool, hold: Callable[[Stage], Slices]
+) -> list[list[int]]:
     embedding, head = _embedding_and_head(graph, layers)
-    placed: list[Placed] = []
-
-    def place(name: str, images: list[Image]) -> Slices:
-        placed.extend(Placed(name, number, image) for number, image in enumerate(images))
-        return _slices(images)
-
     table = graph.arrays_of(embedding)["table"]
     vocabulary, width = table.shape
     # a slice of a layer sends its units; a slice of the embedding a whole vector
@@ -194,7 +252,7 @@ def _build_egru(graph: EventGraph, dram: bool, most: int) -> Partition:
         def embedding_images(slices):
             return _embedding_images(graph, embedding, slices)
 
-        cuts = place(embedding.name, fewest(embedding.name, vocabulary, embedding_images, [table], most))
+        cuts = hold(Stage(embedding.name, vocabulary, embedding_images, [products.load_of_rows(table)]))
         sends[0] = [(0, width)] * len(cuts)
     for index, layer in enumerate(layers):
 
@@ -202,44 +260,27 @@ def _build_egru(graph: EventGraph, dram: bool, most: int) -> Partition:
             return _layer_images(graph, index, layer, sends[layer.stream_in], slices)
 
         weights = [weight_of(graph, graph.node(name)) for name in (layer.kernel, layer.recurrent)]
-        images = fewest(layer.name, layer.units, layer_images, weights, most)
-        sends[index + 1] = place(layer.name, images)
+        loads = [products.load_of(w, layer.units) for w in weights]
+        sends[index + 1] = hold(Stage(layer.name, layer.units, layer_images, loads))
+    keys = _keys(len(layers), sends[len(layers)], 0)
+    if not dram:
+
+        def head_images(slices):
+            return _head_images(graph, head, len(layers), keys, slices)
+
+        weight = weight_of(graph, head)
+        hold(Stage(head.name, weight.shape[1], head_images, [products.load_of(weight, weight.shape[1])]))
+    return keys
+
+
+def _shown_of_layers(layers: list[Layer], embedding: Node) -> tuple[dict[str, str], dict[str, str]]:
+    """What a partition says of layers: where, probes."""
     where = {node: layer.name for layer in layers for node in (layer.name, layer.kernel, layer.recurrent)}
     probes = {"embedding": f"{embedding.name}.out"}
     for i, layer in enumerate(layers):
         probes |= {f"{i}.a": f"{layer.kernel}.out", f"{i}.q": f"{layer.recurrent}.out"}
         probes |= {f"{i}.{port}": f"{layer.name}.{port}" for port in ("y", "c")}
-    keys = _keys(len(layers), sends[len(layers)], 0)
-    if dram:
-        return Partition(placed, _dram_image(graph, f"{embedding.name}.out", head, len(layers), keys), probes, where)
-
-    def head_images(slices):
-        return _head_images(graph, head, len(layers), keys, slices)
-
-    weight = weight_of(graph, head)
-    place(head.name, fewest(head.name, weight.shape[1], head_images, [weight], most))
-    where |= {node.name: node.name for node in (embedding, head)}
-    return Partition(placed, None, probes, where)
-
-
-def _refuse_too_many(placed: list[Placed], most: int) -> None:
-    if len(placed) > most:
-        names = [p.name for p in placed]
-        worst = max(dict.fromkeys(names), key=names.count)
-        own = [p.image for p in placed if p.name == worst]
-        n_bytes = sum(a.nbytes for i in own for region, a in i.regions.items() if region.startswith("weight"))
-        _refuse(worst, most, len(placed), sum(i.fields["units"] for i in own), n_bytes)
-
-
-def _refuse(name: str, most: int, needed: int, units: int, n_bytes: int) -> None:
-    share = most / needed
-    raise UnsupportedError(
-        name,
-        f"at most {most} processing elements in all",
-        f"{needed} or more, with {n_bytes} bytes of its weights",
-        f"prune to {50 * share:.0f} % of its weights, or make it narrower: about {int(units * share**0.5)} units would "
-        "fit",
-    )
+    return where, probes
 
 
 def _keys(stream: int, slices: Slices, product: int) -> list[list[int]]:

@@ -38,9 +38,41 @@ def pack(weight_RW: np.ndarray) -> dict[str, np.ndarray]:
     return {"rows": np.cumsum(starts).astype("<u2"), "gaps": gaps, "weight": values}
 
 
-def least_bytes(weight_RW: np.ndarray) -> int:
-    """No packing of a product, whole or in slices, takes fewer bytes."""
-    return min(weight_RW.size, 2 * int(np.count_nonzero(weight_RW)))
+@dataclass(frozen=True, eq=False)
+class Load:
+    """What the units of a product have to be packed, whole or in slices.
+
+    kept   weights other than 0 of all units before each, [units + 1]
+    whole  weights of a unit, 0 included
+    rows   rows of any slice;  own: rows of a unit, 1 where units are the rows
+    """
+
+    kept: np.ndarray
+    whole: int
+    rows: int
+    own: int
+
+    @property
+    def least(self) -> int:
+        """No packing of all units takes fewer bytes."""
+        return min(self.whole * (len(self.kept) - 1), 2 * int(self.kept[-1]))
+
+    def bytes(self, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+        """Bytes of the units lo to hi, but for the fillers of far gaps; the least that they take."""
+        kept, dense = self.kept[hi] - self.kept[lo], self.whole * (hi - lo)
+        sparse = 2 * kept + 2 * (self.rows + self.own * (hi - lo) + 1)
+        return np.where(kept > MOST_KEPT, dense, np.minimum(dense, sparse))
+
+
+def load_of(weight_RW: np.ndarray, units: int) -> Load:
+    """Of weights to some units, gate by gate: W is units times gates."""
+    kept = np.count_nonzero(weight_RW, 0).reshape(-1, units).sum(0)
+    return Load(np.cumsum([0, *kept]), weight_RW.shape[0] * weight_RW.shape[1] // units, len(weight_RW), 0)
+
+
+def load_of_rows(weight_RW: np.ndarray) -> Load:
+    """Where each row is a unit."""
+    return Load(np.cumsum([0, *np.count_nonzero(weight_RW, 1)]), weight_RW.shape[1], 0, 1)
 
 
 @dataclass(frozen=True, eq=False)

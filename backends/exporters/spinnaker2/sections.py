@@ -241,11 +241,6 @@ def _emit(graph: EventGraph, section: Section, node: Node, edges: dict[str, Edge
         raise UnsupportedError(node.name, "an op that a section has", type(op).__name__, "export a SpikeGPT")
 
 
-def weights_of(graph: EventGraph, section: Section) -> list[np.ndarray]:
-    """The weights of its products, [sources, units] each."""
-    return [weight_of(graph, node) for node, _ in section.products]
-
-
 def weight_of(graph: EventGraph, node: Node) -> np.ndarray:
     """The weight of a product, [sources, units], however it is stored."""
     weight = graph.arrays_of(node)["weight"]
@@ -257,7 +252,8 @@ def images_of(graph: EventGraph, plan: Plan, stage: int, sent: dict[str, Slices]
 
     sent  how the units of every signal are cut where it is sent
     """
-    section, weights = plan.sections[stage], weights_of(graph, plan.sections[stage])
+    section = plan.sections[stage]
+    weights = [weight_of(graph, node) for node, _ in section.products]
     keys = []
     for port, source in enumerate([*(source for _, source in section.products), *section.vectors]):
         number = plan.streams[source]
