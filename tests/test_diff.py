@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rheobase.backends import export, simulate
-from rheobase.backends.artifact import open_artifact
+from rheobase.backends.artifact import open_artifact, reseal
 from rheobase.backends.trace import (
     TRACE,
     StoredTrace,
@@ -172,6 +172,13 @@ def test_a_weight_differs_at_the_step_of_the_model(small_run, tmp_path, ask, mon
     assert (first["step"], first["node"]) == (small_run.metrics()["best_step"], "model.layers.0.kernel")
 
 
-def test_an_artefact_keeps_its_manifests_order_where_its_trace_has_none(small_image, tmp_path):
-    artifact = open_artifact(small_image)
-    assert list(artifact_trace(artifact).signals) == artifact.manifest["order"]
+def test_an_artefact_whose_trace_says_no_order_has_its_manifests(small_image, tmp_path, ask):
+    for name in "ab":
+        folder = shutil.copytree(small_image, tmp_path / name)
+        artifact = open_artifact(folder)
+        trace = dataclasses.replace(artifact_trace(artifact), ordered=False)
+        for signal in ("decoder.out", "layers.0.kernel.out") if name == "b" else ():
+            trace.signals[signal][0, 3, 0] += 1
+        (folder / TRACE).write_bytes(trace_tensors(trace))
+        reseal(folder)
+    assert "first: step 3, node layers.0.kernel.out, unit 0: " in ask(tmp_path / "a", tmp_path / "b", 1)

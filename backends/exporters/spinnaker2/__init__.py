@@ -119,11 +119,7 @@ def elements(graph: EventGraph, calibration, chips: int = 1) -> int:
 
 
 def load_images(artifact: Artifact) -> tuple[Image | None, list[tuple[str, Image]]]:
-    """The dram image, if there is one, and the PEs of an artefact by file; reads only the directory.
-
-    raises  FormatError: another format than FORMAT, or a damaged image
-    """
-    require_format(artifact, FORMAT)
+    """The dram image, if there is one, and the PEs of an artefact by file; reads only the directory."""
     names = sorted(artifact.manifest["files"], key=lambda name: (len(name), name))  # pe/1000.bin comes after pe/999.bin
     dram = unpack(artifact.read("dram.bin"), "dram.bin") if "dram.bin" in names else None
     return dram, [(name, unpack(artifact.read(name), name)) for name in names if name.startswith("pe/")]
@@ -134,6 +130,7 @@ def describe(artifact: Artifact, levels: tuple[Level, ...] = LEVELS) -> Overview
 
     levels  of the chip: as published, or those of `estimate.read_levels`
     """
+    require_format(artifact, FORMAT)
     try:
         return open_overview(artifact, *load_images(artifact), levels)
     except FormatError:
@@ -144,10 +141,11 @@ def describe(artifact: Artifact, levels: tuple[Level, ...] = LEVELS) -> Overview
 
 
 def run_machine(artifact: Artifact, tokens, progress=iter) -> dict[str, np.ndarray]:
-    """Run one stream of tokens through the packed PEs: "node.port" -> integers [1, T, n].
+    """Run one stream of tokens through the packed PEs: "node.port" -> integers [1, T, n]; raises FormatError.
 
     progress  wraps the iteration over the tokens, such as tqdm
     """
+    require_format(artifact, FORMAT)
     return _replay(Machine(*load_images(artifact)), artifact.manifest, tokens, progress)[0]
 
 
