@@ -155,7 +155,7 @@ def test_keys_that_fit_nobody_are_named():
 
 def test_verify_runs_the_lint(small_image):
     said = verify(small_image)
-    assert said.ok and "none overlap" in said.notes[-1]
+    assert said.ok and any("none overlap" in note for note in said.notes)
     path = small_image / routing.TABLES
     tables = json.loads(path.read_text())
     tables[0]["entries"].append(tables[0]["entries"][0])
