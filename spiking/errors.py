@@ -1,5 +1,8 @@
 """Typed errors. Every message is one line: where, expected, got, remedy."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class RheobaseError(Exception):
     """A failure that is stated: the command line prints its line and exits with status 1.
@@ -11,14 +14,15 @@ class RheobaseError(Exception):
     fields    what --json gives beside the line, set after it was made
     """
 
+    fields: Mapping = MappingProxyType({})
+
     def __init__(self, where: object, expected: str, got: str, remedy: str):
         self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
-        self.fields: dict = {}
         line = f"{where}: expected {expected}, got {got}; {remedy}"
         super().__init__(" ".join(line.split()))
 
     def __reduce__(self):
-        return type(self), (str(self.where), self.expected, self.got, self.remedy), {"fields": self.fields}
+        return type(self), (str(self.where), self.expected, self.got, self.remedy), {"fields": dict(self.fields)}
 
 
 class ShapeError(RheobaseError, ValueError):
