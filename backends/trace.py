@@ -89,21 +89,20 @@ class StoredTrace:
 
 
 def expand(patterns: Iterable[str], available: Iterable[str]) -> list[str]:
-    """Names that are a pattern as it stands, or else match it, a shell pattern with {a,b} alternatives; raises
-    ConfigError where one matches nothing."""
-    available = sorted(available)
-    found: dict[str, None] = {}
+    """Those of some names, in their order, that are a pattern as it stands, or else match it, a shell pattern with
+    {a,b} alternatives; raises ConfigError where one matches nothing."""
+    available, found = list(available), set()
     for pattern in patterns:
         if pattern in available:
-            found[pattern] = None
+            found.add(pattern)
             continue
         pieces = re.split(r"\{([^}]*)\}", pattern)
         choices = [p.split(",") if i % 2 else [p] for i, p in enumerate(pieces)]
         names = [n for c in itertools.product(*choices) for n in fnmatch.filter(available, "".join(c))]
         if not names:
             raise ConfigError("record", "a node's output", repr(pattern), nearest(pattern, available))
-        found |= dict.fromkeys(names)
-    return list(found)
+        found.update(names)
+    return [name for name in available if name in found]
 
 
 def trace_bytes(trace: StoredTrace) -> bytes:

@@ -71,14 +71,13 @@ class CountingMode(TorchDispatchMode):
         super().__init__()
         self.watches, self.thread, self.others = watches, threading.get_ident(), set(threading.enumerate())
         self.kinds = WeakIdKeyDictionary()
-        self.sizes = WeakIdKeyDictionary()  # of BINARY and TERNARY ones, what an event is where that is not 1
+        self.sizes = WeakIdKeyDictionary()  # what an event of a BINARY or TERNARY tensor is, 1 unless it is here
         self.constants, self.zeros, self.data = (WeakIdKeyDictionary() for _ in range(3))
         self.padded = WeakIdKeyDictionary()  # a tensor with zeros put around it -> 0 there, 1 elsewhere
         named = ((name, p) for name, p in module.named_parameters() if p.layout == torch.strided and p.numel())
         self.parameters = {p.data_ptr(): name for name, p in named}
-        attributes = tensors(value for m in module.modules() for value in vars(m).values())
-        numbers = [t for t in (*module.buffers(), *attributes) if t.dim() == 0]
-        for constant in (*module.parameters(), *numbers):
+        kept = tensors(value for m in module.modules() for value in vars(m).values())  # buffers among them
+        for constant in (*module.parameters(), *(t for t in kept if t.dim() == 0)):
             self.constants[constant] = True
         self.stack = [""]
         self.operators: dict[str, Counts] = {}

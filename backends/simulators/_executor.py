@@ -110,8 +110,7 @@ def execute(graph: EventGraph, tokens, state, kernels: Kernels, record=()) -> Tr
     steps, streams = fed.shape[:2]
     kernels.begin(graph)
     kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
-    asked = set(expand(record, kinds))
-    recorded = [name for name in graph.signals() if name in asked]
+    recorded = expand(record, graph.signals())
     events = [name for name, kind in kinds.items() if kind in EVENT_KINDS and name != f"{source.name}.out"]
     place = {name: i for i, group in enumerate(graph.order()) for name in group}
     passed_on = [e.source for e in graph.edges if e.delay or place[e.source_node] != place[e.target_node]]

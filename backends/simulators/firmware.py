@@ -34,8 +34,7 @@ def run(graph: EventGraph, tokens, state, record) -> Trace:
         got = "a state" if state is not None else "none"
         raise UnsupportedError("simulate on firmware", "tokens of new streams", got, OTHER)
     kinds = {f"{n.name}.{port}": kind for n in graph.nodes for port, kind in n.op.outputs.items()}
-    asked = set(expand(record, kinds))
-    recorded = [name for name in graph.signals() if name in asked]
+    recorded = expand(record, graph.signals())
     wanted = {name for name, kind in kinds.items() if kind in EVENT_KINDS and name != f"{source.name}.out"}
     placed = partition.build(graph, chips=CHIPS)
     sends = {stream: name for stream, name in plan.names_of(placed.images[1], placed.probes).items() if stream}

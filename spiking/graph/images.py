@@ -18,6 +18,12 @@ def places(size: int, kernel: int, stride: int, padding: int = 0) -> int:
     return max((size + 2 * padding - kernel) // stride + 1, 0)
 
 
+def _windows(size: int, kernel: int, stride: int, padding: int) -> np.ndarray:
+    """How many of the `places` hold each pixel of an axis [size]."""
+    at = stride * np.arange(places(size, kernel, stride, padding))[:, None] + np.arange(kernel) - padding
+    return np.bincount(at[(at >= 0) & (at < size)], minlength=size)
+
+
 def _check_sizes(name: str, op: "Conv2d | MaxPool2d | SumPool2d", **fields: int) -> None:
     """Refuse an image or a field of no pixels, with a GraphError; `padding` may be 0."""
     least = {"height": op.size[0], "width": op.size[1], "stride": op.stride, **fields}
@@ -91,11 +97,7 @@ class Conv2d(Op):
 
     def windows(self, weight: np.ndarray) -> list[np.ndarray]:
         """How many places of the kernel hold each row of pixels [H], and each column [W]."""
-        found = []
-        for n, k in self._axes(weight):
-            at = self.stride * np.arange(places(n, k, self.stride, self.padding))[:, None] + np.arange(k) - self.padding
-            found.append(np.bincount(at[(at >= 0) & (at < n)], minlength=n))
-        return found
+        return [_windows(n, k, self.stride, self.padding) for n, k in self._axes(weight)]
 
     def _axes(self, weight):
         return zip(self.size, weight.shape[2:], strict=True)
@@ -169,9 +171,7 @@ class SumPool2d(Op):
 
     def taps(self) -> int:
         """Pixels of one channel that are added up, once for each field that holds them."""
-        fields = [np.arange(places(n, self.kernel, self.stride, self.padding)) for n in self.size]
-        at = [(self.stride * f - self.padding)[:, None] + np.arange(self.kernel) for f in fields]
-        return math.prod(int(((a >= 0) & (a < n)).sum()) for a, n in zip(at, self.size, strict=True))
+        return math.prod(int(_windows(n, self.kernel, self.stride, self.padding).sum()) for n in self.size)
 
     def shapes(self, name, inputs, arrays):
         _check_sizes(name, self, kernel=self.kernel, padding=self.padding)
