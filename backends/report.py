@@ -364,11 +364,12 @@ def _in_layers(model: ReportModel) -> list[tuple[str, Counts]]:
 
 def _layer_bills(target: Target, models) -> list[tuple[str, list[tuple[str, Bill]]]]:
     """The bill of each layer of each model; layers that did nothing are left out."""
-    priced = [
-        (m.name, [(layer, price(Tally(m.tally.tokens, {layer: c}), target)) for layer, c in _in_layers(m)])
-        for m in models
-    ]
-    return [(name, [(layer, bill) for layer, bill in bills if bill.lines]) for name, bills in priced]
+    found = []
+    for m in models:
+        uncounted = () if m.tally.dense_macs else m.tally.uncounted  # where no product is counted, none is known
+        bills = [(layer, price(Tally(m.tally.tokens, {layer: c}, uncounted), target)) for layer, c in _in_layers(m)]
+        found.append((m.name, [(layer, bill) for layer, bill in bills if bill.lines]))
+    return found
 
 
 def _stack(models, title: str, kinds: Mapping[str, Callable[[Counts], int]]) -> dict:

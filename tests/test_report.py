@@ -57,6 +57,12 @@ def test_the_layers_of_a_bill_add_up_to_it():
             )
 
 
+def test_layers_of_which_no_product_is_counted_are_unknown():
+    whole = Tally(1, {"head": Counts(adds=3)}, ("quantized.linear",))
+    ((_, [(layer, bill)]),) = _layer_bills(price(whole, "horowitz-45nm").target, [model("a", whole)])
+    assert layer == "head" and bill.formula_joules is bill.dense_joules is None and bill.priced_joules.central > 0
+
+
 def test_ranges_lie_on_decades_and_only_where_products_have_a_price():
     names = ("horowitz-45nm", "spinnaker2", "odin", "spinnaker2-mla")
     bills = [price(TALLY, name) for name in names]
