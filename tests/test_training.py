@@ -120,7 +120,7 @@ def test_a_run_is_a_whole_folder_and_learns(small_run):
     assert {"config.toml", "model", "checkpoints", "log.jsonl", "metrics.json"} <= names
     log = small_run.log()
     losses = [r["bits_per_byte"] for r in log if "bits_per_byte" in r]
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < 6, "of 8 for an untrained one; how far it comes in 60 steps hangs on the text, CPython's own"
     assert {"rates", "tokens_per_s", "learning_rate", "gradient_norm"} <= log[0].keys()
     assert {"valid", "dead", "saturated"} <= log[-1].keys()
     assert small_run.config == RunConfig.from_table(read_toml(small_run.config_path))

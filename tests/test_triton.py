@@ -43,7 +43,8 @@ def compile_for(kernel, capability: int, types: dict[str, str], constants: dict,
 
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1} | options).asm
+    options = {"num_warps": 1, "enable_fp_fusion": True} | options
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
 
 
 @pytest.mark.parametrize("op", ["lif", "wkv"])
@@ -198,7 +199,7 @@ def test_egru_s_later_launches_have_the_first_one_s_arguments(name):
         def __getitem__(self, grid):
             grids.append(grid)
 
-            def launch(*args, num_warps, **options):
+            def launch(*args, num_warps, enable_fp_fusion, **options):
                 calls.append(dict(zip(names, args, strict=False)) | options)
                 return {grid: lambda *args: calls.append(dict(zip(names, args, strict=True)))}
 

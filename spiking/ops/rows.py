@@ -70,12 +70,19 @@ def within(d, D: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def bit(condition):
+    """A condition on a whole block, to be joined to one on its units by `&`. (To the interpreter of Triton 3.9 what a
+    comparison gives is as wide as what was compared, and a mask made of it is refused.)"""
+    return tl.full([], 1, tl.int1) & condition
+
+
+@triton.jit
 def before(t, end, WHOLE: tl.constexpr):
     """Whether step t is one of the sequence's: all are where stretches fill it."""
     if WHOLE:
         return tl.full([], 1, tl.int1)
     else:
-        return t < end
+        return bit(t < end)
 
 
 @triton.jit
@@ -86,7 +93,7 @@ def load(at, stride, first, end, STEPS: tl.constexpr, inside, WHOLE: tl.constexp
     """
     rows = ()
     for i in tl.static_range(STEPS):
-        rows += (tl.load(at + i * stride, mask=inside & (first + (0 if WHOLE else i) < end), other=0.0),)
+        rows += (tl.load(at + i * stride, mask=inside & bit(first + (0 if WHOLE else i) < end), other=0.0),)
     return rows
 
 

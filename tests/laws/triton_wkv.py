@@ -13,6 +13,7 @@ from rheobase.backends import count
 from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking.ops import WKVState, wkv
 from rheobase.spiking.ops.native import library
+from rheobase.spiking.ops.rows import bit
 from rheobase.spiking.ops.wkv import triton as kernels
 
 SIZES = [(1, 1, 1), (3, 7, 5), (1, kernels.STEPS, 32), (1, 63, 3), (2, kernels.STEPS + 1, 40), (0, 3, 2), (2, 0, 3)]
@@ -158,7 +159,7 @@ def walks_on(o, w, k, live):
 def reads_beyond(at, stride, first, end, STEPS: tl.constexpr, inside, WHOLE: tl.constexpr = False):
     rows = ()
     for i in tl.static_range(STEPS):
-        rows += (tl.load(at + (i - 1) * stride, mask=inside & (first + i < end), other=0.0),)
+        rows += (tl.load(at + (i - 1) * stride, mask=inside & bit(first + i < end), other=0.0),)
     return rows
 
 

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY, EGRUState, EGRUTrajectory
+from rheobase.spiking.ops.rows import bit
 from rheobase.spiking.surrogates import Triangle
 
 BLOCK, WARPS = 128, 4
@@ -35,8 +36,8 @@ def _sigmoid(x):
 @triton.jit
 def _carried(first, later, t, H, at_first, at, inside, TYPE: tl.constexpr):
     """What the step before step t left: of `first` [B, H] where t is 0, else of `later` [B, T, H]."""
-    begun = tl.load(first + at_first, mask=inside & (t == 0), other=0.0)
-    return (begun + tl.load(later + at - H, mask=inside & (t > 0), other=0.0)).to(TYPE)
+    begun = tl.load(first + at_first, mask=inside & bit(t == 0), other=0.0)
+    return (begun + tl.load(later + at - H, mask=inside & bit(t > 0), other=0.0)).to(TYPE)
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -159,7 +160,7 @@ def _launcher(kernel, tensors: list[Tensor | None], y_BTH: Tensor, **options) ->
         if again:
             again(*addresses, t, *sizes, *constants)
         elif y_BTH.numel():
-            compiled = kernel[grid](*tensors, t, *sizes, **options, num_warps=WARPS)
+            compiled = kernel[grid](*tensors, t, *sizes, **options, num_warps=WARPS, enable_fp_fusion=True)
             again = compiled and compiled[grid]
 
     return launch

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import OPTIONS, before, load, place, quick, within
+from rheobase.spiking.ops.rows import OPTIONS, before, bit, load, place, quick, within
 
 STEPS, BLOCK = 32, 32
 """One unit a thread; 32 steps forward take a warp about as long as memory takes to answer."""
@@ -145,19 +145,19 @@ def _backward(
     of_tau, of_theta = tl.zeros_like(carried), tl.zeros_like(carried)
     inverse = 1 / tau
     first = (stretches - 1) * STEPS
-    row, some = (b * T + first) * D + d, inside & (T > 0)
+    row, some = (b * T + first) * D + d, inside & bit(T > 0)
     x, g_s, g_v, g_h, g_x = x + row, g_s + row, g_v + row, g_h + row, g_x + row
     kept += (b * stretches + stretches - 1) * D + d
     next_x, next_g = load(x, D, first, T, STEPS, some, WHOLE), load(g_s, D, first, T, STEPS, some, WHOLE)
     next_v = tl.load(kept, mask=some, other=0.0)
-    x, g_s, kept, some = x - STEPS * D, g_s - STEPS * D, kept - D, inside & (first > 0)
+    x, g_s, kept, some = x - STEPS * D, g_s - STEPS * D, kept - D, inside & bit(first > 0)
     later_x, later_g = load(x, D, 0, STEPS, STEPS, some, True), load(g_s, D, 0, STEPS, STEPS, some, True)
     later_v = tl.load(kept, mask=some, other=0.0)
     for _ in range(stretches):
         x_S, g_S, v = next_x, next_g, next_v
         next_x, next_g, next_v = later_x, later_g, later_v
         x, g_s, kept = x - STEPS * D, g_s - STEPS * D, kept - D
-        some = inside & (first > STEPS)  # all stretches but the last are whole
+        some = inside & bit(first > STEPS)  # all stretches but the last are whole
         later_x, later_g = load(x, D, 0, STEPS, STEPS, some, True), load(g_s, D, 0, STEPS, STEPS, some, True)
         later_v = tl.load(kept, mask=some, other=0.0)
         states = ()

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rheobase.spiking.ops.rows import OPTIONS, before, place, quick, within
+from rheobase.spiking.ops.rows import OPTIONS, before, bit, place, quick, within
 from rheobase.spiking.ops.rows import load as _load
 from rheobase.spiking.ops.rows import store as _store
 from rheobase.spiking.ops.wkv.reference import FIRST, WKVState
@@ -122,7 +122,7 @@ def _backward(
     rest = of_o - of_p * p - of_q * q
     of_w, of_u = tl.zeros_like(w), tl.zeros_like(w)
     first = (stretches - 1) * STEPS
-    row, some = (b * T + first) * D + d, inside & (T > 0)
+    row, some = (b * T + first) * D + d, inside & bit(T > 0)
     k, v, gate, g_y = k + row, v + row, gate + row, g_y + row
     g_k, g_v, g_gate = g_k + row, g_v + row, g_gate + row
     kept += (b * stretches + stretches - 1) * 3 * D + d
@@ -133,7 +133,7 @@ def _backward(
         g_S = next_g
         p, q, o = next_kept
         k, v, g_y, gate, kept = k - STEPS * D, v - STEPS * D, g_y - STEPS * D, gate - STEPS * D, kept - 3 * D
-        some = inside & (first > 0)  # all stretches but the last are whole
+        some = inside & bit(first > 0)  # all stretches but the last are whole
         coming = _inputs(k, v, gate, 0, STEPS, some, D, GATED, True, STEPS)
         next_g, next_kept = _load(g_y, D, 0, STEPS, STEPS, some, True), _load(kept, D, 0, 3, 3, some)
         states, shares = (), ()
@@ -176,7 +176,7 @@ def _launch(kernel, tensors: list[Tensor | None], k_BTD: Tensor, **options) -> N
     options |= {"FIRST": FIRST, "WHOLE": steps % STEPS == 0, "STEPS": STEPS, "BLOCK": BLOCK}
     if programs := batch * triton.cdiv(channels, BLOCK):
         with torch.cuda.device_of(k_BTD):
-            kernel[(programs,)](*tensors, steps, channels, **options, **OPTIONS)
+            kernel[(programs,)](*tensors, steps, channels, **options, **OPTIONS, enable_fp_fusion=True)
 
 
 def _prepared(inputs: list[Tensor | None], k_BTD: Tensor) -> list[Tensor | None]:
