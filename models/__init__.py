@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rheobase.spiking import registry
 from rheobase.spiking._lazy import lazy_names
-from rheobase.spiking.errors import FormatError
+from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.files import read_bytes
 
 if TYPE_CHECKING:
@@ -63,7 +63,10 @@ def load_model(path: str | Path, **hub_options) -> "Pretrained":
         name = json.loads(header)["model"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(folder / "config.json", "JSON that names a model", "something else", "save it anew") from None
-    module = registry.get("rheobase.models", name) if isinstance(name, str) else None
+    try:
+        module = registry.get("rheobase.models", name) if isinstance(name, str) else None
+    except ConfigError as error:
+        raise FormatError(folder / "config.json", error.expected, error.got, error.remedy) from None
     if not hasattr(module, "Model"):
         raise FormatError(folder / "config.json", "JSON that names a model", repr(name), "save it anew")
     return module.Model.from_pretrained(folder)

@@ -158,12 +158,21 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         """
         self._write(Path(folder), pack(self.state_dict(), self.products()), packed=True)
 
-    def save_pretrained(self, save_directory, **options):
-        """Write `model.safetensors` and `config.json`, each whole or not at all."""
+    def save_pretrained(self, save_directory, *, push_to_hub: bool = False, repo_id: str | None = None, **options):
+        """Write `model.safetensors` and `config.json`, each whole or not at all.
+
+        push_to_hub  then send them to the Hugging Face hub, as `repo_id` or else under the folder's name
+        options      of the mixin's `push_to_hub`
+        raises       ConfigError: options, and nothing is sent
+        """
+        given = [name for name, value in {"repo_id": repo_id, **options}.items() if value is not None]
+        if given and not push_to_hub:
+            got, remedy = ", ".join(given), "set push_to_hub=True, or drop them"
+            raise ConfigError("save_pretrained", "options only with push_to_hub=True", got, remedy)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self._save_pretrained(Path(save_directory))
-        if options.pop("push_to_hub", False):
-            return self.push_to_hub(options.pop("repo_id"), **options)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or Path(save_directory).resolve().name, **options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **hub_options) -> "Pretrained":
@@ -349,12 +358,11 @@ def require_finite(tensors: dict[str, Tensor], where: object) -> None:
             raise FormatError(f"{where}: {name}", "finite numbers", "inf or nan", "use an undamaged checkpoint")
 
 
-def read_torch_file(path: str | Path | io.BytesIO) -> Any:
-    """Read a torch file, or its bytes, without running code from it.
+def read_torch_file(data: io.BytesIO, path: str | Path) -> Any:
+    """Read the bytes of a torch file without running code from them; `path` is where they come from.
 
     raises  FormatError: it is damaged, or holds more than plain data
     """
-    data = path if isinstance(path, io.BytesIO) else io.BytesIO(read_bytes(path, "a torch checkpoint"))
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -371,7 +379,8 @@ def read_state_dict(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tu
     if isinstance(path_or_state_dict, Mapping):
         where, tensors = "state_dict", dict(path_or_state_dict)
     else:
-        where, tensors = path_or_state_dict, read_torch_file(path_or_state_dict)
+        where, data = path_or_state_dict, io.BytesIO(read_bytes(path_or_state_dict, "a torch checkpoint"))
+        tensors = read_torch_file(data, where)
     named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise FormatError(where, "a table of tensors", type(tensors).__name__, "give the model's state_dict")

@@ -12,6 +12,7 @@ from rheobase.models._norms import NORMS
 from rheobase.models._rwkv_neurons import SpikingChannelMix, SpikingTimeMix, fire, make_neuron, rest
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.ops import WKVState
+from rheobase.spiking.ops.wkv.reference import FIRST
 from rheobase.spiking.rwkv import ChannelMix, TimeMix
 
 LEAST_GAIN, MOST_GAIN = 2.0**-8, 2.0**8
@@ -53,7 +54,7 @@ class Block(nn.Module):
         shifts = [torch.zeros(batch, d, **like) for _ in range(2)]
         membranes = [rest(self.get_submodule(name), batch, **like) for name in self.neurons]
         sums = [torch.zeros(batch, 0 if self.pre else d, **like) for _ in range(3)]
-        least = max(-1e38, torch.finfo(sums[2].dtype).min)
+        least = max(FIRST, torch.finfo(sums[2].dtype).min)
         return self.state_type(*shifts, *membranes, *sums[:2], torch.full_like(sums[2], least))
 
     def spikes(self, x: Tensor, state) -> tuple[Tensor, ...]:
@@ -70,7 +71,8 @@ class Block(nn.Module):
 
 
 class BlockState(NamedTuple):
-    """What a reference block carries from token to token, each [B, D]; p, q, o are [B, 0] in one without WKV."""
+    """What a reference block carries from token to token, each [B, D]; p, q, o are [B, 0] in one without WKV. A neuron
+    of several membranes a unit has them side by side, [B, membranes x D]."""
 
     shift1: Tensor
     """what the first mix sees as the token before"""
@@ -150,7 +152,8 @@ class ContinuousBlock(Block):
 
 
 class SpikeFedState(NamedTuple):
-    """What a spike-fed block carries from token to token, each [B, D] but v_h [B, 4D]."""
+    """What a spike-fed block carries from token to token, each [B, D] but v_h [B, 4D]; of several membranes a unit as
+    in `BlockState`."""
 
     shift1: Tensor
     """what the first mix sees as the token before"""

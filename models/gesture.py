@@ -55,7 +55,8 @@ class GestureConfig:
     """
 
     channels: int = 1
-    """channels of a frame: 1 for the mean over both polarities, 2 for each of them"""
+    """channels of a frame: 1 for the sum over both polarities (their mean over 19, as published, is the sum over an
+    `events.scale` of 38), 2 for each of them"""
     size: tuple[int, int] = (128, 128)
     """height and width of a frame"""
     frames: str = GRADED

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from rheobase.models._pretrained import read_state_dict
 from rheobase.models.spikegpt import SpikeGPT, SpikeGPTConfig
 from rheobase.spiking.errors import ConfigError, FormatError
 
@@ -47,10 +46,12 @@ class RWKV4(SpikeGPT):
         """
         if binary_embedding:
             raise ConfigError("rwkv4 binary_embedding", "False", "True", "use SpikeGPT.from_reference")
-        where, tensors = read_state_dict(path_or_state_dict)
+        return super().from_reference(path_or_state_dict, binary_embedding=binary_embedding, say=say)
+
+    @classmethod
+    def check_reference(cls, tensors, where):
         if any(key.startswith("blocks.0.ffnPre.") for key in tensors):
             raise FormatError(where, "an RWKV-4 whose blocks all mix time", "ffnPre in the first", "use another file")
-        return super().from_reference(tensors, binary_embedding=binary_embedding, say=say)
 
 
 Config, Model = RWKV4Config, RWKV4

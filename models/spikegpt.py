@@ -95,7 +95,7 @@ PUBLISHED = {
 
 
 class HeadState(NamedTuple):
-    """What a spiking head carries from token to token, [B, D]."""
+    """What a spiking head carries from token to token, [B, D]; of several membranes a unit as in `BlockState`."""
 
     v: Tensor
 
@@ -323,6 +323,7 @@ class SpikeGPT(LanguageModel):
                           tensor is not of finite real numbers
         """
         where, tensors = read_state_dict(path_or_state_dict)
+        cls.check_reference(tensors, where)
         require_finite(tensors, where)
         table = tensors.get("emb.weight")
         if table is None or table.dim() != 2:
@@ -349,6 +350,10 @@ class SpikeGPT(LanguageModel):
                 f"{config.vocabulary}, width {config.embedding}, {config.depth} blocks, {first} in the first"
             )
         return model.eval()
+
+    @classmethod
+    def check_reference(cls, tensors: dict[str, Tensor], where: object) -> None:
+        """Raise FormatError where `from_reference` shall not read a checkpoint, for what a class alone knows of."""
 
     def to_reference(self) -> dict[str, Tensor]:
         """The state-dict that the original reads, on the CPU; `torch.save` writes it.

@@ -44,7 +44,7 @@ def objects(file):
             count += 1
             if not isinstance(item.get(name, getlink=True), h5py.HardLink):
                 raise Refused("no links", f"one at {path}/{name}")
-            if depth > DEEPEST or count > MOST_OBJECTS:
+            if depth >= DEEPEST or count > MOST_OBJECTS:
                 raise Refused(f"at most {MOST_OBJECTS} objects, {DEEPEST} deep", "more")
             waiting.append((f"{path}/{name}".lstrip("/"), item[name], depth + 1))
 
@@ -97,7 +97,7 @@ def part(path: str, item, kind: str, dtype, index: list, most: int) -> np.ndarra
     shape = [len(range(*i.indices(n))) for i, n in zip(where, item.shape, strict=False) if isinstance(i, slice)]
     size = dtype.itemsize * int(np.prod([*shape, *item.shape[len(where) :]], dtype=object))
     if size > most:
-        raise Refused("no more numbers than bytes", f"{size} bytes at {path}")
+        raise Refused(f"at most {most} bytes", f"{size} at {path}")
     found = np.asarray(item[where], dtype if kind == "rows" else None)
     found = np.asarray(plain(path, found), order="C")
     if found.nbytes > most:

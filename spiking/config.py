@@ -56,7 +56,9 @@ def _convert(where: str, value: Any, kind: Any) -> Any:
         item = typing.get_args(kind)[1]
         return {k: _convert(f"{where}.{k}", v, item) for k, v in value.items()}
     if type(value) is int and not -(2**63) <= value < 2**63:
-        raise ConfigError(where, "a number of 64 bits", f"one of {value.bit_length():,}", "mend the value")
+        raise ConfigError(
+            where, "a whole number from -2^63 to below 2^63", f"one of {value.bit_length():,} bits", "mend the value"
+        )
     if kind is float and type(value) is int:
         return float(value)
     if (origin or kind) is Any or type(value) is (origin or kind):

@@ -25,7 +25,7 @@ SECONDS, PATIENCE = 10, 600
 MOST_BYTES = ROOM = 1 << 30
 """of one array; and of the program's memory, beside the file where that is given as bytes"""
 MOST_INFLATION = 1100
-"""deflate shrinks by a factor of 1,032 at most; more bytes than that are in no file"""
+"""deflate shrinks by a factor of 1,032 at most; an array of more is one that was never written, and refused as well"""
 LONGEST_LINE = 1 << 26
 _ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
 """the last one: no filters from libraries that lie on this machine"""

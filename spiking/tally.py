@@ -167,7 +167,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 def mark(tensor: Tensor, kind: str, *, sent: bool = True) -> Tensor:
     """Tell listening counters that `tensor` carries events of this kind, and returns it.
 
-    sent  whether these events are sent just now; False for those of a state that is handed in
+    sent  whether these events are sent just now; False for those of an input or a state that is handed in, and for
+          those that have been told of already
     """
     for listener in _heard():
         listener.mark(tensor, kind, sent)

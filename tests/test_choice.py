@@ -127,6 +127,9 @@ def test_without_the_library(lif_calls, monkeypatch, caplog):
     (said,) = caplog.messages
     assert said.startswith('rheobase: "auto" takes the slower reference: native needs the C library, got none')
     assert lif_calls.calls == 0 and taken("lif") == "reference"
+    _say_once.cache_clear()
+    torch.func.vmap(lif)(torch.stack([x]))  # which C could not do, if there were it
+    assert caplog.messages == [said, said]
     with pytest.raises(UnsupportedError, match="expected the C library, got none; install a C compiler"):
         lif(x, kernels="native")
 

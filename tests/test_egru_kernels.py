@@ -105,6 +105,15 @@ def test_a_product_is_given_whole_or_not_at_all(inputs, kernel, bias):
         egru(x, kernel, torch.zeros(3, 9), bias, zeros, thr, surrogate=Triangle())
 
 
+@pytest.mark.parametrize("kernels", ["reference", "native"])
+def test_a_mask_on_another_device_is_refused(kernels):
+    """Its address would be read as one of this device's; of "meta" it is 0, which C takes for no mask."""
+    tensors = torch.zeros(1, 2, 9), None, torch.zeros(3, 9), None, torch.zeros(9), torch.zeros(3)
+    settings = {"surrogate": Triangle(), "zoneout": 0.5, "training": True, "kernels": kernels}
+    with pytest.raises(ShapeError, match="egru zoneout_mask: expected a mask on cpu, got one on meta"):
+        egru(*tensors, **settings, zoneout_mask=torch.zeros(1, 2, 3, dtype=torch.bool, device="meta"))
+
+
 def test_the_cases_fire_and_stay_silent():
     tensors, weights = case((3, 63, 100))
     o = run(tensors, weights, "native", surrogate=Triangle())[0][2]

@@ -195,7 +195,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(folder):
 def test_what_a_run_on_recordings_refuses(folder):
     for change, message in (
         ({"model": {**SMALL, "size": [5, 6]}}, r"model.size: expected \[6, 5\], the frames', got \[5, 6\]"),
-        ({"model": {**SMALL, "channels": 3}}, "model.channels: expected 1, or 2"),
+        ({"model": {**SMALL, "channels": 3}}, "model.channels: expected 1 or 2, got 3"),
         ({"data": {"tokenizer": "words"}}, "no .data."),
         ({"model": {"name": "egru_lm"}}, "expected a classifier of recordings, got 'egru_lm'"),
         ({"sentences": {"train": "sst2"}}, r"expected \[events\] or \[sentences\], got both"),

@@ -133,7 +133,7 @@ def test_a_step_of_the_loop_waits_for_nothing(name, monkeypatch):
             compression.begin(step)
             optimiser.zero_grad()
             with compression.applied(step):
-                gradient(whole, task, model, ranks, step, t, True)
+                gradient(whole, model, ranks, step, t, True)
             torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
             optimiser.step()
             model.project_()

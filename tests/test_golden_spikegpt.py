@@ -237,6 +237,9 @@ def test_rwkv4_reads_and_writes_its_own_files(tmp_path):
         RWKV4.from_reference(mixed, binary_embedding=True)
     with pytest.raises(FormatError, match="whose blocks all mix time, got ffnPre in the first"):
         RWKV4.from_reference(small(ffn_pre=True).to_reference())
+    torch.save({"head.weight": torch.zeros(1)}, tmp_path / "rwkv.pth")
+    with pytest.raises(FormatError, match="rwkv.pth: expected the key 'emb.weight'"):
+        RWKV4.from_reference(tmp_path / "rwkv.pth")
 
 
 @pytest.mark.parametrize("placement", ["reference", "spike_fed", "continuous"])

@@ -132,7 +132,7 @@ def test_frames_are_a_slow_count(by, window_ms):
 def test_frames_that_cannot_be():
     recording = read_bs2(bs2((4, 5, 0, 1000)), "here")
     for size in ((5, 5), (6, 4)):
-        with pytest.raises(FormatError, match="here: expected events below"):
+        with pytest.raises(FormatError, match="here: expected events of x 0 to"):
             frame(recording, size, 4)
     with pytest.raises(FormatError, match="here: expected events, got none"):
         frame(Recording("here", *np.zeros((4, 0), np.int64)), (6, 5), 4)
@@ -243,6 +243,12 @@ def test_frames_come_from_the_cache_and_follow_the_file(tmp_path, monkeypatch):
 def test_settings_that_cannot_work(options, message):
     with pytest.raises(ConfigError, match=message):
         load_events(EventsConfig(**options))
+
+
+def test_a_file_that_a_folder_lacks_is_to_be_put_there(tmp_path):
+    lacking = f"expected nmnist/Train.zip in {tmp_path}, got none; put https://.* at {tmp_path}/nmnist/Train.zip"
+    with pytest.raises(FormatError, match="(?i)" + lacking):
+        load_events(EventsConfig(set="nmnist", folder=str(tmp_path)))
 
 
 def known_set(monkeypatch, name, folder, train, test, size):

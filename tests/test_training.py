@@ -134,6 +134,9 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path):
         save_checkpoint(tmp_path, step, {"step": step})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000200.ckpt", "step-00001000.ckpt"]
     assert load_checkpoint(newest_checkpoint(tmp_path)) == {"step": 1000}
+    whole = save_checkpoint(tmp_path, 2000, {"code": print})
+    with pytest.raises(FormatError, match="step-00002000.ckpt: expected a torch checkpoint of plain tensors"):
+        load_checkpoint(whole)
 
 
 def test_built_in_configurations_are_valid():

@@ -39,7 +39,7 @@ def load_checkpoint(path: Path) -> dict:
         raise FormatError(path, "a rheobase checkpoint", "another file", "delete it to go on from the one before")
     if head[len(MAGIC) :] != sha256(payload).encode():
         raise FormatError(path, "the sha256 it was written with", "another", "delete it to go on from the one before")
-    return read_torch_file(io.BytesIO(payload))
+    return read_torch_file(io.BytesIO(payload), path)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rheobase.models._moving import moved
 from rheobase.models.classifier import real_tokens
-from rheobase.models.training.evaluate import DEAD, SATURATED
+from rheobase.models.training.evaluate import Firing
 from rheobase.models.training.sentence_sets import SentenceParts
 from rheobase.models.training.sentences import Sentences, pad
 from rheobase.models.training.tokenizers import Tokenizer, named_tokenizer
@@ -128,26 +128,20 @@ def judge(model, rows: Rows, batch: int) -> Verdict:
     """Classify every sentence, `batch` of like length at a time."""
     was_training = model.training
     model.eval()
-    right, nats, seen, fired = 0, 0.0, 0, None
+    right, nats, firing = 0, 0.0, Firing()
     try:
         for tokens, lengths, labels in _in_order(model, rows, batch):
             logits, runs = model.run(tokens, lengths)
             right += int((logits.argmax(1) == labels).sum())
             nats += F.cross_entropy(logits.double(), labels, reduction="sum").item()
-            n = int(lengths.sum())
-            rates = [rate * n for rate in model.rates(runs)]
-            fired = rates if fired is None else [a + b for a, b in zip(fired, rates, strict=True)]
-            seen += n
+            firing.add(model.rates(runs), int(lengths.sum()))
     finally:
         model.train(was_training)
-    units = [f / seen for f in fired]
     return Verdict(
         accuracy=right / len(rows),
         cross_entropy=nats / len(rows),
         sentences=len(rows),
-        rates=tuple(float(u.mean()) for u in units),
-        dead=tuple(int((u <= DEAD).sum()) for u in units),
-        saturated=tuple(int((u > SATURATED).sum()) for u in units),
+        **firing.figures(),
     )
 
 

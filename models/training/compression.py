@@ -48,12 +48,17 @@ class Sparsity:
     """share of zeros of each matrix"""
 
 
+def _between(config: PruneConfig, steps: int) -> tuple[int, int]:
+    """The steps at which pruning begins, and at which it is done."""
+    return int(config.start * steps), int(config.end * steps)
+
+
 def sparsity_after(step: int, config: PruneConfig, steps: int) -> float:
     """s_f (1 - (1 - (t - t0) / (t1 - t0))^3) between the steps t0 and t1; 0 before, s_f after.
 
     Source: Zhu, Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1, from no sparsity.
     """
-    first, last = int(config.start * steps), int(config.end * steps)
+    first, last = _between(config, steps)
     if step >= last:
         return config.sparsity
     left = 1 - max(step - first, 0) / (last - first)
@@ -74,7 +79,7 @@ class Compression:
     def __init__(self, prune: PruneConfig, quantise: QuantiseConfig, model, steps: int):
         _check(prune, quantise)
         self.prune, self.quantise, self.steps = prune, quantise, steps
-        self.first, self.last = int(prune.start * steps), int(prune.end * steps)
+        self.first, self.last = _between(prune, steps)
         self.rounds_from = int(quantise.start * steps)
         self.heads, self.transposed = model.heads, model.products()
         self.weights = {name: model.get_parameter(name) for name in self.transposed}

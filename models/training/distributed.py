@@ -54,7 +54,12 @@ class Ranks:
         """Refuse a batch in several parts, for what is not a mean over parts of one size; raises ConfigError."""
         if self.parts > 1:
             got = f"{self.world} ranks x {self.accumulate} micro-batches"
-            raise ConfigError(what, "one rank, and train.accumulate = 1", got, "start without torchrun")
+            raise ConfigError(
+                what,
+                "one rank, and train.accumulate = 1",
+                got,
+                "set train.accumulate = 1 and start one process, without torchrun",
+            )
 
     def seed(self, seed: int, step: int, micro: int) -> None:
         """Make what is drawn in a micro-batch a function of (seed, step, part), whichever rank it falls to.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from rheobase.models._moving import moved
 from rheobase.models.classifier import keep, places
@@ -46,6 +47,28 @@ class Evaluation:
         return sum(self.rates) / len(self.rates) if self.rates else None
 
 
+class Firing:
+    """How the units of each event-based layer fire, gathered over batches."""
+
+    def __init__(self):
+        self.n, self.sums = 0, None
+
+    def add(self, rates: list[Tensor], n: int) -> None:
+        """The mean firing of each layer's units [H] over n steps, or over n recordings of one length."""
+        weighed = [rate * n for rate in rates]
+        self.sums = weighed if self.sums is None else [a + b for a, b in zip(self.sums, weighed, strict=True)]
+        self.n += n
+
+    def figures(self) -> dict[str, tuple]:
+        """Of each layer the mean rate, and how many units are dead and saturated."""
+        units = [s / self.n for s in self.sums]
+        return {
+            "rates": tuple(float(u.mean()) for u in units),
+            "dead": tuple(int((u <= DEAD).sum()) for u in units),
+            "saturated": tuple(int((u > SATURATED).sum()) for u in units),
+        }
+
+
 @torch.no_grad()
 def evaluate(
     model,
@@ -66,7 +89,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    nats, tokens, state, fired = 0.0, 0, None, None
+    nats, tokens, state, firing = 0.0, 0, None, Firing()
     try:
         for x, target in each_once(data, batch, context):
             logits, state, runs = model.run(moved(x, device), state)
@@ -77,8 +100,7 @@ def evaluate(
             if not real.all():  # the streams that have ended
                 runs = keep(runs, moved(places(real), device))
             n = int(real.sum())
-            rates = [r * n for r in model.rates(runs)]
-            fired = rates if fired is None else [a + b for a, b in zip(fired, rates, strict=True)]
+            firing.add(model.rates(runs), n)
             tokens += n
             if progress:
                 progress(n)
@@ -87,15 +109,12 @@ def evaluate(
     bits = float(nats) / tokens / math.log(2)
     perplexity = 2**bits if bits < 1000 else math.inf
     n_bytes = len(data) if n_bytes is None else n_bytes
-    units = [f / tokens for f in fired]
     return Evaluation(
         bits_per_byte=bits * (len(data) / n_bytes) if n_bytes else None,
         bits_per_token=bits,
         perplexity=perplexity,
         tokens=tokens,
-        rates=tuple(float(u.mean()) for u in units),
-        dead=tuple(int((u <= DEAD).sum()) for u in units),
-        saturated=tuple(int((u > SATURATED).sum()) for u in units),
+        **firing.figures(),
     )
 
 

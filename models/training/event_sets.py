@@ -142,7 +142,8 @@ def located(config: EventsConfig, file: EventFile) -> Path:
         if base and (path := base / config.set / file.name).is_file():
             check_sum(path, path, file.sum)
             return path
-    where, remedy = f"events.set {config.set!r}", f"put {file.address} at {cache / config.set / file.name}"
+    home = Path(config.folder) if config.folder else cache
+    where, remedy = f"events.set {config.set!r}", f"put {file.address} at {home / config.set / file.name}"
     if config.folder:
         raise FormatError(where, f"{config.set}/{file.name} in {config.folder}", "none", remedy)
     try:

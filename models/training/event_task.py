@@ -13,7 +13,7 @@ from torch import Tensor
 from rheobase.models._moving import moved
 from rheobase.models.training.data import DataConfig
 from rheobase.models.training.distributed import Ranks
-from rheobase.models.training.evaluate import DEAD, SATURATED
+from rheobase.models.training.evaluate import Firing
 from rheobase.models.training.event_corpus import EventCorpus, Frames
 from rheobase.models.training.event_sets import EventsConfig
 from rheobase.models.training.objective import BudgetConfig, TeacherConfig
@@ -87,8 +87,9 @@ def require_fitting(settings, frames: Frames) -> None:
     size, classes = frames.source.shape[3:], int(frames.labels.max()) + 1
     if tuple(settings.size) != size:
         raise ConfigError("model.size", f"{list(size)}, the frames'", f"{list(settings.size)}", "set it")
-    if settings.channels > 2 or (settings.frames == TERNARY and settings.channels > 1):
-        raise ConfigError("model.channels", "1, or 2 for the polarities", f"{settings.channels}", "set it")
+    if settings.channels > (1 if settings.frames == TERNARY else 2):
+        wanted = "1, since TERNARY frames tell polarities apart" if settings.frames == TERNARY else "1 or 2"
+        raise ConfigError("model.channels", wanted, f"{settings.channels}", "set it")
     if settings.classes < classes:
         raise ConfigError("model.classes", f"the recordings' {classes} or more", f"{settings.classes}", "set it")
 
@@ -143,7 +144,7 @@ def judge_frames(model, part: Frames, events: EventsConfig, batch: int) -> Event
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    right, nats, fired = 0, 0.0, None
+    right, nats, firing = 0, 0.0, Firing()
     try:
         for start in range(0, len(part), batch):
             some = part[start : start + batch]
@@ -153,16 +154,12 @@ def judge_frames(model, part: Frames, events: EventsConfig, batch: int) -> Event
             mean = logits.double().mean(1)
             right += int((mean.argmax(1) == labels).sum())
             nats += F.cross_entropy(mean, labels, reduction="sum").item()
-            rates = [rate * len(labels) for rate in model.rates(runs)]
-            fired = rates if fired is None else [a + b for a, b in zip(fired, rates, strict=True)]
+            firing.add(model.rates(runs), len(labels))
     finally:
         model.train(was_training)
-    units = [f / len(part) for f in fired]
     return EventVerdict(
         accuracy=right / len(part),
         cross_entropy=nats / len(part),
         recordings=len(part),
-        rates=tuple(float(u.mean()) for u in units),
-        dead=tuple(int((u <= DEAD).sum()) for u in units),
-        saturated=tuple(int((u > SATURATED).sum()) for u in units),
+        **firing.figures(),
     )

@@ -196,7 +196,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
             compression.begin(step)
             optimiser.zero_grad()
             with compression.applied(step):
-                shown, rates, tokens = gradient(whole, task, model, ranks, step, t, shows)
+                shown, rates, tokens = gradient(whole, model, ranks, step, t, shows)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
             optimiser.step()
             model.project_()

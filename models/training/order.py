@@ -1,9 +1,9 @@
 """A shuffled order of any length that takes no memory: each place is worked out from its number when it is asked for.
 
-A Feistel network permutes the numbers of `bits` bits, 2 ** bits < 2 n (Luby and Rackoff, SIAM J. Comput. 17, 1988); a
-result beyond n goes through it again until one is within, which permutes 0 ... n - 1 (cycle walking: Black and Rogaway,
-CT-RSA 2002). Its round function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), its keys
-SHAKE-256 of the seed and the epoch.
+A Feistel network permutes the numbers of `bits` bits, 4 or the fewest that n - 1 has (Luby and Rackoff, SIAM J. Comput.
+17, 1988); a result of n or more goes through it again until one is within, which permutes 0 ... n - 1 (cycle walking:
+Black and Rogaway, CT-RSA 2002). Its round function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014),
+its keys SHAKE-256 of the seed and the epoch.
 """
 
 import hashlib

@@ -122,7 +122,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """Operations a second of a square matrix product, the best of five after one to warm up."""
+    """Operations a second of a square matrix product, the best of six, the first of which warms up."""
     dtype = {"float64": torch.float64, "bf16": torch.bfloat16}.get(precision, torch.float32)
     n, best = SIZES[device.type], float("inf")
     own = torch.Generator(device).manual_seed(0)  # a GPU is quicker with numbers that are all alike

@@ -222,8 +222,9 @@ def frame(
     if not len(t):
         raise FormatError(recording.where, "events", "none", "leave it out")
     if x.min() < 0 or y.min() < 0 or x.max() >= width or y.max() >= height:
-        got = f"{x.max()}, {y.max()}"
-        raise FormatError(recording.where, f"events below x {width}, y {height}", got, "set the size of the sensor")
+        got = f"x {x.min()} to {x.max()}, y {y.min()} to {y.max()}"
+        wanted = f"events of x 0 to {width - 1}, y 0 to {height - 1}"
+        raise FormatError(recording.where, wanted, got, "set the size of the sensor")
     since = t - t[0]
     span = since[-1] + 1 if window_ms is None else max(round(1000 * window_ms), 1)
     kept = since < span

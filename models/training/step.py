@@ -84,7 +84,7 @@ def require_able(config: RunConfig, model) -> None:
         raise ConfigError("train.sharding", wanted, "'fsdp'", 'set it to "none"')
 
 
-def gradient(whole: nn.Module, task: Task, model, ranks: Ranks, step: int, t: TrainConfig, rated: bool):
+def gradient(whole: nn.Module, model, ranks: Ranks, step: int, t: TrainConfig, rated: bool):
     """The mean gradient of a step's micro-batches, over all ranks, left in the parameters.
 
     whole    a MicroBatch, as `Ranks.wrap` gives it

@@ -55,7 +55,7 @@ class EGRU(Cell):
             raise ConfigError("EGRU thr_mean", "a number between 0 and 1", str(thr_mean), "choose for instance 0.3")
         for name, p in (("zoneout", zoneout), ("dropconnect", dropconnect)):
             if not 0 <= p < 1:
-                raise ConfigError(f"EGRU {name}", "a probability below 1", str(p), "lower it")
+                raise ConfigError(f"EGRU {name}", "a probability from 0 to below 1", str(p), "mend it")
         self.input_size, self.hidden_size, self.surrogate = input_size, hidden_size, surrogate
         self.zoneout, self.dropconnect = zoneout, dropconnect
         self.kernel = nn.Parameter(nn.init.xavier_normal_(torch.empty(input_size, 3 * hidden_size)))

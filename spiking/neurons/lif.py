@@ -81,8 +81,8 @@ class LIF(Cell):
             raise ConfigError("LIF tau", "at least 1 step", str(tau), "raise it")
         if not theta >= THETA_MIN:
             raise ConfigError("LIF theta", f"at least {THETA_MIN}", str(theta), "raise it")
-        if set(learn) - {"tau", "theta"}:
-            raise ConfigError("LIF learn", "'tau' or 'theta'", repr(learn), "drop the others")
+        if isinstance(learn, str) or set(learn) - {"tau", "theta"}:
+            raise ConfigError("LIF learn", "a tuple of 'tau', 'theta' or both", repr(learn), 'write learn=("tau",)')
         if learn and units is None:
             raise ConfigError("LIF units", "a number, since parameters are learnt", "None", "give units=")
         self.units = self.input_size = units

@@ -57,8 +57,8 @@ def takes(
     obstacle = _inside() or _obstacle(op, form, tensors) or (obstacles or {}).get(form)
     if obstacle and choice != "auto":
         raise _refused(op, obstacle)
-    if obstacle and not torch.compiler.is_compiling() and missing(op, form, tensors[0].device.type):
-        _say_once(form, obstacle)
+    if obstacle and not torch.compiler.is_compiling() and (lacking := missing(op, form, tensors[0].device.type)):
+        _say_once(form, lacking)
     return "reference" if obstacle else form
 
 

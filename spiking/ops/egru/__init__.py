@@ -82,6 +82,8 @@ def egru(
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ShapeError(f"egru {name}", f"shape {shape}", f"{tuple(tensor.shape)}", "give a matching one")
+    if zoneout_mask is not None and zoneout_mask.device != x.device:
+        raise ShapeError("egru zoneout_mask", f"a mask on {x.device}", f"one on {zoneout_mask.device}", "move it there")
 
     mark(state.y, GRADED, sent=False)
     tensors = (x, kernel, recurrent_kernel, bias, recurrent_bias, thr, state)

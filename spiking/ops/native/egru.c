@@ -54,11 +54,6 @@ typedef struct {
 int64_t NAME(gather)(const REAL *restrict, const REAL *restrict, const REAL *restrict, REAL *restrict, int64_t, int64_t,
                      int64_t);
 
-INLINE REAL NAME(sigmoid)(REAL x)
-{
-    return 1 / (1 + NAME(exp)(-x));
-}
-
 /* One step of one stream, from its three parts of a and of q, each [units] as the other arrays are. Where it trains,
  * the parts of a become the gates; else kept, q_g and o are not used. Returns the number of events. */
 INLINE INT NAME(cell)(const int trains, REAL *restrict z, REAL *restrict r, REAL *restrict g, const REAL *restrict q,

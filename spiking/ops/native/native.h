@@ -110,6 +110,11 @@ INLINE float exp_f32(float x)
     return power_f32(x < -87 ? -87 : x);
 }
 
+INLINE float sigmoid_f32(float x)
+{
+    return 1 / (1 + exp_f32(-x));
+}
+
 INLINE double power_f64(double x)
 {
     const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
@@ -141,6 +146,11 @@ INLINE double exp_f64(double x)
 {
     x = x > 708 ? 708 : x;
     return power_f64(x < -708 ? -708 : x);
+}
+
+INLINE double sigmoid_f64(double x)
+{
+    return 1 / (1 + exp_f64(-x));
 }
 
 #endif

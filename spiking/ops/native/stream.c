@@ -1,7 +1,7 @@
 /* A whole graph, a token at a time: `stream_*` runs a list of instructions once a token.
  *
  * Vectors are REAL in the floating-point forms and int32_t in the integer form, whose weights are int8_t; what an
- * instruction computes is said in spiking/graph.py and in backends/exporters/spinnaker2/arithmetic.py. A product by
+ * instruction computes is said in spiking/graph/ and in backends/exporters/spinnaker2/arithmetic.py. A product by
  * events reads one weight row for each element that is not 0, and adds the number of rows to `rows`.
  */
 #ifndef REAL
@@ -167,19 +167,14 @@ ANY_WIDTH void stream_i8(instruction *program, int64_t n, const int64_t *tokens,
 EVENTS(NAME(events), REAL)
 ROWS(NAME(rows), REAL, REAL)
 
-INLINE REAL NAME(sigmoid_of)(REAL x)
-{
-    return 1 / (1 + NAME(exp)(-x));
-}
-
 INLINE void NAME(egru)(const instruction *i, int64_t n)
 {
     const REAL *a = i->in[0], *q = i->in[1], *thr = i->array[0];
     const REAL keep = (REAL)i->number[0], take = 1 - keep, old = (REAL)i->number[1], fresh = 1 - old;
     REAL *restrict y = i->out, *restrict c = i->state[0], *restrict trace = i->state[1];
     for (int64_t j = 0; j < n; j++) {
-        const REAL z = NAME(sigmoid_of)(a[j] + q[j]), r = NAME(sigmoid_of)(a[n + j] + q[n + j]);
-        const REAL g = 2 * NAME(sigmoid_of)(2 * (a[2 * n + j] + r * q[2 * n + j])) - 1; /* tanh */
+        const REAL z = NAME(sigmoid)(a[j] + q[j]), r = NAME(sigmoid)(a[n + j] + q[n + j]);
+        const REAL g = 2 * NAME(sigmoid)(2 * (a[2 * n + j] + r * q[2 * n + j])) - 1; /* tanh */
         const REAL p = keep * c[j] + take * (z * c[j] + (1 - z) * g), over = p - thr[j];
         y[j] = over > 0 ? p : 0;
         c[j] = over > 0 ? over : p;
@@ -279,7 +274,7 @@ ANY_WIDTH void NAME(stream)(instruction *program, int64_t n, const int64_t *toke
             }
             case SIGMOID:
                 for (int64_t j = 0; j < size; j++)
-                    out[j] = NAME(sigmoid_of)(a[j]);
+                    out[j] = NAME(sigmoid)(a[j]);
                 break;
             case RELU:
                 for (int64_t j = 0; j < size; j++)
