@@ -38,7 +38,7 @@ class Artifact:
 class Report:
     """What `verify` found.
 
-    ok          every file is as listed and every number agrees
+    ok          every file is as listed, and no number differs but for those that the manifest tells of
     compared    numbers compared with the recorded trace
     mismatches  how many of them differ
     problem     the first thing wrong, in one line; None if ok

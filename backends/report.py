@@ -426,17 +426,17 @@ def _beside(bill: Bill, models) -> dict:
     others = [(m.name, b) for m in models[1:] for b in m.bills if b.target.name == bill.target.name]
     bills = [bill, *(b for _, b in others)]
 
-    def each(joules: Interval | None):
-        return joules and joules * (1e9 / max(bill.tokens, 1))
+    def each(joules: Interval | None, b: Bill):
+        return joules and joules * (1e9 / max(b.tokens, 1))
 
-    formula = [(each(b.formula_joules), 0) for b in bills]
-    priced = [(each(b.priced_joules), len(b.unpriced)) for b in bills]
+    formula = [(each(b.formula_joules, b), 0) for b in bills]
+    priced = [(each(b.priced_joules, b), len(b.unpriced)) for b in bills]
     traffic = [(Interval(x, x, x), 0) for x in (b.traffic_bytes / max(b.tokens, 1) for b in bills)]
     rows = {"formula": formula, "priced": priced, "traffic": traffic}
     names = [models[0].name, *(name for name, _ in others)]
     if bill.dense_joules is not None and bill.dense_joules != bill.formula_joules:
         names.insert(1, f"{models[0].name}, all dense")
-        formula.insert(1, (each(bill.dense_joules), 0))
+        formula.insert(1, (each(bill.dense_joules, bill), 0))
         priced.insert(1, (None, 0))
         traffic.insert(1, (None, 0))
     tops = {key: max((x.high for x, _ in row if x), default=0) for key, row in rows.items()}

@@ -134,7 +134,12 @@ def parser() -> argparse.ArgumentParser:
         ),
         arg("--out", help="HDF5 file for the recorded outputs, or an event file such as spikes.aedat4 for one of them"),
         sensor,
-        arg("--dt", type=float, metavar="SECONDS", help="of an event file: how long a step is (default 0.001)"),
+        arg(
+            "--dt",
+            type=float,
+            metavar="SECONDS",
+            help="of an event file: how long a step is (else the model's own, or 0.001)",
+        ),
         arg(
             "--fault",
             metavar="RATES",
@@ -162,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         arg("--allow-lossy", action="store_true", help="accept changes beyond the bounded, recorded ones"),
         arg("--chips", type=int, help="spinnaker2: how many chips there are, 1 unless given"),
         arg("--no-dram", action="store_true", help="spinnaker2: embedding and head on processing elements too"),
-        arg("--dt", type=float, metavar="S", help="nir, events: seconds a step (default 1e-4 and 1e-3)"),
+        arg("--dt", type=float, metavar="S", help="nir, events: seconds a step (the graph's own, else 1e-4 and 1e-3)"),
         arg("--format", metavar="SUFFIX", help="events: aedat4 (default), raw, dat, es, bs2, h5, or nirdata"),
         arg("--gain", choices=["weights", "r"], help="nir: r = 1 and gains in the weights (default), or r = tau / dt"),
         arg("--relay", action="store_true", help="nir: recurrences through a Flatten, which snnTorch needs"),

@@ -24,7 +24,8 @@ from rheobase.backends.exporters.spinnaker2.estimate import level_toml
 from rheobase.counting import count as count
 from rheobase.doctor import doctor as doctor
 from rheobase.dry_run import dry_run
-from rheobase.exchange import feed, import_to, refuse_input
+from rheobase.exchange import feed, refuse_input
+from rheobase.exchange import import_ as import_
 from rheobase.inspecting import diff as diff
 from rheobase.inspecting import inspect as inspect
 from rheobase.models.training import loop
@@ -240,10 +241,6 @@ def _changed(deviations: list[dict]) -> list[str]:
         where = f", {worst['node']}" if nodes > 1 and worst["bound"] else ""
         lines.append(f"  {field} of {whose} to {which} (at most {worst['bound']:.2g}{where})")
     return ["changed, node by node in the manifest:", *lines] if lines else ["changed: nothing"]
-
-
-def import_(args) -> Answer:
-    return Answer(*import_to(args))
 
 
 def verify(args) -> Answer:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rheobase.answer import Answer
 from rheobase.backends import simulate
 from rheobase.backends.artifact import MANIFEST, open_artifact
 from rheobase.backends.exporters import nir as nir_exporter
@@ -15,7 +16,7 @@ from rheobase.spiking.graph.stored import load_graph, save_graph
 from rheobase.spiking.tally import Tally
 
 
-def import_to(args) -> tuple[dict, str]:
+def import_(args) -> Answer:
     """Read a .nir file, an exported directory of NIR, or a network `file.py:name`, and store its graph."""
     graph = _read(args)
     save_graph(args.out, graph)
@@ -24,7 +25,7 @@ def import_to(args) -> tuple[dict, str]:
     counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
     text = f"{args.out}: graph {graph.hash()[:12]}, {numbers:,} numbers: {counted}"
     nodes = {n.name: repr(n.op) for n in graph.nodes}
-    return {"path": args.out, "graph": graph.hash(), "numbers": numbers, "nodes": nodes}, text
+    return Answer({"path": args.out, "graph": graph.hash(), "numbers": numbers, "nodes": nodes}, text)
 
 
 def _read(args) -> EventGraph:

@@ -49,12 +49,13 @@ def sweep(args) -> Answer:
     measure, higher = _measure(out, points, failed)
     rows = sweeping.ranked(_rows(out, points, failed, measure, args.test), higher)
     record = {"plan": {point.name: point.table for point in points}, "measure": measure}
-    record["rows"] = [vars(row) | {"front": row in sweeping.front(rows, higher)} for row in rows]
+    best = sweeping.front(rows, higher)
+    record["rows"] = [vars(row) | {"front": row in best} for row in rows]
     write_atomic(out / "sweep.json", json.dumps(record, indent=2).encode())
     write_atomic(out / "sweep.csv", _csv(out, points, failed, measure).encode())
     lines = [sweeping.show(rows, _words(measure), higher)]
     lines += [f"failed: {name}: {problem}" for name, problem in failed.items()]
-    if sweeping.front(rows, higher):
+    if best:
         draw(rows, _words(measure), higher, out / "pareto.png")
         lines.append(f"{out}: sweep.json, sweep.csv, pareto.png; * no other is as good with as few operations")
     else:

@@ -16,6 +16,8 @@ from torch import Tensor
 BINARY, TERNARY, GRADED, DENSE = "BINARY", "TERNARY", "GRADED", "DENSE"
 KINDS = (BINARY, TERNARY, GRADED, DENSE)
 EVENT_KINDS = (BINARY, TERNARY, GRADED)
+TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan", "sin", "cos", "erf")
+"""what `Counts.transcendentals` may name, and a target price"""
 
 
 @dataclass(frozen=True, kw_only=True)

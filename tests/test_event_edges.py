@@ -59,6 +59,31 @@ def test_an_edge_keeps_its_values_in_nirdata(values, kind, tmp_path):
         events.read_edge(path)
 
 
+@pytest.mark.parametrize("dt_s", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", [".nirdata", ".aedat4"])
+def test_a_step_that_takes_no_time_is_refused(suffix, dt_s, tmp_path):
+    with pytest.raises((ConfigError, LossyExportError), match="step|dt"):
+        events.write_edge(tmp_path / f"a{suffix}", "y", edge((1,)), "BINARY", dt_s=dt_s)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".nirdata"])
+def test_a_file_without_recordings(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    with h5py.File(path, "w") as file:
+        if suffix == ".h5":
+            for name in ("times", "units"):
+                file.create_dataset(f"spikes/{name}", (0,), h5py.vlen_dtype("f8" if name == "times" else "i8"))
+        else:
+            one = file.create_group("nodes/n/observables/s")
+            file["nodes/n"].attrs["__type__"] = "NIRNodeData"
+            one.attrs.update({"__type__": "EventData", "n_neurons": 3})
+            one.create_dataset("idx", (0, 0), "i8")
+            one.create_dataset("time", (0, 0), "f8")
+    with pytest.raises(FormatError, match="expected a recording, got 0"):
+        whole(path)
+
+
 def test_nirdata_that_is_replaced_while_open_is_still_what_was_checked(tmp_path):
     paths = [tmp_path / f"{name}.nirdata" for name in "ab"]
     for seed, path in enumerate(paths):

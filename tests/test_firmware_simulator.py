@@ -1,5 +1,6 @@
 """`simulate(..., on="firmware")`: the firmware's C gives the integer simulator's events, logits and states."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -24,7 +25,7 @@ def integer(request):
     else:
         settings = {"vocabulary": 256, "embedding": 24, "layers": (40, 24), "thr_mean": 0.02}
         model = EGRULM(EGRULMConfig(**settings, **EGRU[request.param])).eval()
-    return quantise(model.lower(), TEXT)[0]
+    return quantise(dataclasses.replace(model.lower(), dt_s=0.002), TEXT)[0]
 
 
 @needs_c
@@ -44,6 +45,7 @@ def test_the_firmware_s_integers_are_the_specification_s(integer, bytes_, monkey
     assert list(got.events) == list(want.events) and sum(map(len, want.events.values())) > 1000
     for name, events in want.events.items():
         assert np.array_equal(got.events[name].to_dense(), events.to_dense()), name
+        assert got.events[name].dt_s == events.dt_s == 0.002, "the graph's own"
     assert got.state.keys() == want.state.keys()
     assert all(np.array_equal(got.state[name], state) for name, state in want.state.items())
     assert got.recorded.keys() == want.recorded.keys()

@@ -5,7 +5,7 @@ import pytest
 from rheobase.backends import price
 from rheobase.backends.counting.table import BYTES, WORK
 from rheobase.backends.counting.target import Interval
-from rheobase.backends.report import ReportModel, _layer_bills, _ranges, _stack
+from rheobase.backends.report import ReportModel, _beside, _layer_bills, _ranges, _stack
 from rheobase.spiking import Counts, Tally
 
 TALLY = Tally(
@@ -19,8 +19,8 @@ TALLY = Tally(
 )
 
 
-def model(name: str, tally: Tally) -> ReportModel:
-    return ReportModel(name=name, parameters=1, log=(), evaluation={}, layers=(), tally=tally, bills=())
+def model(name: str, tally: Tally, *bills) -> ReportModel:
+    return ReportModel(name=name, parameters=1, log=(), evaluation={}, layers=(), tally=tally, bills=bills)
 
 
 def test_the_bars_of_a_layer_hold_all_that_its_operators_did():
@@ -61,6 +61,14 @@ def test_layers_of_which_no_product_is_counted_are_unknown():
     whole = Tally(1, {"head": Counts(adds=3)}, ("quantized.linear",))
     ((_, [(layer, bill)]),) = _layer_bills(price(whole, "horowitz-45nm").target, [model("a", whole)])
     assert layer == "head" and bill.formula_joules is bill.dense_joules is None and bill.priced_joules.central > 0
+
+
+def test_models_beside_each_other_are_told_by_their_own_tokens():
+    short, long = (Tally(tokens, {"head": Counts(macs=10 * tokens, dense_macs=20 * tokens)}) for tokens in (100, 1000))
+    models = [model(name, tally, price(tally, "horowitz-45nm")) for name, tally in (("a", short), ("b", long))]
+    beside = _beside(models[0].bills[0], models)
+    assert beside["names"] == ["a", "a, all dense", "b"]
+    assert [x.central for x, _ in beside["rows"]["formula"]] == pytest.approx([0.046, 0.092, 0.046])
 
 
 def test_ranges_lie_on_decades_and_only_where_products_have_a_price():

@@ -189,7 +189,13 @@ def test_what_sanafe_cannot_run_is_refused(tmp_path):
     assert "at most 4,194,304 synapses" in said(UnsupportedError, wide.graph("one.s"), calibration=frames(2, 4200))
     assert "no LIF cell" in said(UnsupportedError, Builder().graph("frames.out"))
     assert "calibration" in said(ConfigError, chain().graph("two.s"), calibration=None)
-    assert "'chips'; leave it out" in said(ConfigError, chain().graph("two.s"), chips=2)
+    assert "expected no options, got 'chips'; leave it out" in said(ConfigError, chain().graph("two.s"), chips=2)
+    for empty in (frames(20)[:0], frames(20)[:, :0]):
+        assert "expected calibration tokens" in said(ConfigError, chain().graph("two.s"), calibration=empty)
+    for wrong in (math.nan, math.inf):
+        unsound = chain()
+        unsound.arrays["one.w"][0, 0] = wrong
+        assert "one.w: expected finite numbers" in said(UnsupportedError, unsound.graph("two.s"))
 
 
 def test_without_sanafe_an_artefact_is_written_and_verify_says_what_to_install(tmp_path, monkeypatch):

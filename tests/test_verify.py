@@ -5,9 +5,10 @@ import json
 import pytest
 from reader_seeds import EXPORTED, READERS
 
-from rheobase.backends import verify
+from rheobase.backends import export, verify
 from rheobase.backends.artifact import MANIFEST, open_artifact, reseal
 from rheobase.backends.exporters.nir import rejoin
+from rheobase.backends.exporters.spinnaker2 import host
 from rheobase.backends.exporters.spinnaker2.image import unpack
 from rheobase.cli import run
 from rheobase.spiking.errors import ConfigError, FormatError
@@ -61,8 +62,19 @@ def test_what_only_spinnaker2_has_is_refused_as_such(tmp_path, capsys, option, f
     assert error == f"rheobase: {line} {option} out\n"
     with pytest.raises(ConfigError, match="since"):
         verify(folder, **{option: "qemu"})
-    with pytest.raises(ConfigError, match="nir verify: expected options of its own, got 'emulate'"):
-        verify(folder, emulate="qemu")
+    for option in ("emulate", "artifact"):
+        with pytest.raises(ConfigError, match=f"nir verify: expected no options, got '{option}'; leave it out"):
+            verify(folder, **{option: "qemu"})
+    with pytest.raises(ConfigError, match="nir export: expected one of .*gain.*, got 'version'"):
+        export(rejoin(open_artifact(folder)), "nir", tmp_path / "y", version="9")
+
+
+def test_without_the_library_the_firmware_is_said_not_to_have_run(small_image, monkeypatch):
+    monkeypatch.setattr(host, "library", lambda: None)
+    report = verify(small_image)
+    assert report.ok and report.notes[0] == (
+        "firmware on the host: not run, since the package was installed without a C compiler"
+    )
 
 
 def test_a_mismatch_is_given_by_fields_too(small_image, capsys):

@@ -29,7 +29,6 @@ from rheobase.backends.counting.operators import (
     MAGNITUDES,
     MATRIX_PRODUCTS,
     SPARSE_PRODUCTS,
-    TRANSCENDENTAL,
     VIEWS,
     ZEROS,
     kind_of,
@@ -41,7 +40,18 @@ from rheobase.backends.counting.rules import RULES
 from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
 from rheobase.spiking.neurons import Cell
 from rheobase.spiking.ops.choice import wanted
-from rheobase.spiking.tally import BINARY, DENSE, EVENT_KINDS, GRADED, KINDS, TERNARY, Counts, Tally, listening
+from rheobase.spiking.tally import (
+    BINARY,
+    DENSE,
+    EVENT_KINDS,
+    GRADED,
+    KINDS,
+    TERNARY,
+    TRANSCENDENTALS,
+    Counts,
+    Tally,
+    listening,
+)
 
 INDEX = (torch.int64, torch.bool)
 """types of ids, places and masks, whose arithmetic is addressing and is not counted"""
@@ -236,8 +246,8 @@ class CountingMode(TorchDispatchMode):
         n = outputs[0].numel()
         weights = [t for t in inputs if t in self.constants and t.numel() > 1]
         read = n_bytes({id(t): t for t in inputs if t not in self.constants}.values())  # x * x reads x once
-        plain = {name: n * times for name, times in each.items() if name not in TRANSCENDENTAL}
-        kinds = {name: n * times for name, times in each.items() if name in TRANSCENDENTAL}
+        plain = {name: n * times for name, times in each.items() if name not in TRANSCENDENTALS}
+        kinds = {name: n * times for name, times in each.items() if name in TRANSCENDENTALS}
         self.add(
             **plain,
             transcendentals=kinds,

@@ -77,8 +77,6 @@ ELEMENTWISE = {
 }
 """operator -> what it does for each element of its output"""
 
-TRANSCENDENTAL = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan", "sin", "cos", "erf")
-
 TESTS = packets("gt ge lt le eq ne logical_not logical_and logical_or isnan isinf isfinite")
 """their outputs are 0 or 1"""
 SIGNS = packets("sign sgn")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rheobase.spiking.errors import ConfigError, FormatError
 from rheobase.spiking.registry import nearest
+from rheobase.spiking.tally import TRANSCENDENTALS
 
 FOLDER = Path(__file__).parent.parent / "targets"
 ENERGIES = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "nJ": 1e-9, "pJ": 1e-12, "fJ": 1e-15}
@@ -26,7 +27,6 @@ TERMS = {
 }
 """What a target may price, by field of `Counts`, and how it is called; a field that `Counts` lacks is passed over."""
 
-TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "division", "atan", "sin", "cos", "erf")
 KEYS = ("title", "note", "twin", "dense", "terms", "idle_watts")
 TEXTS = ("unit", "source", "confidence", "node", "precision", "scope")
 

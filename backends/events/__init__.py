@@ -9,6 +9,7 @@ where another format shares the suffix. READ_LIMITS where more can be read than 
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -156,7 +157,9 @@ def write_edge(
         raise ConfigError("sensor", f"none with {path.suffix}, which holds units", str(sensor), "leave it out")
     if sent.n_streams != 1:
         raise ConfigError("events", "one stream", f"{sent.n_streams}", "record the streams one by one")
-    dt_s = dt_s or sent.dt_s or STEP_US / 1e6
+    dt_s = next(s for s in (dt_s, sent.dt_s, STEP_US / 1e6) if s is not None)
+    if not 0 < dt_s < math.inf:
+        raise ConfigError("dt", "seconds a step, above 0", f"{dt_s}", "give another --dt")
     table = module.write_edge(path, edge, sent, kind, dt_s)
     return write_sidecar(path, {"events": len(sent), "sensor": None, "shift_us": 0, "lost": [], **table})
 

@@ -2,7 +2,21 @@
 
 import numpy as np
 
-from rheobase.spiking.errors import FormatError
+from rheobase.spiking.errors import ConfigError, FormatError
+
+
+def chosen(where: object, rows: int, what: str, sample: int | None) -> int:
+    """The number of the row to be read: `sample`, or 0 where there is but one; `what` names many of them.
+
+    raises  FormatError: there is none;  ConfigError: the choice is missing, or beyond them
+    """
+    if not rows:
+        raise FormatError(where, "a recording", f"0 {what}", "fetch it anew")
+    if sample is None and rows != 1:
+        raise ConfigError(where, "one recording", f"{rows:,} {what}", f"choose one with --sample 0 to {rows - 1}")
+    if not 0 <= (sample or 0) < rows:
+        raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
+    return sample or 0
 
 
 def without_loss(seconds: np.ndarray, where: object, lost: list[str]) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.events._edge import as_camera, seen
-from rheobase.backends.events._hdf5 import without_loss
+from rheobase.backends.events._hdf5 import chosen, without_loss
 from rheobase.backends.events._record import CHUNK, Recording, events, in_range
 from rheobase.backends.nir_file import load_nir, read_nirdata
 from rheobase.spiking.errors import ConfigError, FormatError
@@ -53,19 +53,16 @@ def read(
         n, (rows, *_) = said[path].get("n_neurons"), (*h5.dataset(f"{path}/idx").shape, 0)
         if type(n) is not int:
             raise FormatError(where, "a number of units", repr(n), "write it anew")
-        if sample is None and rows != 1:
-            raise ConfigError(where, "one recording", f"{rows:,} samples", f"choose one with --sample 0 to {rows - 1}")
-        if not 0 <= (sample or 0) < rows:
-            raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
+        row = chosen(where, rows, "samples", sample)
     if about and about.get("kind") == "model edge":
         steps, dt_s = _edge_of(where, about, n)
         recording = as_camera(n, steps, dt_s, sensor, remedy="keep it as .nirdata, or write it with another --dt")
-        recording.chunks = _chunks(file, where, path, sample or 0, n, recording, (steps, dt_s))
+        recording.chunks = _chunks(file, where, path, row, n, recording, (steps, dt_s))
         return recording
     recording.sensor = in_range(sensor or (max(n, 1), 1))
     if recording.sensor[0] * recording.sensor[1] < n:
         raise ConfigError(where, f"room for {n:,} units", f"{recording.sensor}", "give a larger --sensor WxH")
-    recording.chunks = _chunks(file, where, path, sample or 0, n, recording)
+    recording.chunks = _chunks(file, where, path, row, n, recording)
     return recording
 
 

@@ -10,9 +10,9 @@ import contextlib
 
 import numpy as np
 
-from rheobase.backends.events._hdf5 import without_loss
+from rheobase.backends.events._hdf5 import chosen, without_loss
 from rheobase.backends.events._record import Limits, Recording, events
-from rheobase.spiking.errors import ConfigError, FormatError
+from rheobase.spiking.errors import FormatError
 from rheobase.spiking.hdf5 import open_hdf5
 
 SUFFIXES = (".h5", ".hdf5")
@@ -40,11 +40,8 @@ def _chunks(file, where, sample, sensor, lost):
         (rows, *_), (other, *_) = ((*h5.dataset(name).shape, 0) for name in COLUMNS)
         if rows != other:
             raise FormatError(where, "times and units of one length", f"{rows} and {other} rows", "fetch it anew")
-        if sample is None and rows != 1:
-            raise ConfigError(where, "one recording", f"{rows:,} rows", f"choose one with --sample 0 to {rows - 1}")
-        if not 0 <= (sample or 0) < rows:
-            raise ConfigError("--sample", f"0 to {rows - 1}", str(sample), "choose another")
-        seconds, unit = (h5.read(name, sample or 0, most=8 * LONGEST_ROW) for name in COLUMNS)
+        row = chosen(where, rows, "rows", sample)
+        seconds, unit = (h5.read(name, row, most=8 * LONGEST_ROW) for name in COLUMNS)
     if len(seconds) > LONGEST_ROW:
         raise FormatError(where, f"rows of at most {LONGEST_ROW:,} events", "more", "cut it")
     if seconds.shape != unit.shape or seconds.ndim != 1 or seconds.dtype.kind != "f" or unit.dtype.kind not in "iu":

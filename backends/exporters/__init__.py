@@ -39,7 +39,7 @@ def export(
     exporter = registry.get("rheobase.backends.exporters", to)
     calibration = None if calibration is None else np.atleast_2d(np.asarray(calibration))
     given = {"calibration": calibration, "allow_lossy": allow_lossy, "version": version("rheobase")}
-    _refuse_others(f"{to} export", exporter.export, options)
+    _refuse_others(f"{to} export", exporter.export, {"graph", "out", *given}, options)
     return exporter.export(graph, out, **given, **options)
 
 
@@ -87,14 +87,15 @@ def refuse_options(artifact: Artifact, exporter: ModuleType, options) -> None:
     for option in sorted(_OF_SPINNAKER2 & set(options)) if name != "spinnaker2" else ():
         wanted = f"an artefact of spinnaker2, since {option} is of these alone"
         raise ConfigError(artifact.path, wanted, f"one of {name}", f"leave {option} out")
-    _refuse_others(f"{name} verify", exporter.verify, options)
+    _refuse_others(f"{name} verify", exporter.verify, {"artifact"}, options)
 
 
-def _refuse_others(where: str, function, options) -> None:
-    known = inspect.signature(function).parameters
+def _refuse_others(where: str, function, given: set[str], options) -> None:
+    own = [name for name in inspect.signature(function).parameters if name not in given]
     for name in options:
-        if name not in known:
-            raise ConfigError(where, "options of its own", repr(name), "leave it out")
+        if name not in own:
+            remedy = registry.nearest(name, own) if own else "leave it out"
+            raise ConfigError(where, f"one of {', '.join(own)}" if own else "no options", repr(name), remedy)
 
 
 __all__ = ["Artifact", "Report", "export", "verify"]

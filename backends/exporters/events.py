@@ -13,9 +13,10 @@ import numpy as np
 from rheobase.backends.artifact import Artifact, Report, write_artifact
 from rheobase.backends.events import edge_writer, read_edge, write_edge
 from rheobase.backends.events._sidecar import sidecar_path
+from rheobase.backends.exporters._graphs import require_calibration
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import TRACE, StoredTrace, artifact_trace, compare, trace_tensors
-from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
+from rheobase.spiking.errors import FormatError, UnsupportedError
 from rheobase.spiking.events import Events
 from rheobase.spiking.graph import EventGraph
 
@@ -38,14 +39,12 @@ def export(
     allow_lossy  nothing here needs it: that a format keeps the signs of values alone is recorded
     format       the suffix of an event file: "aedat4", "raw", "dat", "es", "bs2" or "h5", of cameras and sensors, or
                  "nirdata", which keeps values
-    dt_s         seconds a step, 1 ms unless given
+    dt_s         seconds a step: the graph's own unless given, and 1 ms where it has none
     raises       UnsupportedError: no output sends events, or a format that is only read;  ConfigError: no calibration;
-                 FormatError: times or units that the format does not hold
+                 FormatError, LossyExportError: times or units that the format does not hold
     """
-    if calibration is None or np.size(calibration) == 0:
-        raise ConfigError("events export", "calibration [B, T, ..]", "none", "pass calibration=, or --input")
+    given = require_calibration("events export", calibration)[:1]
     edge_writer(f"events.{format}")
-    given = np.asarray(calibration)[:1]
     sent = simulate(graph, given).events
     if not sent:
         raise UnsupportedError("events export", "an output that sends events", "none", "export a spiking model")

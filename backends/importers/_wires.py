@@ -20,7 +20,7 @@ class Flat:
 def flatten(where, net) -> Flat:
     """A NIR graph without sub-graphs; Flatten goes too, since an image travels as one vector here."""
     nodes, edges = _inline(where, net, "")
-    for name in [n for n, node in nodes.items() if _passes_on(where, n, node)]:
+    for name in [n for n, node in nodes.items() if _passes_on(n, node)]:
         ins, outs = [a for a, b in edges if b == name], [b for a, b in edges if a == name]
         at = next((i for i, e in enumerate(edges) if name in e), 0)
         rest = [e for e in edges[at:] if name not in e]
@@ -60,7 +60,7 @@ def _inline(where, net, prefix) -> tuple[dict, list]:
     return nodes, edges
 
 
-def _passes_on(where, name, node) -> bool:
+def _passes_on(name, node) -> bool:
     if type(node).__name__ != "Flatten":
         return isinstance(node, _Relay)
     shape = node.input_type["input"] if node.input_type else None

@@ -30,10 +30,9 @@ def simulate(graph: EventGraph, tokens, state=None, *, on: str = "event", record
     if not isinstance(graph, EventGraph):
         raise GraphError("simulate", "an EventGraph", type(graph).__name__, "give what the model's lower() returns")
     run = registry.get("rheobase.backends.simulators", on).run
-    parameters = inspect.signature(run).parameters
-    known = list(parameters)[4:]
+    known = list(inspect.signature(run).parameters)[4:]
     unknown = sorted(set(options) - set(known))
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if unknown:
         remedy = registry.nearest(unknown[0], known) if known else "leave it out"
         raise ConfigError("simulate", f"on={on!r} with {', '.join(known) or 'no options'}", ", ".join(unknown), remedy)
     return run(graph, tokens, state, record, **options)

@@ -7,9 +7,7 @@ the graph and the number of tokens, by the rules of `_counts.py`.
 from rheobase.backends.simulators._counts import RULES, Seen
 from rheobase.backends.simulators._executor import Kernels
 from rheobase.spiking.graph import Conv2d, EventGraph, Input, Linear, Node
-from rheobase.spiking.tally import EVENT_KINDS, Counts, Tally
-
-_TRANSCENDENTALS = ("sigmoid", "tanh", "exp", "rsqrt", "division")
+from rheobase.spiking.tally import EVENT_KINDS, TRANSCENDENTALS, Counts, Tally
 
 
 class Counting(Kernels):
@@ -66,5 +64,5 @@ class Counting(Kernels):
         width |= {port: graph.shape_of(f"{node.name}.{port}")[0] for port in node.op.outputs}
         found = RULES[type(node.op)](Seen(node.op, graph.arrays_of(node), self.kind[node.name], width, tokens, **seen))
         plain = {key: n * self.size if key.endswith("_bytes") else n for key, n in found.items()}
-        transcendentals = {key: plain.pop(key) for key in _TRANSCENDENTALS if key in plain}
+        transcendentals = {key: plain.pop(key) for key in TRANSCENDENTALS if key in plain}
         return Counts(**plain, transcendentals=transcendentals)

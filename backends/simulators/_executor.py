@@ -41,11 +41,11 @@ class Kernels:
 
     def shift(self, whole, first):
         """What arrives a step late, [T, B, n]: `first` [B, n], then all of `whole` but its last."""
-        raise NotImplementedError
+        return np.concatenate([first[None], whole[:-1]]) if len(whole) else whole
 
     def stack(self, arrays: list):
         """Arrays [B, n], one a step, as one [T, B, n]."""
-        raise NotImplementedError
+        return np.stack(arrays)
 
     def from_numpy(self, array):
         """An array of the simulator's type."""

@@ -52,12 +52,6 @@ class EventKernels(Counting):
     def from_numpy(self, array):
         return np.asarray(array, self.dtype)
 
-    def stack(self, arrays):
-        return np.stack(arrays)
-
-    def shift(self, whole, first):
-        return np.concatenate([first[None], whole[:-1]]) if len(whole) else whole
-
     def count_nonzero(self, array):
         return np.count_nonzero(array)
 

@@ -61,8 +61,8 @@ def run(graph: EventGraph, tokens, state, record) -> Trace:
     for stream, name in sends.items():
         mine = key >> 24 == stream
         size = *fed.shape, graph.shape_of(name)[0]
-        events[name] = Events.from_unsorted(number[mine], step[mine], unit[mine], value[mine], *size)
-    events |= {name: Events.from_dense(partition.values_by_token(graph, name)[fed]) for name in by_token}
+        events[name] = Events.from_unsorted(number[mine], step[mine], unit[mine], value[mine], *size, dt_s=graph.dt_s)
+    events |= {name: Events.from_dense(partition.values_by_token(graph, name)[fed], graph.dt_s) for name in by_token}
     states = {}
     for name in graph.state_shapes():
         if name in last[0]:

@@ -30,12 +30,6 @@ class IntegerKernels(Kernels):
     def from_numpy(self, array):
         return np.asarray(array, np.int64)
 
-    def stack(self, arrays):
-        return np.stack(arrays)
-
-    def shift(self, whole, first):
-        return np.concatenate([first[None], whole[:-1]]) if len(whole) else whole
-
     def _wide(self, node, *roles):
         """A node's arrays in int64, so that no product of theirs is taken in fewer bits."""
         return [self.arrays[node.name][role].astype(np.int64) for role in roles]

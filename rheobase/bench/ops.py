@@ -33,7 +33,7 @@ def _lif(setting: Setting, dtype: torch.dtype) -> Case:
     shape, size = _shape(setting, dtype)
     x, g = torch.randn(2, *shape, device=setting.device, dtype=dtype)
     layer = LIF().to(setting.device)
-    ours = {"ours": lambda x: layer(x)[0], "loop over x.unbind(1)": _with("reference", lambda x: layer(x)[0])}
+    ours = {"ours": lambda x: layer(x)[0], "loop over x.unbind(1)": by_reference(lambda x: layer(x)[0])}
     peers = {
         "SpikingJelly, multi-step": _spikingjelly,
         "snnTorch, loop over x[t]": partial(_snntorch, setting.device),
@@ -58,7 +58,7 @@ def _wkv(setting: Setting, dtype: torch.dtype) -> Case:
     w, u = torch.randn(2, shape[2], device=setting.device)
     ours = {
         "ours": lambda *x: wkv_op(*x)[0],
-        "loop over x.unbind(1)": _with("reference", lambda *x: wkv_op(*x)[0]),
+        "loop over x.unbind(1)": by_reference(lambda *x: wkv_op(*x)[0]),
     }
     others, absent = tried({"fla, fused_recurrent_rwkv4": _fla} if setting.device == "cuda" else {})
     runs = {name: _both(way, [w, u, k, v], g) for name, way in (ours | others).items()}
@@ -101,7 +101,7 @@ def _egru(device: str, precision: str, batch: int, steps: int, units: int) -> Ca
             "ours, in a CUDA graph": lambda: ours(cuda_graphed),
             f"ours, I=H={wide}, rows of whole 16 bytes": lambda: ours(units=wide),
         }
-    ways["loop over its steps"] = lambda: ours(lambda layer, x: _with("reference", layer))
+    ways["loop over its steps"] = lambda: ours(lambda layer, x: by_reference(layer))
     ways |= {f"nn.{kind.__name__}": partial(peer, kind) for kind in (nn.GRU, nn.LSTM)}
     with tf32(precision == "TF32"):
         runs, absent = tried(ways)
@@ -140,21 +140,20 @@ def _both(way: Callable[..., Tensor], inputs: list[Tensor], g: Tensor) -> Callab
     return lambda: torch.autograd.grad(way(*leaves), leaves, g)
 
 
-def _with(kernels: str, way):
-    """The same with these kernels wanted."""
+def by_reference(way):
+    """The same, but every op takes its reference."""
 
     def run(*inputs):
-        with wanting(kernels):
+        with _referring():
             return way(*inputs)
 
     return run
 
 
 @contextmanager
-def wanting(kernels: str):
-    """Inside the block, every op is to take these kernels."""
+def _referring():
     before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = kernels
+    os.environ[VARIABLE] = "reference"
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from rheobase.bench import Case, Setting, tried
-from rheobase.bench.ops import wanting
+from rheobase.bench.ops import by_reference
 from rheobase.models import RWKV4, RWKV4Config, SpikeGPT, SpikeGPTConfig
 from rheobase.models.training.objective import text_loss
 from rheobase.models.training.step import compile_stages
@@ -57,7 +57,7 @@ def _case(name: str, sizes: dict, batch: int, length: int, setting: Setting) -> 
         torch.manual_seed(0)
         model = make().to(setting.device)
         run = training_step(model, tokens, way.endswith("compiled"))
-        run = _looped(run) if way.endswith("loops") else run
+        run = by_reference(run) if way.endswith("loops") else run
         if cuda:
             noted, refused = tried({way: partial(_memory, run, held)})
             notes |= noted
@@ -102,11 +102,3 @@ def training_step(model, tokens: torch.Tensor, compiled: bool = False):
         optimiser.step()
 
     return step
-
-
-def _looped(step):
-    def run():
-        with wanting("reference"):
-            step()
-
-    return run

@@ -146,7 +146,7 @@ def _wiring(graph, kept, inner, leaving, read) -> Wiring:
         ):
             gained[name] = tuple(feeding)
     named = {key: _free("input" if len(inputs) == 1 else _input_name(key, inputs), nodes) for key in inputs}
-    ends = [n for n in nodes if n in read or not leaving[n] or any(_leaves(e, inner) for e in leaving[n])]
+    ends = [n for n in nodes if n in read or not leaving[n] or any(e not in inner for e in leaving[n])]
     outputs = {_free("output" if len(ends) == 1 else f"output.{n}", nodes): n for n in ends}
     return Wiring(
         tuple(nodes),
@@ -175,10 +175,6 @@ def _terms(graph, name, sums) -> list[Edge]:
 
 def _feeds_only(graph, product, neuron, leaving, sums) -> bool:
     return type(graph.node(product).op) in PRODUCTS and _sole_target(product, leaving, graph, sums) == neuron
-
-
-def _leaves(edge: Edge, inner: set[Edge]) -> bool:
-    return edge not in inner
 
 
 def _input_name(key, inputs) -> str:

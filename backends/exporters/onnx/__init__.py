@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, write_artifact
+from rheobase.backends.exporters._graphs import relative_error, require_calibration, require_finite, share
 from rheobase.backends.exporters.onnx.calibration import deviation, fed, measure
 from rheobase.backends.exporters.onnx.fragments import Fragment, fragments, input_name, is_tokens
 from rheobase.backends.exporters.onnx.steps import Maker, Step, requantise
 from rheobase.backends.exporters.onnx.writer import IR, OPSET, load_onnx, onnx_bytes, run_onnx
 from rheobase.backends.simulators import simulate
-from rheobase.spiking.errors import ConfigError, FormatError, UnsupportedError
+from rheobase.spiking.errors import FormatError
 from rheobase.spiking.graph import EventGraph
 
 FORMAT = "rheobase-onnx/1"
@@ -37,12 +38,8 @@ def export(
     """
     load_onnx()
     parts = fragments(graph)
-    for name, array in graph.arrays.items():
-        if not np.isfinite(array).all():
-            raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
-    if calibration is None or np.size(calibration) == 0:
-        raise ConfigError("onnx export", "calibration tokens [B, T]", "none", "pass calibration=, or --input")
-    calibration = np.asarray(calibration)
+    require_finite(graph)
+    calibration = require_calibration("onnx export", calibration)
     fracs, power, changed = measure(graph, calibration, parts)
     maker = Maker(graph, fracs, power)
     kept = {e.source for part in parts for e in part.inputs.values()}.union(*(part.outputs for part in parts))
@@ -57,7 +54,7 @@ def export(
         gives = run_steps(steps, feeds)
         for source in part.outputs:
             values, frac = gives[source]
-            errors[source] = _relative(seen[source][0], values * 2.0 ** -np.asarray(frac, float))
+            errors[source] = relative_error(seen[source][0], values * 2.0 ** -np.asarray(frac, float))
             tensors[f"{name}/out/{source}"] = values.astype(np.int32)
             tensors[f"{name}/frac/{source}"] = np.atleast_1d(np.asarray(frac, np.int16))
         tensors |= {f"{name}/in/{n}": x for n, x in feeds.items()}
@@ -74,7 +71,7 @@ def export(
         "opset": OPSET,
         "ir": IR,
         "coverage": {n.name: inside.get(n.name, f"outside: {type(n.op).__name__}") for n in graph.nodes},
-        "notes": [_share(graph, inside)],
+        "notes": [share(graph, inside, "ONNX")],
         "deviations": [*weights, *changed],
         "relative_error": errors,
         "not_claimed": "equal integers with graph optimisation on: fused int8 kernels may round otherwise",
@@ -130,18 +127,3 @@ def _row(graph: EventGraph, file: str, part: Fragment, fracs: dict[str, int]) ->
 
     inputs = {name: said(edge) for name, edge in part.inputs.items()}
     return {"file": file, "level": part.level, "nodes": part.nodes, "inputs": inputs, "outputs": part.outputs}
-
-
-def _share(graph: EventGraph, inside: dict[str, str]) -> str:
-    """How many of the graph's numbers are in the files."""
-    every = {array: graph.arrays[array].size for node in graph.nodes for array in node.arrays.values()}
-    held = {array for node in graph.nodes if node.name in inside for array in node.arrays.values()}
-    numbers, whole = sum(every[array] for array in held), sum(every.values())
-    return f"{100 * numbers / max(whole, 1):.1f} % of weights in ONNX ({numbers:,} of {whole:,})"
-
-
-def _relative(wanted: np.ndarray, got: np.ndarray) -> float:
-    """Root mean square of the difference over that of what was wanted."""
-    size = float(np.square(wanted, dtype=np.float64).mean())
-    error = float(np.square(got - wanted, dtype=np.float64).mean())
-    return float(np.sqrt(error / size)) if size else float(error > 0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rheobase.backends.exporters._graphs import arriving
 from rheobase.backends.exporters.onnx.fragments import Fragment, is_tokens
 from rheobase.backends.exporters.onnx.steps import LARGEST, LOWEST, SIGMOID_READS
 from rheobase.backends.exporters.spinnaker2.quantise.calibration import recorded
@@ -42,9 +43,7 @@ def measure(
 
 def fed(graph: EventGraph, edge: Edge, values: np.ndarray, fracs: dict[str, int]) -> np.ndarray:
     """What an edge brought at each step of a run [T, n]: token ids in int64, all else in int8."""
-    if edge.delay:
-        first = np.full_like(values[:1], graph.state_fill().get(edge.source, 0.0))
-        values = np.concatenate([first, values[:-1]])
+    values = arriving(graph, edge, values)
     if is_tokens(graph, edge):
         return values.astype(np.int64)
     return np.clip(np.rint(values * 2.0 ** fracs[edge.source]), -LOWEST, LOWEST - 1).astype(np.int8)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2.arithmetic import accumulate
+from rheobase.backends.simulators.event import sliding_windows
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import Conv2d, Embedding, EventGraph, Linear, Node, Spike
 from rheobase.spiking.quantisation import LARGEST, best_exponents, round_weights
@@ -74,22 +75,17 @@ def _image(step: Step, x):
     return x.reshape(len(x), -1, *step.node.op.size)
 
 
-def _windows(x, kernel, stride):
-    """[.., H, W] -> [.., H', W', *kernel]."""
-    return np.lib.stride_tricks.sliding_window_view(x, kernel, (-2, -1))[..., ::stride, ::stride, :, :]
-
-
 def _conv2d(step: Step, x):
     op, weight = step.node.op, step.arrays["weight"]
     padded = np.pad(_image(step, x), ((0, 0), (0, 0), *2 * ((op.padding, op.padding),)))
-    windows = _windows(padded, weight.shape[2:], op.stride).transpose(0, 2, 3, 1, 4, 5)
+    windows = sliding_windows(padded, weight.shape[2:], op.stride).transpose(0, 2, 3, 1, 4, 5)
     sums = accumulate(windows.reshape(*windows.shape[:3], -1), weight.reshape(len(weight), -1).T, step.arrays["bias"])
     return sums.transpose(0, 3, 1, 2).reshape(len(x), -1)
 
 
 def _maxpool2d(step: Step, x):
     op = step.node.op
-    return _windows(_image(step, x), (op.kernel, op.kernel), op.stride).max((-2, -1)).reshape(len(x), -1)
+    return sliding_windows(_image(step, x), (op.kernel, op.kernel), op.stride).max((-2, -1)).reshape(len(x), -1)
 
 
 def _add(step: Step, a, b):

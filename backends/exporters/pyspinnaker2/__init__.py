@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rheobase.backends.artifact import Artifact, Report, foreign, write_artifact
+from rheobase.backends.exporters._graphs import require_calibration, require_finite
 from rheobase.backends.exporters.pyspinnaker2 import emulate
 from rheobase.backends.exporters.pyspinnaker2.bundle import (
     CONVERSION,
@@ -31,7 +32,7 @@ from rheobase.backends.exporters.pyspinnaker2.network import network
 from rheobase.backends.exporters.pyspinnaker2.said import coverage, deviations, share
 from rheobase.backends.exporters.pyspinnaker2.words import has_nir, nir_bytes, words
 from rheobase.backends.simulators import simulate
-from rheobase.spiking.errors import ConfigError, UnsupportedError
+from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import EventGraph
 
 FORMAT = "rheobase-pyspinnaker2/1"
@@ -49,13 +50,9 @@ def export(
     raises       UnsupportedError: no such fragment, or one that the machine would step otherwise;
                  ConfigError: no calibration
     """
-    for name, array in graph.arrays.items():
-        if not np.isfinite(array).all():
-            raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
+    require_finite(graph)
     net = network(graph)
-    if calibration is None or np.size(calibration) == 0:
-        raise ConfigError("pyspinnaker2 export", "calibration tokens [B, T]", "none", "pass calibration=, or --input")
-    steps = np.asarray(calibration)[:1, :STEPS]
+    steps = require_calibration("pyspinnaker2 export", calibration)[:1, :STEPS]
     kept = {s.edge.source for s in net.sources} | {f"{p.name}.s" for p in net.populations}
     seen = {name: array[0] for name, array in simulate(graph, steps, record=sorted(kept)).recorded.items()}
     ticks = steps.shape[1] + max(p.depth for p in net.populations)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rheobase.backends.exporters._graphs import share as share_of
 from rheobase.backends.exporters.pyspinnaker2.network import Network, refusal
 from rheobase.spiking.graph import CubaLIFCell, EventGraph, LIFCell
 
@@ -24,12 +25,9 @@ def coverage(graph: EventGraph, net: Network) -> dict[str, str]:
 
 def share(graph: EventGraph, net: Network) -> str:
     """How many of the graph's numbers are in the bundle, and all neurons that are not."""
-    every = {array: graph.arrays[array].size for node in graph.nodes for array in node.arrays.values()}
     names = {q.node for q in net.projections} | {p.name for p in net.populations}
-    held = {array for name in names for array in graph.node(name).arrays.values()}
-    numbers, whole = sum(every[array] for array in held), sum(every.values())
     cells = [n.name for n in graph.nodes if isinstance(n.op, LIFCell | CubaLIFCell)]
-    text = f"{100 * numbers / max(whole, 1):.1f} % of weights in populations ({numbers:,} of {whole:,})"
+    text = share_of(graph, names, "populations")
     return f"{text}, {len(net.populations)} of {len(cells)} layers of LIF units"
 
 

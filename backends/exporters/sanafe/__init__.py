@@ -17,11 +17,12 @@ import numpy as np
 
 from rheobase.backends.artifact import MANIFEST, Artifact, Report, write_artifact
 from rheobase.backends.counting import price
+from rheobase.backends.exporters._graphs import require_calibration, require_finite
 from rheobase.backends.exporters.sanafe.cells import cells_of, levels_of, precision_of
 from rheobase.backends.exporters.sanafe.network import build
 from rheobase.backends.simulators import simulate
 from rheobase.backends.trace import TRACE, StoredTrace, artifact_trace, compare, trace_tensors
-from rheobase.spiking.errors import ConfigError, FormatError, LossyExportError, UnsupportedError
+from rheobase.spiking.errors import FormatError, LossyExportError, UnsupportedError
 from rheobase.spiking.graph import EventGraph
 from rheobase.spiking.tally import Tally
 
@@ -38,11 +39,11 @@ def export(
     allow_lossy  even where a membrane came so near its threshold that SANA-FE's cut of it may decide
     returns      the Artifact; its manifest says of each node whether it is exported, or why not
     raises       UnsupportedError: no cell that SANA-FE can run, one that is reached over paths of different lengths,
-                 or too many units or synapses;  LossyExportError: such a membrane;  ConfigError: no calibration
+                 numbers that are not finite, or too many units or synapses;  LossyExportError: such a membrane;
+                 ConfigError: no calibration
     """
-    if calibration is None:
-        raise ConfigError("sanafe export", "calibration [B, T, ..]", "none", "pass calibration=, or --input")
-    given = np.asarray(calibration)[:1, :STEPS]
+    require_finite(graph)
+    given = require_calibration("sanafe export", calibration)[:1, :STEPS]
     cells, reasons = cells_of(graph)
     if not cells:
         last = {why: name for name, why in reasons.items()}

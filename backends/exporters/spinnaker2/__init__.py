@@ -199,6 +199,8 @@ def verify(artifact: Artifact, emulation: str | None = None, against: str | Path
         wrong = int((ours != hashes).sum() + (logits != got[manifest["logits"]][0]).sum())
         notes.append(f"firmware on the host: {ours.size:,} ticks of {ours.shape[1]} elements, {wrong} differ")
         problem = problem or (notes[-1] if wrong else None)
+    else:
+        notes.append("firmware on the host: not run, since the package was installed without a C compiler")
     if emulation:
         found = EMULATIONS[emulation](Machine(dram, pes, record=True), trace.tokens)
         most = max(int(counts.max()) for counts in found.instructions.values())

@@ -24,12 +24,14 @@ UNKNOWN = (
 )
 
 
-def _quantity(value: float, unit: str, source: str, scope: str) -> Quantity:
-    confidence = "second-hand figures" if "/" not in source else "derived from second-hand figures"
+SECOND_HAND = "second-hand figures"
+
+
+def _quantity(value: float, unit: str, source: str, scope: str, confidence=f"derived from {SECOND_HAND}") -> Quantity:
     return Quantity(value, value, value, unit, source, confidence, "22 nm FDSOI", "any", scope)
 
 
-CHIP = _quantity(75.2, "mW", f"{SOURCE}: elements off", "whole chip, all elements switched off")
+CHIP = _quantity(75.2, "mW", f"{SOURCE}: elements off", "whole chip, all elements switched off", SECOND_HAND)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import arithmetic_rwkv as rwkv
 from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, PROGRAM, Image
 from rheobase.backends.exporters.spinnaker2.program import GRADED, OPS, Instruction
+from rheobase.backends.exporters.spinnaker2.routing import program_of
 from rheobase.spiking.errors import FormatError
 
 ROUNDING = "add half, shift right arithmetically"
@@ -96,8 +97,8 @@ def _held(images: Iterable[Image]) -> _Held:
         elif image.kind == EMBEDDING:
             held.add("embedding", 16, image.fields["x_frac"])
         elif image.kind == PROGRAM and image.fields["slice"] == 0:  # the others run the same program
-            for row in image.regions["program"].reshape(-1, len(Instruction._fields)).tolist():
-                _of_instruction(held, stage, Instruction(*row))
+            for instruction in program_of(image):
+                _of_instruction(held, stage, instruction)
     return held
 
 

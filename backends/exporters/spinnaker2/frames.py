@@ -35,4 +35,4 @@ def as_tokens(graph: EventGraph, *frames: np.ndarray) -> tuple[EventGraph, Seque
     edges = [Edge(f"{token}.out", f"{source.name}.token", BINARY, (len(table),))]
     edges += [replace(e, kind=DENSE) if e.source == f"{source.name}.out" else e for e in graph.edges]
     nodes += [n for n in graph.nodes if n is not source]
-    return EventGraph(tuple(nodes), tuple(edges), {**graph.arrays, name: table}, graph.outputs), numbers
+    return replace(graph, nodes=tuple(nodes), edges=tuple(edges), arrays={**graph.arrays, name: table}), numbers

@@ -206,7 +206,8 @@ class ProgramElement(Element):
         bias, shift = (_shaped(where, r[name], (products_, n)).astype(np.int64) for name in ("bias", "shift"))
         weights = [self._product(where, r, row, n) for row in table]
         self.program = [
-            program.Instruction(*row) for row in _shaped(where, r["program"], (f["instructions"], 11)).tolist()
+            program.Instruction(*row)
+            for row in _shaped(where, r["program"], (f["instructions"], len(program.COLUMNS))).tolist()
         ]
         self.initial = _shaped(where, r["initial"], (f["registers"],)).astype(np.int64)
         self.factors = _shaped(where, r["factors"], (f["factors"], n)).astype(np.int64)

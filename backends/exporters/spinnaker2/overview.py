@@ -8,9 +8,9 @@ from rheobase.backends.artifact import Artifact
 from rheobase.backends.exporters.spinnaker2 import routing, work
 from rheobase.backends.exporters.spinnaker2.chip import QUADS, USABLE, Place
 from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, UNKNOWN, Estimate, Level, estimate, show
-from rheobase.backends.exporters.spinnaker2.image import EGRU, KINDS, PROGRAM, Image
+from rheobase.backends.exporters.spinnaker2.image import Image
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES
-from rheobase.backends.exporters.spinnaker2.plan import TICK_MS, fired_of
+from rheobase.backends.exporters.spinnaker2.plan import TICK_MS, fired_of, stage_of
 from rheobase.backends.trace import artifact_trace
 
 ACTIVITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -49,11 +49,6 @@ def open_overview(artifact: Artifact, dram: Image | None, pes: Pes, levels: tupl
     fired = fired_of(pes, trace.signals, manifest["probes"], trace.tokens)
     at = routing.read_places(artifact.read(routing.PLACEMENTS), pes)
     return Overview(dram, pes, at, fired, {**manifest["tick_plan"]}, levels)
-
-
-def stage_of(image: Image) -> str:
-    """Its stage: embedding, a layer such as "egru 0", a section, or head."""
-    return KINDS[image.kind] + (f" {image.fields['layer']}" if image.kind in (EGRU, PROGRAM) else "")
 
 
 def bytes_of(image: Image) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2 import products
+from rheobase.backends.exporters.spinnaker2.chip import USABLE as PES
 from rheobase.backends.exporters.spinnaker2.fitting import Stage, cut, remedy
 from rheobase.backends.exporters.spinnaker2.image import DRAM, EGRU, EMBEDDING, HEAD, Image, key
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerEGRUCell, IntegerEmbedding, IntegerLinear
@@ -18,7 +19,6 @@ from rheobase.spiking.graph import EventGraph, Node, Tokens
 
 PE_BYTES = 93_184
 """the image of one PE: 96 KiB of data memory less 4 KiB of stack and heap and 1 KiB of the firmware's own data"""
-PES = 148
 MOST_SLICES = 256
 """slices of a stage that a key can tell apart"""
 
@@ -52,7 +52,7 @@ class Partition:
     placed  every PE in the order of the stages and their slices
     dram    embedding and head, where they lie in DRAM
     probes  what `machine.Machine` shows, "stage.port" or "embedding", and which signal of the graph it is
-    where   node -> the layer or section whose PEs compute it, or dram
+    where   node -> the layer or section whose PEs compute it; what is not here lies in DRAM
     """
 
     placed: list[Placed]

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from rheobase.backends.exporters.spinnaker2.chip import IN_QUAD, QUADS, USABLE
-from rheobase.backends.exporters.spinnaker2.overview import ACTIVITIES, Overview, bytes_of, stage_of, what_ifs
+from rheobase.backends.exporters.spinnaker2.overview import ACTIVITIES, Overview, bytes_of, what_ifs
 from rheobase.backends.exporters.spinnaker2.partition import PE_BYTES
+from rheobase.backends.exporters.spinnaker2.plan import stage_of
 from rheobase.spiking.errors import ConfigError
 from rheobase.spiking.files import open_atomic
 
@@ -71,11 +72,10 @@ def _chip(axis, view: Overview, chip: tuple[int, int]) -> None:
 
 def _energy(axis, view: Overview) -> None:
     """Millijoules of a generated token against the share of units that send."""
-    styles = {("0.5 V, 150 MHz", False): ("#1d4ed8", "-"), ("0.5 V, 150 MHz", True): ("#1d4ed8", "--")}
-    styles |= {("0.8 V, 300 MHz", False): ("#c2410c", "-"), ("0.8 V, 300 MHz", True): ("#c2410c", "--")}
+    colours = dict(zip((level.name for level in view.levels), ("#1d4ed8", "#c2410c"), strict=True))
     percent = [100 * activity for activity in ACTIVITIES]
     for name, found in what_ifs(view).items():
-        colour, line = styles[found[0].level.name, name.endswith("shortest tick")]
+        colour, line = colours[found[0].level.name], "--" if name.endswith("shortest tick") else "-"
         axis.plot(percent, [1e3 * e.joules for e in found], line, color=colour, marker="o", markersize=3, label=name)
     units = [row for stream, row in view.fired.items() if stream and row.ndim == 2]
     recorded = 100 * sum(row.sum() for row in units) / sum(row.size for row in units)

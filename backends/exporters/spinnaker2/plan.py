@@ -12,15 +12,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2 import work
+from rheobase.backends.exporters.spinnaker2.estimate import LEVELS
 from rheobase.backends.exporters.spinnaker2.image import EGRU, EMBEDDING, KINDS, PROGRAM, TOKEN, Image
 from rheobase.backends.exporters.spinnaker2.routing import sent_by
 
-CLOCKS_MHZ = (150, 300)
 TICK_MS = 1.0
 """the system tick of py-spinnaker2"""
 HOST_TICKS = 1
 """the host takes the logits, chooses a token and sends it within a tick, at best; embedding and head in DRAM are its
 work too"""
+
+
+def stage_of(image: Image) -> str:
+    """Its stage: embedding, a layer such as "egru 0", a section, or head."""
+    return KINDS[image.kind] + (f" {image.fields['layer']}" if image.kind in (EGRU, PROGRAM) else "")
 
 
 def names_of(pes: list[tuple[str, Image]], probes: Mapping[str, str]) -> dict[int, str]:
@@ -52,15 +57,15 @@ def tick_plan(pes: list[tuple[str, Image]], fired: work.Fired) -> dict:
         return {"unknown": f"cycles of {', '.join(unknown)}: none are fitted in firmware/cycles.toml"}
     worst = {where: float(work.instructions(i, work.worst(i))) for where, i in pes}
     ticks = {where: work.instructions(i, work.recorded(i, fired)) for where, i in pes}
-    stages: dict[tuple[int, int], list[str]] = {}
+    stages: dict[str, list[str]] = {}
     for where, image in pes:
-        stages.setdefault((image.kind, image.fields["layer"]), []).append(where)
+        stages.setdefault(stage_of(image), []).append(where)
     rows = []
-    for phase, ((kind, layer), members) in enumerate(stages.items()):
+    for phase, (stage, members) in enumerate(stages.items()):
         slowest = np.max([ticks[where] for where in members], 0)
         rows.append(
             {
-                "stage": KINDS[kind] + (f" {layer}" if kind in (EGRU, PROGRAM) else ""),
+                "stage": stage,
                 "phase": phase,
                 "pes": len(members),
                 "worst": round(max(worst[where] for where in members)),
@@ -77,7 +82,7 @@ def tick_plan(pes: list[tuple[str, Image]], fired: work.Fired) -> dict:
         "ticks_a_token": a_token,
         "ticks_prefilled": prefilled,
         "cycles": cycles,
-        "clocks": [clock(mhz, cycles, a_token, prefilled) for mhz in CLOCKS_MHZ],
+        "clocks": [clock(mhz, cycles, a_token, prefilled) for mhz in (level.mhz for level in LEVELS)],
         "pes": {w: {"worst": round(worst[w]), "mean": round(float(ticks[w].mean()))} for w, _ in pes},
         "source": work.cycles()["source"],
         "confidence": work.cycles()["confidence"],

@@ -34,7 +34,6 @@ OPS = (
     *("product", "slice", "norm", "mix", "sigmoid", "squared_relu", "multiply"),
     *("add", "lif", "wkv", "spike", "move", "send"),
 )
-COLUMNS = ("op", "out", "a", "b", "c", "d", "factor", "port", "s0", "s1", "s2")
 FACTORS = {"norm": 2, "mix": 3, "lif": 5, "wkv": 2}
 RESETS, TERNARY, GRADED = 1, 2, 4
 MOST_PRODUCTS, MOST_VECTORS = 4, 2
@@ -57,6 +56,9 @@ class Instruction(NamedTuple):
     s0: int = 0
     s1: int = 0
     s2: int = 0
+
+
+COLUMNS = Instruction._fields
 
 
 def instruction(op: str, **columns: int) -> Instruction:

@@ -44,7 +44,7 @@ def pruner(graph: EventGraph) -> Callable[[int], EventGraph]:
 
     def pruned(percent: int) -> EventGraph:
         arrays = {n: graph.arrays[n] * (size >= least[n][percent - 1]) for n, size in magnitudes.items()}
-        return EventGraph(graph.nodes, graph.edges, {**graph.arrays, **arrays}, graph.outputs)
+        return replace(graph, arrays={**graph.arrays, **arrays})
 
     return pruned
 
@@ -99,7 +99,7 @@ def narrowed(graph: EventGraph, width: int = 0, vocabulary: int = 0) -> EventGra
                     array = array.take(np.arange(new) * old // new, axis)
             arrays[name] = array
     edges = tuple(replace(e, shape=(size(e.source),)) for e in graph.edges)
-    return EventGraph(tuple(nodes), edges, arrays, graph.outputs)
+    return replace(graph, nodes=tuple(nodes), edges=edges, arrays=arrays)
 
 
 def _parts(graph: EventGraph) -> tuple[Node, list[Node], bool]:

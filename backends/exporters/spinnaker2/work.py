@@ -6,7 +6,7 @@ program, units by op, sources of its norms, registers by unit and lengths of its
 
 The price of each term in instructions is in `firmware/cycles.toml`, a table a kind of element, fitted by
 benchmarks/firmware_cycles.py to what the firmware takes in QEMU. A section's branches depend on its data: the ticks of
-a trained SpikeGPT's sections are met within 15 %, those of other elements within 5 %.
+a trained SpikeGPT's sections are met within 15 %, those of other elements as `firmware/cycles.toml` says.
 """
 
 import functools

@@ -159,7 +159,7 @@ static int embedding_open(pe_t *pe, uint8_t *image)
     return product_open(&pe->product[0], image, EMBEDDING_AT_ROWS, pe->units, pe->field[EMBEDDING_WIDTH]);
 }
 
-/* How many factors an instruction reads, and whether it reads of a product or of a vector. */
+/* How many factors an instruction reads. */
 static const uint8_t factors_of[S2LM_OPS] = {[OP_NORM] = 2, [OP_MIX] = 3, [OP_LIF] = 5, [OP_WKV] = 2};
 
 static int instruction_open(const pe_t *pe, const int32_t *i)

@@ -6,7 +6,7 @@
 #include "layout.h"
 #include "s2_hal.h"
 
-enum { SYS_OPEN = 1, SYS_CLOSE = 2, SYS_WRITE = 5, SYS_READ = 6, SYS_EXIT = 0x20 };
+enum { SYS_OPEN = 1, SYS_WRITE = 5, SYS_READ = 6, SYS_EXIT = 0x20 };
 enum { READ_BINARY = 1, WRITE_BINARY = 5 };
 enum { CODE_DONE = 0x20026 };
 enum { RECORDS = 16 };

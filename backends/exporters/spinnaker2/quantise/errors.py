@@ -1,9 +1,11 @@
 """How far an integer graph is from its float graph, signal by signal, and what the rounding of each matrix costs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from rheobase.backends.exporters._graphs import relative_error
 from rheobase.backends.exporters.spinnaker2.quantise.ops import formats
 from rheobase.backends.simulators import simulate
 from rheobase.spiking.graph import EventGraph, Linear, Spike
@@ -23,7 +25,7 @@ def errors(graph: EventGraph, integer: EventGraph, tokens: np.ndarray) -> dict[s
     names = [name for name in names if graph.node(name.rpartition(".")[0]).op.inputs]
     floats = simulate(graph, tokens, record=names).recorded
     integers, fracs = simulate(integer, tokens, on="integer", record=names).recorded, formats(integer)
-    return {name: _relative(floats[name], integers[name] * 2.0 ** -fracs[name].frac) for name in names}
+    return {name: relative_error(floats[name], integers[name] * 2.0 ** -fracs[name].frac) for name in names}
 
 
 def sensitivity(graph: EventGraph, tokens: np.ndarray, cost: Callable[[np.ndarray], float]) -> dict[str, float]:
@@ -45,10 +47,5 @@ def sensitivity(graph: EventGraph, tokens: np.ndarray, cost: Callable[[np.ndarra
         short = rounded(columns, best_exponents(columns, np.ones(len(columns)), clip=True))
         short = (short.T if node.op.transposed else short).astype(weight.dtype)
         arrays = {**graph.arrays, node.arrays["weight"]: short}
-        found[node.arrays["weight"]] = of(EventGraph(graph.nodes, graph.edges, arrays, graph.outputs)) - whole
+        found[node.arrays["weight"]] = of(replace(graph, arrays=arrays)) - whole
     return found
-
-
-def _relative(wanted: np.ndarray, got: np.ndarray) -> float:
-    error = np.square(got - wanted, dtype=np.float64).mean()
-    return float(np.sqrt(error / size)) if (size := np.square(wanted, dtype=np.float64).mean()) else float(error > 0)

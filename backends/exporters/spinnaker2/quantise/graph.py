@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rheobase.backends.exporters._graphs import require_finite
 from rheobase.backends.exporters.spinnaker2.quantise import egru, products, rwkv
 from rheobase.backends.exporters.spinnaker2.quantise.calibration import (
     choose_formats,
@@ -86,9 +87,7 @@ def quantise(
                  accumulator that could overflow;  LossyExportError: q_g saturates on the calibration data
     """
     refuse_other_ops(graph)
-    for name, array in graph.arrays.items():
-        if not np.isfinite(array).all():
-            raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
+    require_finite(graph)
     calibration = np.asarray(calibration)
     if calibration.size == 0:
         raise ConfigError("calibration", "at least one token", "none", "give tokens of real text")
@@ -96,7 +95,7 @@ def quantise(
     out = Writer(graph, {}, power)
     out.formats = choose_formats(graph, largest, products.quantise_table(out))
     nodes = tuple(INTEGER[type(node.op)](out, node) for node in graph.nodes)
-    integer = EventGraph(nodes, tuple(replace(e) for e in graph.edges), out.arrays, graph.outputs)
+    integer = replace(graph, nodes=nodes, arrays=out.arrays)
     _check_ranges(out, integer, calibration, allow_lossy)
     return integer, out.deviations
 
