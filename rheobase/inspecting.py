@@ -12,8 +12,7 @@ from rheobase.backends.exporters import spinnaker2
 from rheobase.backends.exporters.spinnaker2 import overview as image_overview
 from rheobase.backends.exporters.spinnaker2 import picture
 from rheobase.backends.exporters.spinnaker2.estimate import LEVELS, read_levels
-from rheobase.backends.exporters.spinnaker2.firmware import COMPILER
-from rheobase.backends.exporters.spinnaker2.firmware import missing as missing_tool
+from rheobase.backends.exporters.spinnaker2.firmware import missing_to_compile
 from rheobase.backends.exporters.spinnaker2.firmware.memory import footprint
 from rheobase.backends.trace import TOKENS, TRACE, StoredTrace, artifact_trace, compare, load_trace
 from rheobase.models import SpikeGPT
@@ -69,7 +68,9 @@ def _inspect_artefact(artifact: Artifact, out: str | None, target: str | None) -
     if view:
         lines.append(image_overview.text(view))
         table |= image_overview.table(view)
-    if view and missing_tool() != COMPILER:
+    if view and (lacking := missing_to_compile()):
+        lines.append(f"firmware: not measured, since {lacking} is not installed")
+    elif view:
         table["firmware"] = dataclasses.asdict(memory := footprint())
         lines.append(str(memory))
     if out:

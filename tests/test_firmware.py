@@ -1,5 +1,6 @@
 """The firmware: the same integers in NumPy, in C on the host, and on an emulated Cortex-M4F."""
 
+import os
 import shutil
 import subprocess
 
@@ -17,7 +18,7 @@ from rheobase.backends.exporters.spinnaker2.partition import build
 from rheobase.backends.exporters.spinnaker2.quantise import quantise
 from rheobase.backends.exporters.spinnaker2.samples import random_machine
 from rheobase.models import SpikeGPT, SpikeGPTConfig
-from rheobase.spiking.errors import FormatError, ShapeError
+from rheobase.spiking.errors import FormatError, ShapeError, UnsupportedError
 
 needs_c = pytest.mark.skipif(host.library() is None, reason="no C compiler at install")
 needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
@@ -217,9 +218,18 @@ def test_the_program_lies_within_the_memory_of_an_element(tmp_path):
 
 
 def test_tools_that_are_missing_are_named(monkeypatch, tmp_path):
-    from rheobase.spiking.errors import UnsupportedError
-
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert firmware.missing() == "arm-none-eabi-gcc"
-    with pytest.raises(UnsupportedError, match="firmware: expected the compiler arm-none-eabi-gcc, got none; apt-get"):
+    with pytest.raises(UnsupportedError, match="firmware: expected arm-none-eabi-gcc, to compile it, got none; apt-"):
+        firmware.compile_elf(tmp_path / "x")
+
+
+def test_a_compiler_without_headers_is_told_from_one(monkeypatch, tmp_path):
+    """Debian has them in a package of their own, which its compiler only recommends."""
+    compiler = tmp_path / "arm-none-eabi-gcc"
+    compiler.write_text("#!/bin/sh\ngrep -q stdint && exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert firmware.missing() == "stdint.h of arm-none-eabi-gcc"
+    with pytest.raises(UnsupportedError, match="stdint.h of arm.*, got none; .* libnewlib-arm-none-eabi"):
         firmware.compile_elf(tmp_path / "x")

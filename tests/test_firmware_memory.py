@@ -1,14 +1,12 @@
 """The program's bytes, and its stack at its deepest."""
 
-import shutil
-
 import pytest
 
 from rheobase.backends.exporters.spinnaker2 import firmware
 from rheobase.backends.exporters.spinnaker2.firmware import memory
 from rheobase.spiking.errors import FormatError
 
-needs_compiler = pytest.mark.skipif(shutil.which(firmware.COMPILER) is None, reason="no compiler for the Cortex-M4F")
+needs_compiler = pytest.mark.skipif(firmware.missing_to_compile() is not None, reason="no compiler for the Cortex-M4F")
 
 
 def graph(*calls: tuple[str, str], **frames: int) -> str:

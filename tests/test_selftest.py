@@ -1,7 +1,6 @@
 """The self-test that a board's owner runs first, and the stub of the board's machine."""
 
 import dataclasses
-import shutil
 import subprocess
 
 import numpy as np
@@ -13,7 +12,7 @@ from rheobase.backends.exporters.spinnaker2.firmware import selftest
 from rheobase.backends.exporters.spinnaker2.image import KINDS
 from rheobase.spiking.errors import FormatError
 
-needs_compiler = pytest.mark.skipif(shutil.which(firmware.COMPILER) is None, reason="no compiler for the Cortex-M4F")
+needs_compiler = pytest.mark.skipif(firmware.missing_to_compile() is not None, reason="no compiler for the Cortex-M4F")
 needs_qemu = pytest.mark.skipif(firmware.missing() is not None, reason=f"{firmware.missing()} is not installed")
 
 

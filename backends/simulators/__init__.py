@@ -2,7 +2,7 @@
 
 import inspect
 
-import torch
+from torch import autocast, no_grad  # the name torch is a simulator's here
 
 from rheobase.backends.trace import Trace
 from rheobase.spiking import registry
@@ -10,9 +10,6 @@ from rheobase.spiking.errors import ConfigError, GraphError
 from rheobase.spiking.graph import EventGraph
 
 
-@torch.no_grad()
-@torch.autocast("cuda", enabled=False)
-@torch.autocast("cpu", enabled=False)
 def simulate(graph: EventGraph, tokens, state=None, *, on: str = "event", record=(), **options) -> Trace:
     """Run tokens, or frames, through a graph: the model's own events and outputs.
 
@@ -35,7 +32,8 @@ def simulate(graph: EventGraph, tokens, state=None, *, on: str = "event", record
     if unknown:
         remedy = registry.nearest(unknown[0], known) if known else "leave it out"
         raise ConfigError("simulate", f"on={on!r} with {', '.join(known) or 'no options'}", ", ".join(unknown), remedy)
-    return run(graph, tokens, state, record, **options)
+    with no_grad(), autocast("cuda", enabled=False), autocast("cpu", enabled=False):
+        return run(graph, tokens, state, record, **options)
 
 
 __all__ = ["simulate"]

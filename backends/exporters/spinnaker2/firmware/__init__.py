@@ -4,6 +4,7 @@ The same sources make the host's library (`host`). QEMU executes the instruction
 code computes these integers on that processor, and how many instructions it takes.
 """
 
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from rheobase.spiking.errors import FormatError, UnsupportedError
 FOLDER = Path(__file__).parent
 KERNELS = ("pe", "product", "egru", "head", "embedding", "program")
 COMPILER, EMULATOR = "arm-none-eabi-gcc", "qemu-system-arm"
-PACKAGES = "apt-get install gcc-arm-none-eabi qemu-system-arm"
+PACKAGES = "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
 FLAGS = [
     *("-std=c99", "-Wall", "-Wextra", "-Werror", "-O2", "-ffreestanding", "-fno-tree-loop-distribute-patterns"),
     *("-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard", "-nostdlib"),
@@ -30,15 +31,29 @@ RECORD = np.dtype([("key", "<u4"), ("payload", "<i4")])
 TICK = np.array([(key(LOG, 0), 0)], RECORD)
 
 
+@functools.cache
+def _finds_headers(compiler: str) -> bool:
+    argv = [compiler, "-ffreestanding", "-fsyntax-only", "-x", "c", "-"]
+    return subprocess.run(argv, input=b"#include <stdint.h>\n", stderr=subprocess.DEVNULL).returncode == 0
+
+
+def missing_to_compile() -> str | None:
+    """The compiler, or its headers, which lie in a package of their own, if not installed."""
+    path = shutil.which(COMPILER)
+    if path is None:
+        return COMPILER
+    return None if _finds_headers(path) else f"stdint.h of {COMPILER}"
+
+
 def missing() -> str | None:
-    """The tool that is not installed, or None."""
-    return next((tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None), None)
+    """What is not installed of the tools to compile and to emulate, or None."""
+    return missing_to_compile() or (EMULATOR if shutil.which(EMULATOR) is None else None)
 
 
 def compile_elf(out: Path, *, machine: str = "qemu", program: str = "main", options: Sequence[str] = ()) -> Path:
-    """Compile the program of a processing element to `out`; raises UnsupportedError without a compiler."""
-    if shutil.which(COMPILER) is None:
-        raise UnsupportedError("firmware", f"the compiler {COMPILER}", "none", PACKAGES)
+    """Compile the program of a processing element to `out`; raises UnsupportedError without a compiler's files."""
+    if lacking := missing_to_compile():
+        raise UnsupportedError("firmware", f"{lacking}, to compile it", "none", PACKAGES)
     sources = [str(FOLDER / f"{name}.c") for name in (*KERNELS, program, machine)]
     subprocess.run(
         [COMPILER, *FLAGS, *options, f"-Wl,-T,{FOLDER / 'pe.ld'}", "-o", str(out), *sources, "-lgcc"], check=True
