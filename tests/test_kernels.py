@@ -416,7 +416,7 @@ def test_the_operators_in_c_keep_torchs_rules():
     for keep in (False, True):
         torch.library.opcheck(wkv_in_c.wkv_forward.operator, (*inputs, keep))
     torch.library.opcheck(wkv_in_c.wkv_backward.operator, (*inputs[:4], kept, y, last))
-    settings = [0.0, 0.0, 2.0, *[1.0] * 3, 0.0, 0.0, 1.0, 0.0]
+    settings = [0.0, 0.0, 2.0, 0.0, *[1.0] * 3, 0.0, 0.0, 1.0, 0.0, 1.0]
     inputs = k, state[0], w.exp(), u.exp()
     for wanted in itertools.product([False, True], repeat=3):
         torch.library.opcheck(lif_in_c.lif_forward.operator, (*inputs, settings, *wanted))

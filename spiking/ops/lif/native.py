@@ -4,6 +4,7 @@ B batch, T steps, D units. The source, with the equations of the backward pass, 
 """
 
 import ctypes
+import dataclasses
 import functools
 import math
 
@@ -16,24 +17,26 @@ from rheobase.spiking.ops.native.memory import empty
 from rheobase.spiking.ops.native.once import once, saved
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
-from rheobase.spiking.surrogates import ATan
+from rheobase.spiking.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
 
 
 class _Settings(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_double) for name in ("v_reset", "inverse", "alpha")),
+        *((name, ctypes.c_double) for name in ("v_reset", "inverse", "first", "second")),
         *((name, ctypes.c_int32) for name in ("hard", "decay_input", "strict", "ternary", "detach_reset", "learns")),
-        ("by_inverse", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("by_inverse", "surrogate")),
     ]
 
 
-TERNARY, LEARNS = 6, 8
-"""Places of these among the settings, which are `_Settings` as a list of numbers"""
+NUMBERS, TERNARY, LEARNS = 4, 7, 9
+"""How many of the settings, which are `_Settings` as a list of numbers, are no flags, and places of two of these"""
+SURROGATES = (None, ATan, Triangle, Sigmoid, FastSigmoid, StraightThrough)
+"""Those whose slopes `lif.c` computes, at their numbers there; of others it is given them"""
 
 
 @functools.cache
-def _struct(v_reset: float, inverse: float, alpha: float, *flags: float) -> _Settings:
-    return _Settings(v_reset, inverse, alpha, *map(int, flags))
+def _struct(*settings: float) -> _Settings:
+    return _Settings(*settings[:NUMBERS], *map(int, settings[NUMBERS:]))
 
 
 def _call(name: str, settings: list[float], like: Tensor, tensors: list[Tensor | None]) -> None:
@@ -113,16 +116,11 @@ class _LIF(torch.autograd.Function):
         g_last = torch.zeros_like(v0)
         if g_v is not None and not ctx.whole:
             g_last, g_v = g_v, None
-        slopes = (None, None) if _known(ctx.surrogate) else _slopes(ctx, x, v0, tau, theta)
+        slopes = (None, None) if ctx.settings[-1] else _slopes(ctx, x, v0, tau, theta)
         tensors = [x, v0, kept, tau, theta, *slopes, g_s, g_h, g_v, g_last]
         g_x, g_first, *shared = lif_backward(*tensors, ctx.settings)
         of_parameters = [g.sum(0) for g in shared] or [None, None]
         return g_x, g_first, *of_parameters, *[None] * 5
-
-
-def _known(surrogate) -> bool:
-    """Whether `lif.c` computes its slope."""
-    return type(surrogate) is ATan and surrogate.of_numbers()
 
 
 def _slopes(ctx, x, v0, tau, theta) -> tuple[Tensor, Tensor | None]:
@@ -140,9 +138,11 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     like = {"dtype": x_BTD.dtype, "device": x_BTD.device}
     tau, theta = (torch.as_tensor(p, **like).expand(units).contiguous() for p in (tau, theta))
     learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
-    numbers = v_reset or 0.0, inverse, surrogate.alpha if _known(surrogate) else 0.0
+    known = type(surrogate) in SURROGATES and surrogate.of_numbers()
+    shape = dataclasses.astuple(surrogate) if known else ()
+    numbers = v_reset or 0.0, inverse, *(*shape, 0.0, 0.0)[:2]
     flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns, exact
-    settings = [float(setting) for setting in (*numbers, *flags)]
+    settings = [float(setting) for setting in (*numbers, *flags, SURROGATES.index(type(surrogate)) if known else 0)]
     tensors = [x_BTD, v, tau, theta]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return _LIF.apply(*(t.contiguous() for t in tensors), settings, surrogate, whole, with_h, keep)

@@ -17,11 +17,14 @@
 typedef struct {
     double v_reset;
     double inverse; /* 1 / tau, where that is one power of two for all units */
-    double alpha;   /* steepness of the arctangent surrogate, for a backward pass that is given no slopes */
+    double first, second; /* the surrogate's settings, in their order */
     int32_t hard, decay_input, strict, ternary, detach_reset;
     int32_t learns; /* whether the gradients of tau and theta are wanted; set where ternary is */
     int32_t by_inverse; /* whether to multiply by `inverse`, which rounds the same, and not divide by tau */
+    int32_t surrogate;
 } lif_settings;
+
+enum { GIVEN, ATAN, TRIANGLE, SIGMOID, FAST_SIGMOID, STRAIGHT_THROUGH }; /* surrogates; GIVEN: slopes in an array */
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -36,7 +39,18 @@ typedef struct {
 
 INLINE REAL NAME(fired)(REAL u, int strict)
 {
-    return (u > 0) | ((u == 0) & !strict) ? 1 : 0;
+    const REAL at_zero = strict ? 0 : 1;
+    return u > 0 ? 1 : u == 0 ? at_zero : 0;
+}
+
+INLINE REAL NAME(size)(REAL u)
+{
+    return u < 0 ? -u : u;
+}
+
+INLINE REAL NAME(above)(REAL u)
+{
+    return u < 0 ? 0 : u; /* what is no number stays so */
 }
 
 INLINE REAL NAME(over)(REAL x, REAL tau, lif_settings set)
@@ -44,32 +58,69 @@ INLINE REAL NAME(over)(REAL x, REAL tau, lif_settings set)
     return set.by_inverse ? x * (REAL)set.inverse : x / tau;
 }
 
-INLINE REAL NAME(slope)(REAL u, REAL alpha)
+/* Slopes of a surrogate at side h - theta, of n units; equations: `surrogates`. */
+#define SLOPES(EXPRESSION)                     \
+    for (int64_t d = 0; d < n; d++) {          \
+        const REAL u = side * h[d] - theta[d]; \
+        to[d] = (EXPRESSION);                  \
+    }
+
+/* All but the arctangent's, each in a loop of its own; called, since it takes long to compile. */
+static ANY_WIDTH void NAME(other_slopes)(const lif_settings *set, REAL side, const REAL *restrict h,
+                                         const REAL *restrict theta, const REAL *restrict given, REAL *restrict to,
+                                         int64_t n)
 {
-    const REAL z = (REAL)1.5707963267948966 * alpha * u;
-    return alpha / 2 / (1 + z * z);
+    const REAL first = (REAL)set->first, second = (REAL)set->second;
+    if (set->surrogate == TRIANGLE)
+        SLOPES(first * NAME(above)(1 - second * NAME(size)(u)))
+    else if (set->surrogate == SIGMOID)
+        SLOPES(first * NAME(sigmoid)(first * u) * (1 - NAME(sigmoid)(first * u)))
+    else if (set->surrogate == FAST_SIGMOID)
+        SLOPES(1 / ((1 + first * NAME(size)(u)) * (1 + first * NAME(size)(u))))
+    else if (set->surrogate == STRAIGHT_THROUGH)
+        for (int64_t d = 0; d < n; d++)
+            to[d] = 1;
+    else
+        memcpy(to, given, (size_t)n * sizeof(REAL));
 }
 
+INLINE void NAME(slopes)(const lif_settings set, REAL side, const REAL *restrict h, const REAL *restrict theta,
+                         const REAL *restrict given, REAL *restrict to, int64_t n)
+{
+    const REAL half = (REAL)set.first / 2, steep = (REAL)1.5707963267948966 * (REAL)set.first;
+    if (set.surrogate == ATAN)
+        SLOPES(half / (1 + steep * u * (steep * u)))
+    else
+        NAME(other_slopes)(&set, side, h, theta, given, to, n);
+}
+#undef SLOPES
+
 /* One step of n units. v: the membrane before, then after it. drive, what is divided by tau; h, the membrane before
- * the reset; and s may be NULL. */
+ * the reset; and s may be NULL. Here and below, what hangs on a setting or on an array that may be NULL lies outside
+ * the loop over units: with the choice inside, clang or GCC 13 and later make no vectors of it. */
 INLINE void NAME(step)(const lif_settings set, const REAL *restrict x, const REAL *restrict tau,
                        const REAL *restrict theta, REAL *restrict v, REAL *restrict drive, REAL *restrict h,
                        REAL *restrict s, int64_t n)
 {
     const REAL v_reset = set.hard ? (REAL)set.v_reset : 0;
+    REAL all_driven[UNITS], all_now[UNITS], spikes[UNITS];
     for (int64_t d = 0; d < n; d++) {
         const REAL above = v[d] - v_reset, driven = set.decay_input ? x[d] - above : -above;
         const REAL charged = v[d] + NAME(over)(driven, tau[d], set), now = set.decay_input ? charged : charged + x[d];
         const REAL up = NAME(fired)(now - theta[d], set.strict);
         const REAL down = set.ternary ? NAME(fired)(-now - theta[d], set.strict) : 0;
         v[d] = now - (set.hard ? (up + down) * (now - v_reset) : (up - down) * theta[d]);
-        if (drive)
-            drive[d] = driven;
-        if (h)
-            h[d] = now;
-        if (s)
-            s[d] = up - down;
+        all_driven[d] = driven;
+        all_now[d] = now;
+        spikes[d] = up - down;
     }
+    const size_t size = (size_t)n * sizeof(REAL);
+    if (drive)
+        memcpy(drive, all_driven, size);
+    if (h)
+        memcpy(h, all_now, size);
+    if (s)
+        memcpy(s, spikes, size);
 }
 
 typedef struct {
@@ -118,35 +169,57 @@ INLINE void NAME(forward)(const lif_settings set, const NAME(lif_forth) a, int64
     }
 }
 
-/* One step of n units back. g_s, g_h, g_v may be NULL, and the slopes, for the arctangent's. carried: the gradient of
- * the membrane after the step, then of that before. */
+/* One step of n units back. g_s, g_h, g_v may be NULL. carried: the gradient of the membrane after the step, then of
+ * that before. */
 INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, const REAL *restrict theta,
                             const REAL *restrict drive, const REAL *restrict h, const REAL *restrict slope_up,
                             const REAL *restrict slope_down, const REAL *restrict g_s, const REAL *restrict g_h,
                             const REAL *restrict g_v, REAL *restrict carried, REAL *restrict g_x,
                             REAL *restrict g_tau, REAL *restrict g_theta, int64_t n)
 {
-    const REAL none[UNITS] = {0}, *restrict of_s = g_s ? g_s : none, *restrict of_h = g_h ? g_h : none;
-    const REAL *restrict given_up = slope_up ? slope_up : none, *restrict given_down = slope_down ? slope_down : none;
-    const REAL v_reset = (REAL)set.v_reset, alpha = (REAL)set.alpha;
+    const REAL v_reset = (REAL)set.v_reset, side = set.hard ? -1 : 1, resets = set.hard ? 1 : 0;
+    const size_t size = (size_t)n * sizeof(REAL);
+    REAL of_s[UNITS], of_reset[UNITS], at_up[UNITS], at_down[UNITS], g_now[UNITS], of_theta[UNITS];
+    g_s ? memcpy(of_s, g_s, size) : memset(of_s, 0, size);
     if (g_v)
         for (int64_t d = 0; d < n; d++)
             carried[d] += g_v[d];
+    if (set.detach_reset)
+        memset(of_reset, 0, size);
+    else if (set.hard)
+        for (int64_t d = 0; d < n; d++)
+            of_reset[d] = carried[d] * (h[d] - v_reset);
+    else
+        for (int64_t d = 0; d < n; d++)
+            of_reset[d] = carried[d] * theta[d];
+    NAME(slopes)(set, 1, h, theta, slope_up, at_up, n);
+    if (set.ternary)
+        NAME(slopes)(set, -1, h, theta, slope_down, at_down, n);
     for (int64_t d = 0; d < n; d++) {
         const REAL g = carried[d], up = NAME(fired)(h[d] - theta[d], set.strict);
         const REAL down = set.ternary ? NAME(fired)(-h[d] - theta[d], set.strict) : 0;
-        const REAL of_reset = set.detach_reset ? 0 : g * (set.hard ? h[d] - v_reset : theta[d]);
-        const REAL of_spike = set.hard ? of_s[d] : of_s[d] - of_reset, of_fired = set.hard ? -of_reset : 0;
-        const REAL at_up = slope_up ? given_up[d] : NAME(slope)(h[d] - theta[d], alpha);
-        const REAL at_down = slope_down ? given_down[d] : NAME(slope)(-h[d] - theta[d], alpha);
-        const REAL g_up = (of_spike + of_fired) * at_up, g_down = set.ternary ? (of_fired - of_spike) * at_down : 0;
-        const REAL stays = set.hard ? g * (1 - (up + down)) : g;
-        const REAL g_now = stays + g_up - g_down + of_h[d], g_drive = NAME(over)(g_now, tau[d], set);
-        g_x[d] = set.decay_input ? g_drive : g_now;
-        carried[d] = g_now - g_drive;
+        const REAL g_up = (of_s[d] - of_reset[d]) * at_up[d];
+        const REAL g_down = set.ternary ? (side * of_reset[d] - of_s[d]) * at_down[d] : 0;
+        g_now[d] = g * (1 - resets * (up + down)) + g_up - g_down;
+        if (set.learns)
+            of_theta[d] = g_up + g_down;
+    }
+    if (set.learns && !set.hard)
+        for (int64_t d = 0; d < n; d++) {
+            const REAL up = NAME(fired)(h[d] - theta[d], set.strict);
+            const REAL down = set.ternary ? NAME(fired)(-h[d] - theta[d], set.strict) : 0;
+            of_theta[d] += carried[d] * (up - down);
+        }
+    if (g_h)
+        for (int64_t d = 0; d < n; d++)
+            g_now[d] += g_h[d];
+    for (int64_t d = 0; d < n; d++) {
+        const REAL g_drive = NAME(over)(g_now[d], tau[d], set);
+        g_x[d] = set.decay_input ? g_drive : g_now[d];
+        carried[d] = g_now[d] - g_drive;
         if (set.learns) {
             g_tau[d] -= g_drive * drive[d] / tau[d];
-            g_theta[d] -= g_up + g_down + (set.hard ? 0 : g * (up - down));
+            g_theta[d] -= of_theta[d];
         }
     }
 }
@@ -214,9 +287,9 @@ INLINE int NAME(is_plain)(const lif_settings *set)
 {
     return set->hard && set->v_reset == 0 && set->decay_input && !set->strict && !set->ternary && !set->learns;
 }
-#define PLAIN(BY_INVERSE)                                                                                     \
-    ((lif_settings){0, set->inverse, set->alpha, .hard = 1, .decay_input = 1,                                \
-                    .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE})
+#define PLAIN(BY_INVERSE)                                                                                      \
+    ((lif_settings){0, set->inverse, set->first, set->second, .hard = 1, .decay_input = 1,                    \
+                    .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE, .surrogate = set->surrogate})
 
 /* v0, last: membranes before the first and after the last step, [batch, units]. h: before each reset, v: after it, or
  * NULL. kept: after steps EVERY - 1, 2 EVERY - 1 ..., [batch, steps / EVERY, units], or NULL. */
@@ -233,7 +306,7 @@ ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const R
 #undef FORWARD
 }
 
-/* slope_up, slope_down: the surrogate's slope at h - theta and at -h - theta, or NULL for the arctangent's. g_s, g_h,
+/* slope_up, slope_down: slopes at h - theta and at -h - theta that are GIVEN, or NULL. g_s, g_h,
  * g_v: gradients, NULL where there are none. g_last: on entry the gradient of the last membrane, on return that of
  * the first. g_tau, g_theta: [batch, units], added to. */
 ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const REAL *v0, const REAL *kept,
@@ -245,17 +318,18 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
                                 g_s, g_h, g_v,  g_x, g_last, g_tau,    g_theta};
     const NAME(lif_back) few = {x, v0, kept, tau, theta, .g_s = g_s, .g_x = g_x, .g_last = g_last};
 #define BACKWARD(SET, ARRAYS) NAME(backward)(SET, ARRAYS, steps, units, block, end)
-#define OF_KIND(HARD, TERNARY, LEARNS)                                                                        \
-    BACKWARD(((lif_settings){set->v_reset, set->inverse, set->alpha, HARD, set->decay_input, set->strict,     \
-                             TERNARY, set->detach_reset, LEARNS, set->by_inverse}), all)
-    if (NAME(is_plain)(set) && g_s && !slope_up && !g_h && !g_v)
+#define OF_KIND(TERNARY, LEARNS)                                                                              \
+    BACKWARD(((lif_settings){set->v_reset, set->inverse, set->first, set->second, set->hard,                  \
+                             set->decay_input, set->strict, TERNARY, set->detach_reset, LEARNS,               \
+                             set->by_inverse, set->surrogate}), all)
+    if (NAME(is_plain)(set) && g_s && set->surrogate != GIVEN && !g_h && !g_v)
         set->by_inverse ? BACKWARD(PLAIN(1), few) : BACKWARD(PLAIN(0), few);
     else if (set->ternary)
-        OF_KIND(set->hard, 1, 1);
+        OF_KIND(1, 1);
     else if (set->learns)
-        OF_KIND(set->hard, 0, 1);
+        OF_KIND(0, 1);
     else
-        set->hard ? OF_KIND(1, 0, 0) : OF_KIND(0, 0, 0);
+        OF_KIND(0, 0);
 #undef OF_KIND
 #undef BACKWARD
 }
