@@ -17,16 +17,23 @@ from rheobase.spiking.adapters._library import load
 from rheobase.spiking.ops import wkv as wkv_op
 from rheobase.spiking.ops.choice import VARIABLE
 from rheobase.spiking.ops.wkv.reference import FIRST
+from rheobase.spiking.surrogates import FastSigmoid
 
 SIZES = {"cpu": (8, 1024, 512), "cuda": (16, 1024, 768)}
 SMALL = (2, 32, 16)
 TYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
 PRECISIONS = ("float32", "TF32", "bfloat16 autocast")
+KINDS = {
+    "that subtracts, FastSigmoid": {"v_reset": None, "decay_input": False, "surrogate": FastSigmoid()},
+    "with learnt tau and theta": {"learn": ("tau", "theta")},
+    "with ternary spikes": {"ternary": True},
+}
 
 
 def lif(setting: Setting) -> list[Case]:
-    """SpikeGPT's LIF (tau 2, theta 1, hard reset to 0, arctangent)."""
-    return [_lif(setting, dtype) for dtype in TYPES[setting.device]]
+    """SpikeGPT's LIF (tau 2, theta 1, hard reset to 0, arctangent), then others of its kinds beside their loops."""
+    cases = [_lif(setting, dtype) for dtype in TYPES[setting.device]]
+    return cases + [_lif_of_a_kind(setting, name, **kind) for name, kind in KINDS.items()]
 
 
 def _lif(setting: Setting, dtype: torch.dtype) -> Case:
@@ -44,6 +51,15 @@ def _lif(setting: Setting, dtype: torch.dtype) -> Case:
     others, absent = tried(peers)
     runs = {name: _both(way, [x], g) for name, way in (ours | others).items()}
     return Case("LIF, forward + backward", size, runs, absent, bytes=5 * x.nbytes)
+
+
+def _lif_of_a_kind(setting: Setting, name: str, **kind) -> Case:
+    shape, size = _shape(setting, torch.float32)
+    x, g = torch.randn(2, *shape, device=setting.device)
+    layer = LIF(shape[2], **kind).to(setting.device)
+    ways = {"ours": lambda x, *_: layer(x)[0], "loop over x.unbind(1)": by_reference(lambda x, *_: layer(x)[0])}
+    runs = {way: _both(run, [x, *layer.parameters()], g) for way, run in ways.items()}
+    return Case(f"LIF {name}, forward + backward", size, runs, bytes=5 * x.nbytes)
 
 
 def wkv(setting: Setting) -> list[Case]:
