@@ -28,15 +28,16 @@ class _Settings(ctypes.Structure):
     ]
 
 
-NUMBERS, TERNARY, LEARNS = 4, 7, 9
-"""How many of the settings, which are `_Settings` as a list of numbers, are no flags, and places of two of these"""
+TERNARY, LEARNS = 7, 9
+"""Places of these among the settings, which are `_Settings` as a list of numbers"""
 SURROGATES = (None, ATan, Triangle, Sigmoid, FastSigmoid, StraightThrough)
 """Those whose slopes `lif.c` computes, at their numbers there; of others it is given them"""
 
 
 @functools.cache
 def _struct(*settings: float) -> _Settings:
-    return _Settings(*settings[:NUMBERS], *map(int, settings[NUMBERS:]))
+    fields = zip(_Settings._fields_, settings, strict=True)
+    return _Settings(*(value if kind is ctypes.c_double else int(value) for (_, kind), value in fields))
 
 
 def _call(name: str, settings: list[float], like: Tensor, tensors: list[Tensor | None]) -> None:
