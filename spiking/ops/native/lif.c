@@ -97,7 +97,7 @@ INLINE void NAME(slopes)(const lif_settings set, REAL side, const REAL *restrict
 
 /* One step of n units. v: the membrane before, then after it. drive, what is divided by tau; h, the membrane before
  * the reset; and s may be NULL. Here and below, what hangs on a setting or on an array that may be NULL lies outside
- * the loop over units: with the choice inside, clang or GCC 13 and later make no vectors of it. */
+ * the loop over units: with the choice inside, clang and GCC 14 and 16 make no vectors of it. */
 INLINE void NAME(step)(const lif_settings set, const REAL *restrict x, const REAL *restrict tau,
                        const REAL *restrict theta, REAL *restrict v, REAL *restrict drive, REAL *restrict h,
                        REAL *restrict s, int64_t n)
