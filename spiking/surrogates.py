@@ -205,3 +205,7 @@ class StraightThrough(Surrogate):
 
     def relaxed(self, u):
         return u.clone()
+
+
+IN_KERNELS = ATan, Triangle, Sigmoid, FastSigmoid, StraightThrough
+"""Those whose slopes the kernels compute, numbered from 1 in `ops/native/lif.c`"""

@@ -10,10 +10,11 @@ import torch
 
 from rheobase.backends.stream import Stream
 from rheobase.models import EGRULM, EGRULMConfig, SpikeGPT, SpikeGPTConfig
-from rheobase.spiking.ops.lif.native import SURROGATES, lif_backward, lif_forward
+from rheobase.spiking.ops.lif.native import lif_backward, lif_forward
 from rheobase.spiking.ops.native import Gather, library
 from rheobase.spiking.ops.native.egru import egru_sequence
 from rheobase.spiking.ops.wkv.native import wkv_backward, wkv_forward
+from rheobase.spiking.surrogates import IN_KERNELS
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C library: no compiler at install")
 
@@ -34,7 +35,7 @@ def digest(arrays):
 def of_lif(dtype):
     x, v, tau = spread(dtype, 2, 37, 131, scale=3), spread(dtype, 2, 131), 2.5 + spread(dtype, 131)
     kinds = [0, 1, 1, 0, 0, 0, 0], [-0.25, 1, 0, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0, 1]
-    for (reset, *flags), surrogate in itertools.product(kinds, range(1, len(SURROGATES))):
+    for (reset, *flags), surrogate in itertools.product(kinds, range(1, 1 + len(IN_KERNELS))):
         settings = [reset, 0, 2, 0.5, *flags, 0, surrogate]
         given = x, v, tau, 0.5 + tau / 8
         s, last, h, kept = lif_forward(*given, settings, False, True, True)

@@ -7,10 +7,11 @@ from rheobase.spiking.graph import Edge, EventGraph
 
 
 def require_finite(graph: EventGraph) -> None:
-    """Raise UnsupportedError for an array that holds NaN or infinity; without a leak a time constant is infinite."""
+    """Raise UnsupportedError for an array that holds NaN or infinity; a time constant may be infinite: no leak."""
     for node in graph.nodes:
         for role, name in node.arrays.items():
-            if role != "tau" and not np.isfinite(graph.arrays[name]).all():
+            array = graph.arrays[name]
+            if not (np.isfinite(array) | (np.isposinf(array) & (role == "tau"))).all():
                 raise UnsupportedError(name, "finite numbers", "NaN or infinity", "export a sound model")
 
 

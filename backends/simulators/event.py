@@ -11,6 +11,7 @@ from rheobase.backends.simulators._cells import cuba_lif_step, egru_layer
 from rheobase.backends.simulators._counting import Counting
 from rheobase.backends.simulators._executor import by, number_type
 from rheobase.spiking.graph import Conv2d, GradedLIFCell, Linear, WKVCell
+from rheobase.spiking.graph.images import sliding_windows
 from rheobase.spiking.ops.egru.reference import TRACE_DECAY
 from rheobase.spiking.ops.native import Gather
 from rheobase.spiking.ops.native.egru import egru_sequence
@@ -21,11 +22,6 @@ def sigmoid(x):
     """1 / (1 + e^-x), without overflow or cancellation for any x."""
     small = np.exp(-np.abs(x))
     return np.where(x < 0, small, 1) / (1 + small)
-
-
-def sliding_windows(images, kernel, stride):
-    """Images [.., H, W] -> their windows of a size `kernel`, `stride` apart, [.., H', W', *kernel]."""
-    return np.lib.stride_tricks.sliding_window_view(images, kernel, (-2, -1))[..., ::stride, ::stride, :, :]
 
 
 class EventKernels(Counting):

@@ -18,6 +18,11 @@ def places(size: int, kernel: int, stride: int, padding: int = 0) -> int:
     return max((size + 2 * padding - kernel) // stride + 1, 0)
 
 
+def sliding_windows(images: np.ndarray, kernel: tuple[int, int], stride: int) -> np.ndarray:
+    """Images [.., H, W] -> their windows of a size `kernel`, `stride` apart, [.., H', W', *kernel]."""
+    return np.lib.stride_tricks.sliding_window_view(images, kernel, (-2, -1))[..., ::stride, ::stride, :, :]
+
+
 def _windows(size: int, kernel: int, stride: int, padding: int) -> np.ndarray:
     """How many of the `places` hold each pixel of an axis [size]."""
     at = stride * np.arange(places(size, kernel, stride, padding))[:, None] + np.arange(kernel) - padding

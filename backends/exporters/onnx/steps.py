@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rheobase.backends.exporters.spinnaker2.arithmetic import accumulate
-from rheobase.backends.simulators.event import sliding_windows
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.graph import Conv2d, Embedding, EventGraph, Linear, Node, Spike
+from rheobase.spiking.graph.images import sliding_windows
 from rheobase.spiking.quantisation import LARGEST, best_exponents, round_weights
 
 EXACT = 1 << 24

@@ -82,7 +82,7 @@ def tick_plan(pes: list[tuple[str, Image]], fired: work.Fired) -> dict:
         "ticks_a_token": a_token,
         "ticks_prefilled": prefilled,
         "cycles": cycles,
-        "clocks": [clock(mhz, cycles, a_token, prefilled) for mhz in (level.mhz for level in LEVELS)],
+        "clocks": [clock(level.mhz, cycles, a_token, prefilled) for level in LEVELS],
         "pes": {w: {"worst": round(worst[w]), "mean": round(float(ticks[w].mean()))} for w, _ in pes},
         "source": work.cycles()["source"],
         "confidence": work.cycles()["confidence"],

@@ -12,19 +12,8 @@ from torch import Tensor
 from rheobase.spiking.errors import ConfigError, ShapeError
 from rheobase.spiking.ops.choice import OTHER, takes
 from rheobase.spiking.ops.lif import native, reference
-from rheobase.spiking.surrogates import (
-    FIRE_RULES,
-    ATan,
-    FastSigmoid,
-    Sigmoid,
-    StraightThrough,
-    Surrogate,
-    Triangle,
-)
+from rheobase.spiking.surrogates import FIRE_RULES, IN_KERNELS, ATan, Surrogate
 from rheobase.spiking.tally import BINARY, TERNARY, announce, listens, mark, unseen, work
-
-IN_TRITON = ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
-"""Surrogates whose slope the Triton form knows"""
 
 
 def lif(
@@ -133,8 +122,8 @@ def _obstacles(surrogate: Surrogate, parameters: list[Tensor], units: int) -> di
         obstacle = "a surrogate whose spike is the step", name, OTHER
     elif any(p.shape not in ((), (units,)) for p in parameters):
         obstacle = f"tau and theta of shape ({units},)", "another shape", OTHER
-    if type(surrogate) not in IN_TRITON:
-        unknown = " or ".join(known.__name__ for known in IN_TRITON), name, OTHER
+    if type(surrogate) not in IN_KERNELS:
+        unknown = " or ".join(known.__name__ for known in IN_KERNELS), name, OTHER
     elif not surrogate.of_numbers():
         unknown = "a surrogate of numbers", f"{name} of tensors", OTHER
     return {"native": obstacle, "triton": obstacle or unknown}

@@ -17,7 +17,7 @@ from rheobase.spiking.ops.native.memory import empty
 from rheobase.spiking.ops.native.once import once, saved
 from rheobase.spiking.ops.native.opaque import opaque
 from rheobase.spiking.ops.native.threads import spread
-from rheobase.spiking.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, Triangle
+from rheobase.spiking.surrogates import IN_KERNELS
 
 
 class _Settings(ctypes.Structure):
@@ -30,8 +30,6 @@ class _Settings(ctypes.Structure):
 
 TERNARY, LEARNS = 7, 9
 """Places of these among the settings, which are `_Settings` as a list of numbers"""
-SURROGATES = (None, ATan, Triangle, Sigmoid, FastSigmoid, StraightThrough)
-"""Those whose slopes `lif.c` computes, at their numbers there; of others it is given them"""
 
 
 @functools.cache
@@ -139,11 +137,12 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     like = {"dtype": x_BTD.dtype, "device": x_BTD.device}
     tau, theta = (torch.as_tensor(p, **like).expand(units).contiguous() for p in (tau, theta))
     learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
-    known = type(surrogate) in SURROGATES and surrogate.of_numbers()
+    known = type(surrogate) in IN_KERNELS and surrogate.of_numbers()
+    number = 1 + IN_KERNELS.index(type(surrogate)) if known else 0  # 0 in `lif.c`: the slopes are given
     shape = dataclasses.astuple(surrogate) if known else ()
     numbers = v_reset or 0.0, inverse, *(*shape, 0.0, 0.0)[:2]
     flags = v_reset is not None, decay_input, fire == ">", ternary, detach_reset, learns, exact
-    settings = [float(setting) for setting in (*numbers, *flags, SURROGATES.index(type(surrogate)) if known else 0)]
+    settings = [float(setting) for setting in (*numbers, *flags, number)]
     tensors = [x_BTD, v, tau, theta]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return _LIF.apply(*(t.contiguous() for t in tensors), settings, surrogate, whole, with_h, keep)

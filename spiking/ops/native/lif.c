@@ -306,9 +306,9 @@ ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const R
 #undef FORWARD
 }
 
-/* slope_up, slope_down: slopes at h - theta and at -h - theta that are GIVEN, or NULL. g_s, g_h,
- * g_v: gradients, NULL where there are none. g_last: on entry the gradient of the last membrane, on return that of
- * the first. g_tau, g_theta: [batch, units], added to. */
+/* slope_up, slope_down: slopes at h - theta and at -h - theta that are GIVEN, or NULL. g_s, g_h, g_v: gradients, NULL
+ * where there are none. g_last: on entry the gradient of the last membrane, on return that of the first. g_tau,
+ * g_theta: [batch, units], added to. */
 ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const REAL *v0, const REAL *kept,
                                   const REAL *tau, const REAL *theta, const REAL *slope_up, const REAL *slope_down,
                                   const REAL *g_s, const REAL *g_h, const REAL *g_v, REAL *g_x, REAL *g_last,
