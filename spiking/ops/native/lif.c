@@ -103,24 +103,19 @@ INLINE void NAME(step)(const lif_settings set, const REAL *restrict x, const REA
                        REAL *restrict s, int64_t n)
 {
     const REAL v_reset = set.hard ? (REAL)set.v_reset : 0;
-    REAL all_driven[UNITS], all_now[UNITS], spikes[UNITS];
+    REAL unread[3][UNITS];
+    REAL *restrict drives = drive ? drive : unread[0], *restrict hs = h ? h : unread[1];
+    REAL *restrict spikes = s ? s : unread[2];
     for (int64_t d = 0; d < n; d++) {
         const REAL above = v[d] - v_reset, driven = set.decay_input ? x[d] - above : -above;
         const REAL charged = v[d] + NAME(over)(driven, tau[d], set), now = set.decay_input ? charged : charged + x[d];
         const REAL up = NAME(fired)(now - theta[d], set.strict);
         const REAL down = set.ternary ? NAME(fired)(-now - theta[d], set.strict) : 0;
         v[d] = now - (set.hard ? (up + down) * (now - v_reset) : (up - down) * theta[d]);
-        all_driven[d] = driven;
-        all_now[d] = now;
+        drives[d] = driven;
+        hs[d] = now;
         spikes[d] = up - down;
     }
-    const size_t size = (size_t)n * sizeof(REAL);
-    if (drive)
-        memcpy(drive, all_driven, size);
-    if (h)
-        memcpy(h, all_now, size);
-    if (s)
-        memcpy(s, spikes, size);
 }
 
 typedef struct {
@@ -134,13 +129,13 @@ INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, co
                              int64_t units, int64_t count, int64_t n)
 {
     REAL v[UNITS], *last = a.last + tile.item * units + tile.first;
-    const size_t size = (size_t)n * sizeof(REAL);
+    const size_t size = (size_t)n * sizeof(REAL), wide = (size_t)width_asked(n, units) * sizeof(REAL);
     memcpy(v, last, size);
     for (int64_t t = 0; t < count; t++) {
-        const int64_t at = tile.at + t * units, soon = at + EVERY * units;
+        const int64_t at = tile.at + t * units, next = tile.at + EVERY * units + soon(tile, t, units);
         if (count == EVERY) {
-            ask(a.x + soon, size, ASKS);
-            ask(a.s + soon, size, ASKS);
+            ask(a.x + next, wide, ASKS);
+            ask(a.s + next, wide, ASKS);
         }
         NAME(step)(set, a.x + at, a.tau + tile.first, a.theta + tile.first, v, NULL, a.h ? a.h + at : NULL, a.s + at,
                    n);
@@ -150,23 +145,6 @@ INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, co
     memcpy(last, v, size);
     if (a.kept && count == EVERY)
         memcpy(a.kept + (tile.item * (steps / EVERY) + tile.stretch) * units + tile.first, v, size);
-}
-
-INLINE void NAME(forward)(const lif_settings set, const NAME(lif_forth) a, int64_t steps, int64_t units, int64_t block,
-                          int64_t end)
-{
-    for (tile_part part; block < end; block += part.blocks) {
-        part = part_of(block, end, units);
-        const int64_t row = part.item * units + part.column * UNITS;
-        memcpy(a.last + row, a.v0 + row, (size_t)width_of(part, units) * sizeof(REAL));
-        for (int64_t i = 0; i < tiles(part, steps); i++) {
-            const one_tile tile = tile_of(part, i, steps, units);
-            if (tile.count == EVERY && tile.n == UNITS)
-                NAME(tile_forth)(set, a, tile, steps, units, EVERY, UNITS);
-            else
-                NAME(tile_forth)(set, a, tile, steps, units, tile.count, tile.n);
-        }
-    }
 }
 
 /* One step of n units back. g_s, g_h, g_v may be NULL. carried: the gradient of the membrane after the step, then of
@@ -179,8 +157,9 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
 {
     const REAL v_reset = (REAL)set.v_reset, side = set.hard ? -1 : 1, resets = set.hard ? 1 : 0;
     const size_t size = (size_t)n * sizeof(REAL);
-    REAL of_s[UNITS], of_reset[UNITS], at_up[UNITS], at_down[UNITS], g_now[UNITS], of_theta[UNITS];
-    g_s ? memcpy(of_s, g_s, size) : memset(of_s, 0, size);
+    static const REAL none[UNITS];
+    const REAL *restrict of_s = g_s ? g_s : none;
+    REAL of_reset[UNITS], at_up[UNITS], at_down[UNITS], g_now[UNITS], of_theta[UNITS];
     if (g_v)
         for (int64_t d = 0; d < n; d++)
             carried[d] += g_v[d];
@@ -238,7 +217,7 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
     REAL v[UNITS], carried[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS];
     const REAL *tau = a.tau + tile.first, *theta = a.theta + tile.first;
     REAL *g_tau = set.learns ? a.g_tau + row : NULL, *g_theta = set.learns ? a.g_theta + row : NULL;
-    const size_t size = (size_t)n * sizeof(REAL);
+    const size_t size = (size_t)n * sizeof(REAL), wide = (size_t)width_asked(n, units) * sizeof(REAL);
     memcpy(v, tile.stretch ? a.kept + kept : a.v0 + row, size);
     if (tile.stretch > 1)
         ask(a.kept + kept - units, size, ASKS);
@@ -253,12 +232,12 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
     }
     memcpy(carried, a.g_last + row, size);
     for (int64_t t = count - 1; t >= 0; t--) {
-        const int64_t at = tile.at + t * units, soon = at - EVERY * units;
+        const int64_t at = tile.at + t * units, next = tile.at - EVERY * units + soon(tile, count - 1 - t, units);
         if (tile.stretch) {
-            ask(a.x + soon, size, ASKS);
-            ask(a.g_x + soon, size, ASKS);
+            ask(a.x + next, wide, ASKS);
+            ask(a.g_x + next, wide, ASKS);
             if (a.g_s)
-                ask(a.g_s + soon, size, ASKS);
+                ask(a.g_s + next, wide, ASKS);
         }
         NAME(step_back)(set, tau, theta, drive[t], h[t], a.slope_up ? a.slope_up + at : NULL,
                         a.slope_down ? a.slope_down + at : NULL, a.g_s ? a.g_s + at : NULL, a.g_h ? a.g_h + at : NULL,
@@ -267,29 +246,19 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
     memcpy(a.g_last + row, carried, size);
 }
 
-INLINE void NAME(backward)(const lif_settings set, const NAME(lif_back) a, int64_t steps, int64_t units, int64_t block,
-                           int64_t end)
+/* The usual kinds of neuron, which a compiler has to know: it leaves out what others need. */
+INLINE int NAME(is_usual)(const lif_settings *set)
 {
-    for (tile_part part; block < end; block += part.blocks) {
-        part = part_of(block, end, units);
-        for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
-            const one_tile tile = tile_of(part, i, steps, units);
-            if (tile.count == EVERY && tile.n == UNITS)
-                NAME(tile_back)(set, a, tile, steps, units, EVERY, UNITS);
-            else
-                NAME(tile_back)(set, a, tile, steps, units, tile.count, tile.n);
-        }
-    }
+    return (!set->hard || set->v_reset == 0) && set->decay_input && !set->strict && !set->ternary;
 }
-
-/* SpikeGPT's kind of neuron, known to the compiler, which leaves out what others need. */
-INLINE int NAME(is_plain)(const lif_settings *set)
-{
-    return set->hard && set->v_reset == 0 && set->decay_input && !set->strict && !set->ternary && !set->learns;
-}
-#define PLAIN(BY_INVERSE)                                                                                      \
-    ((lif_settings){0, set->inverse, set->first, set->second, .hard = 1, .decay_input = 1,                    \
+#define USUAL(HARD, BY_INVERSE)                                                                               \
+    ((lif_settings){0, set->inverse, set->first, set->second, .hard = HARD, .decay_input = 1,                 \
                     .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE, .surrogate = set->surrogate})
+#define EACH_USUAL(DO)                                       \
+    if (set->hard)                                           \
+        set->by_inverse ? DO(USUAL(1, 1)) : DO(USUAL(1, 0)); \
+    else                                                     \
+        set->by_inverse ? DO(USUAL(0, 1)) : DO(USUAL(0, 0))
 
 /* v0, last: membranes before the first and after the last step, [batch, units]. h: before each reset, v: after it, or
  * NULL. kept: after steps EVERY - 1, 2 EVERY - 1 ..., [batch, steps / EVERY, units], or NULL. */
@@ -297,13 +266,30 @@ ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const R
                                  const REAL *theta, REAL *s, REAL *h, REAL *v, REAL *last, REAL *kept,
                                  int64_t steps, int64_t units, int64_t block, int64_t end)
 {
-#define FORWARD(SET, H, V) \
-    NAME(forward)(SET, (NAME(lif_forth)){x, v0, tau, theta, s, H, V, last, kept}, steps, units, block, end)
-    if (NAME(is_plain)(set) && !h && !v)
-        set->by_inverse ? FORWARD(PLAIN(1), NULL, NULL) : FORWARD(PLAIN(0), NULL, NULL);
-    else
-        FORWARD(*set, h, v);
-#undef FORWARD
+    const NAME(lif_forth) all = {x, v0, tau, theta, s, h, v, last, kept};
+    const NAME(lif_forth) few = {x, v0, tau, theta, s, .last = last, .kept = kept};
+    const int usual = NAME(is_usual)(set) && !h && !v;
+#define FORTH(SET, ARRAYS, COUNT, N) NAME(tile_forth)(SET, ARRAYS, tile, steps, units, COUNT, N)
+#define WHOLE(SET) FORTH(SET, few, EVERY, UNITS)
+    for (tile_part part; block < end; block += part.blocks) {
+        part = part_of(block, end, units);
+        const int64_t row = part.item * units + part.column * UNITS;
+        memcpy(last + row, v0 + row, (size_t)width_of(part, units) * sizeof(REAL));
+        for (int64_t i = 0; i < tiles(part, steps); i++) {
+            const one_tile tile = tile_of(part, i, steps, units);
+            const int whole = tile.count == EVERY && tile.n == UNITS;
+            if (usual && whole)
+                EACH_USUAL(WHOLE);
+            else if (usual)
+                FORTH(USUAL(set->hard, set->by_inverse), few, tile.count, tile.n);
+            else if (whole)
+                FORTH(*set, all, EVERY, UNITS);
+            else
+                FORTH(*set, all, tile.count, tile.n);
+        }
+    }
+#undef WHOLE
+#undef FORTH
 }
 
 /* slope_up, slope_down: slopes at h - theta and at -h - theta that are GIVEN, or NULL. g_s, g_h, g_v: gradients, NULL
@@ -317,22 +303,40 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
     const NAME(lif_back) all = {x,   v0,  kept, tau, theta,  slope_up, slope_down,
                                 g_s, g_h, g_v,  g_x, g_last, g_tau,    g_theta};
     const NAME(lif_back) few = {x, v0, kept, tau, theta, .g_s = g_s, .g_x = g_x, .g_last = g_last};
-#define BACKWARD(SET, ARRAYS) NAME(backward)(SET, ARRAYS, steps, units, block, end)
-#define OF_KIND(TERNARY, LEARNS)                                                                              \
-    BACKWARD(((lif_settings){set->v_reset, set->inverse, set->first, set->second, set->hard,                  \
-                             set->decay_input, set->strict, TERNARY, set->detach_reset, LEARNS,               \
-                             set->by_inverse, set->surrogate}), all)
-    if (NAME(is_plain)(set) && g_s && set->surrogate != GIVEN && !g_h && !g_v)
-        set->by_inverse ? BACKWARD(PLAIN(1), few) : BACKWARD(PLAIN(0), few);
-    else if (set->ternary)
-        OF_KIND(1, 1);
-    else if (set->learns)
-        OF_KIND(0, 1);
-    else
-        OF_KIND(0, 0);
-#undef OF_KIND
-#undef BACKWARD
+    const int usual = NAME(is_usual)(set) && !set->learns && set->surrogate != GIVEN && g_s && !g_h && !g_v;
+#define BACK(SET, ARRAYS, COUNT, N) NAME(tile_back)(SET, ARRAYS, tile, steps, units, COUNT, N)
+#define WHOLE(SET) BACK(SET, few, EVERY, UNITS)
+#define KIND(TERNARY, LEARNS)                                                                                       \
+    ((lif_settings){set->v_reset, set->inverse, set->first, set->second, set->hard, set->decay_input, set->strict, \
+                    TERNARY, set->detach_reset, LEARNS, set->by_inverse, set->surrogate})
+#define EACH_KIND(COUNT, N)                \
+    if (set->ternary)                      \
+        BACK(KIND(1, 1), all, COUNT, N);   \
+    else if (set->learns)                  \
+        BACK(KIND(0, 1), all, COUNT, N);   \
+    else                                   \
+        BACK(KIND(0, 0), all, COUNT, N)
+    for (tile_part part; block < end; block += part.blocks) {
+        part = part_of(block, end, units);
+        for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
+            const one_tile tile = tile_of(part, i, steps, units);
+            const int whole = tile.count == EVERY && tile.n == UNITS;
+            if (usual && whole)
+                EACH_USUAL(WHOLE);
+            else if (usual)
+                BACK(USUAL(set->hard, set->by_inverse), few, tile.count, tile.n);
+            else if (whole)
+                EACH_KIND(EVERY, UNITS);
+            else
+                EACH_KIND(tile.count, tile.n);
+        }
+    }
+#undef EACH_KIND
+#undef KIND
+#undef WHOLE
+#undef BACK
 }
 
-#undef PLAIN
+#undef EACH_USUAL
+#undef USUAL
 #endif

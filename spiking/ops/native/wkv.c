@@ -112,7 +112,7 @@ typedef struct {
 INLINE void NAME(tile_forth)(const NAME(wkv_forth) a, const NAME(factors) *f, const one_tile tile, int64_t steps,
                              int64_t channels, int64_t count, int64_t n)
 {
-    const size_t size = (size_t)n * sizeof(REAL);
+    const size_t size = (size_t)n * sizeof(REAL), wide = (size_t)width_asked(n, channels) * sizeof(REAL);
     const REAL *w = a.w + tile.first, *u = a.u + tile.first, *decay = f->decay[tile.block];
     const REAL *growth = f->growth[tile.block], *bonus = f->bonus[tile.block];
     const int64_t stretches = (steps + EVERY - 1) / EVERY;
@@ -123,12 +123,12 @@ INLINE void NAME(tile_forth)(const NAME(wkv_forth) a, const NAME(factors) *f, co
             memcpy(a.kept + (3 * (tile.item * stretches + tile.stretch) + i) * channels + tile.first, s[i], size);
     }
     for (int64_t t = 0; t < count; t++) {
-        const int64_t at = tile.at + t * channels, soon = at + EVERY * channels;
+        const int64_t at = tile.at + t * channels, next = tile.at + EVERY * channels + soon(tile, t, channels);
         const REAL *restrict k = a.k + at;
         if (count == EVERY) {
-            ask(a.k + soon, size, ASKS);
-            ask(a.v + soon, size, ASKS);
-            ask(a.y + soon, size, ASKS);
+            ask(a.k + next, wide, ASKS);
+            ask(a.v + next, wide, ASKS);
+            ask(a.y + next, wide, ASKS);
         }
         int far = !f->able[tile.block];
         for (int64_t d = 0; d < n; d++)
@@ -236,9 +236,9 @@ INLINE void NAME(again)(NAME(stretch) *s, const REAL *restrict w, const REAL *re
 INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *restrict u, const REAL *restrict decay,
                        const REAL *restrict bonus, const REAL *restrict k, const REAL *restrict v,
                        const REAL *restrict g_y, REAL *restrict g_k, REAL *restrict g_v, const REAL *restrict q_kept,
-                       int64_t stretch, int64_t count, int64_t channels, int64_t n, const int scaled)
+                       const one_tile tile, int64_t count, int64_t channels, int64_t n, const int scaled)
 {
-    const size_t size = (size_t)n * sizeof(REAL);
+    const size_t wide = (size_t)width_asked(n, channels) * sizeof(REAL);
     if (scaled)
         for (int64_t d = 0; d < n; d++) {
             const REAL by = q_kept ? q_kept[d] / s->q[count][d] : NAME(power)(s->m[d] - s->o[count][d]);
@@ -248,13 +248,13 @@ INLINE void NAME(back)(NAME(stretch) *s, const REAL *restrict w, const REAL *res
     for (int64_t i = count - 1; i >= 0; i--) {
         const REAL *k_t = k + i * channels, *v_t = v + i * channels, *g_y_t = g_y + i * channels;
         REAL *restrict g_k_t = g_k + i * channels, *restrict g_v_t = g_v + i * channels;
-        if (stretch) {
-            const int64_t before = (i - EVERY) * channels;
-            ask(k + before, size, ASKS);
-            ask(v + before, size, ASKS);
-            ask(g_y + before, size, ASKS);
-            ask(g_k + before, size, ASKS);
-            ask(g_v + before, size, ASKS);
+        if (tile.stretch) {
+            const int64_t next = soon(tile, count - 1 - i, channels) - EVERY * channels;
+            ask(k + next, wide, ASKS);
+            ask(v + next, wide, ASKS);
+            ask(g_y + next, wide, ASKS);
+            ask(g_k + next, wide, ASKS);
+            ask(g_v + next, wide, ASKS);
         }
         for (int64_t d = 0; d < n; d++) {
             const REAL p = s->p[i][d], q = s->q[i][d], o = s->o[i][d], e = s->e[i][d];
@@ -317,7 +317,7 @@ INLINE void NAME(tile_back)(const NAME(wkv_back) a, const NAME(factors) *f, NAME
 #define BOTH(SCALED)                                                                                          \
     NAME(again)(s, w, decay, k, v, g_y, g_k, g_v, steps - (tile.stretch + 1) * EVERY, count, channels, n,     \
                 SCALED);                                                                                      \
-    NAME(back)(s, w, u, decay, bonus, k, v, g_y, g_k, g_v, q_kept, tile.stretch, count, channels, n, SCALED)
+    NAME(back)(s, w, u, decay, bonus, k, v, g_y, g_k, g_v, q_kept, tile, count, channels, n, SCALED)
     if (f->able[tile.block] && NAME(near)(s, k, count, channels, n)) {
         BOTH(1);
     } else {
