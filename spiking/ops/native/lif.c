@@ -246,19 +246,23 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
     memcpy(a.g_last + row, carried, size);
 }
 
-/* The usual kinds of neuron, which a compiler has to know: it leaves out what others need. */
+/* The usual kinds of neuron; a compiler leaves out of each what others need. Best known are SpikeGPT's, which resets and
+ * decays its input, and snnTorch's, which subtracts and does not. */
 INLINE int NAME(is_usual)(const lif_settings *set)
 {
-    return (!set->hard || set->v_reset == 0) && set->decay_input && !set->strict && !set->ternary;
+    return (!set->hard || set->v_reset == 0) && !set->strict && !set->ternary;
 }
-#define USUAL(HARD, BY_INVERSE)                                                                               \
-    ((lif_settings){0, set->inverse, set->first, set->second, .hard = HARD, .decay_input = 1,                 \
+#define USUAL(HARD, DECAY_INPUT, BY_INVERSE)                                                                  \
+    ((lif_settings){0, set->inverse, set->first, set->second, .hard = HARD, .decay_input = DECAY_INPUT,       \
                     .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE, .surrogate = set->surrogate})
-#define EACH_USUAL(DO)                                       \
-    if (set->hard)                                           \
-        set->by_inverse ? DO(USUAL(1, 1)) : DO(USUAL(1, 0)); \
-    else                                                     \
-        set->by_inverse ? DO(USUAL(0, 1)) : DO(USUAL(0, 0))
+#define ANY_USUAL USUAL(set->hard, set->decay_input, set->by_inverse)
+#define EACH_USUAL(DO)                                             \
+    if (set->hard && set->decay_input)                             \
+        set->by_inverse ? DO(USUAL(1, 1, 1)) : DO(USUAL(1, 1, 0)); \
+    else if (!set->hard && !set->decay_input)                      \
+        set->by_inverse ? DO(USUAL(0, 0, 1)) : DO(USUAL(0, 0, 0)); \
+    else                                                           \
+        DO(ANY_USUAL)
 
 /* v0, last: membranes before the first and after the last step, [batch, units]. h: before each reset, v: after it, or
  * NULL. kept: after steps EVERY - 1, 2 EVERY - 1 ..., [batch, steps / EVERY, units], or NULL. */
@@ -278,14 +282,15 @@ ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const R
         for (int64_t i = 0; i < tiles(part, steps); i++) {
             const one_tile tile = tile_of(part, i, steps, units);
             const int whole = tile.count == EVERY && tile.n == UNITS;
-            if (usual && whole)
+            if (usual && whole) {
                 EACH_USUAL(WHOLE);
-            else if (usual)
-                FORTH(USUAL(set->hard, set->by_inverse), few, tile.count, tile.n);
-            else if (whole)
+            } else if (usual) {
+                FORTH(ANY_USUAL, few, tile.count, tile.n);
+            } else if (whole) {
                 FORTH(*set, all, EVERY, UNITS);
-            else
+            } else {
                 FORTH(*set, all, tile.count, tile.n);
+            }
         }
     }
 #undef WHOLE
@@ -309,26 +314,27 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
 #define KIND(TERNARY, LEARNS)                                                                                       \
     ((lif_settings){set->v_reset, set->inverse, set->first, set->second, set->hard, set->decay_input, set->strict, \
                     TERNARY, set->detach_reset, LEARNS, set->by_inverse, set->surrogate})
-#define EACH_KIND(COUNT, N)                \
-    if (set->ternary)                      \
-        BACK(KIND(1, 1), all, COUNT, N);   \
-    else if (set->learns)                  \
-        BACK(KIND(0, 1), all, COUNT, N);   \
-    else                                   \
+#define EACH_KIND(COUNT, N)              \
+    if (set->ternary)                    \
+        BACK(KIND(1, 1), all, COUNT, N); \
+    else if (set->learns)                \
+        BACK(KIND(0, 1), all, COUNT, N); \
+    else                                 \
         BACK(KIND(0, 0), all, COUNT, N)
     for (tile_part part; block < end; block += part.blocks) {
         part = part_of(block, end, units);
         for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
             const one_tile tile = tile_of(part, i, steps, units);
             const int whole = tile.count == EVERY && tile.n == UNITS;
-            if (usual && whole)
+            if (usual && whole) {
                 EACH_USUAL(WHOLE);
-            else if (usual)
-                BACK(USUAL(set->hard, set->by_inverse), few, tile.count, tile.n);
-            else if (whole)
+            } else if (usual) {
+                BACK(ANY_USUAL, few, tile.count, tile.n);
+            } else if (whole) {
                 EACH_KIND(EVERY, UNITS);
-            else
+            } else {
                 EACH_KIND(tile.count, tile.n);
+            }
         }
     }
 #undef EACH_KIND
@@ -338,5 +344,6 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
 }
 
 #undef EACH_USUAL
+#undef ANY_USUAL
 #undef USUAL
 #endif

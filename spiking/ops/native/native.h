@@ -14,9 +14,9 @@
 #define ANY_WIDTH
 #endif
 
-/* LIF and WKV go through arrays [batch, steps, units] tile by tile, UNITS wide and EVERY steps high, so that what a tile
- * finds again stays in registers or in the first-level cache. Of the batch x ceil(units / UNITS) blocks of units none
- * knows another; up to BLOCKS of them are gone through side by side, for rows long enough for the memory.
+/* LIF and WKV go through arrays [batch, steps, units] tile by tile, UNITS wide and EVERY steps high, so that what a
+ * tile finds again stays in registers or in the first-level cache. Of the batch x ceil(units / UNITS) blocks of units
+ * none knows another; up to BLOCKS of them are gone through side by side, for rows long enough for the memory.
  */
 enum { UNITS = 64, EVERY = 16, BLOCKS = 16, ASKS = 4 };
 
@@ -70,9 +70,9 @@ INLINE int64_t tiles(tile_part part, int64_t steps)
     return part.blocks * ((steps + EVERY - 1) / EVERY);
 }
 
-/* Asks for what is needed soon, past the first-level cache, which has no room for it: a processor cannot guess which row
- * of a tile is next. On EPYCs of Zen 3 and 4 asking four times is quicker than once where rows are soon dealt with, as if
- * a request that finds no room in a queue were dropped. */
+/* Asks for what is needed soon, past the first-level cache, which has no room for it: a processor cannot guess which
+ * row of a tile is next. On EPYCs of Zen 3 and 4 asking four times is quicker than once where rows are soon dealt with,
+ * as if a request that finds no room in a queue were dropped. */
 INLINE void ask(const void *row, size_t size, int times)
 {
     for (size_t at = 0; at < size; at += 64)
