@@ -26,6 +26,8 @@ ROW, LINEAR, EGRU, LIF, WKV, LAYER_NORM, AFFINE, MIX, SIGMOID, RELU, SQUARED_REL
     15
 )
 BY_EVENTS, HARD, DECAY_INPUT, STRICT, TERNARY, GRADED, NARROW = (1 << bit for bit in range(7))
+LANES = 16
+"""words of a block of int8 weights"""
 FORMS = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 """type of the vectors of a graph in floating point -> how the name of the library's function ends"""
 
@@ -163,13 +165,14 @@ class Stream:
         return program
 
     def _make(self, op, out, *, inputs=(), arrays=(), state=(), numbers=(), flags=0, n_in=0) -> _Instruction:
-        """An instruction whose arrays are brought to the vectors' type, a quantised product's weights to int8, and kept
-        alive."""
+        """An instruction whose arrays are brought to the vectors' type, a quantised product's weights to words of int8,
+        and kept alive."""
         ready = [np.ascontiguousarray(a, self.dtype) for a in arrays]
         if op == LINEAR and self.dtype == np.int32:
-            ready[0] = np.ascontiguousarray(arrays[0], np.int8)
-            if not np.array_equal(ready[0], arrays[0]):
+            weight = np.asarray(arrays[0], np.int8)
+            if not np.array_equal(weight, arrays[0]):
                 raise UnsupportedError(out, "weights that int8 holds", "others", "quantise the graph anew")
+            ready[0] = _words(weight)
         self._keep += ready
         made = _Instruction(op=op, flags=flags, n_in=n_in, n_out=self._values[out].size)
         for to, given in (("input", inputs), ("array", ready), ("state", state)):
@@ -227,6 +230,13 @@ class Stream:
             return make(_PLAIN[kind])
         remedy = f'simulate on="{"integer" if self.dtype == np.int32 else "event"}"'
         raise UnsupportedError(node.name, "an op that Stream has an instruction for", kind.__name__, remedy)
+
+
+def _words(weight_DO: np.ndarray) -> np.ndarray:
+    """Rows of int8 as words of four columns each, as `rows_i8` in `stream.c` reads them."""
+    n_in, n_out = weight_DO.shape
+    blocks = np.pad(weight_DO, ((0, 0), (0, -n_out % (4 * LANES)))).reshape(n_in, -1, 4, LANES)
+    return np.ascontiguousarray(blocks.swapaxes(2, 3)).view("<i4").astype(np.int32)
 
 
 def _again(

@@ -1,6 +1,6 @@
 /* A whole graph, a token at a time: `stream_*` runs a list of instructions once a token.
  *
- * Vectors are REAL in the floating-point forms and int32_t in the integer form, whose weights are int8_t; what an
+ * Vectors are REAL in the floating-point forms and int32_t in the integer form, whose weights are int8; what an
  * instruction computes is said in spiking/graph/ and in backends/exporters/spinnaker2/arithmetic.py. A product by
  * events reads one weight row for each element that is not 0, and adds the number of rows to `rows`.
  */
@@ -37,27 +37,27 @@ typedef struct {
 
 /* out += sum of x[i] weight[i] over `count` rows i of at; four rows at a time, so that out is read and written less
  * and the memory kept busier, and the next four asked for; columns in blocks that stay in the nearest cache. */
-#define ROWS(NAME, TYPE, WEIGHT)                                                                              \
-    INLINE void NAME(const TYPE *restrict x, const WEIGHT *restrict weight, TYPE *restrict out,               \
+#define ROWS(NAME, TYPE)                                                                                      \
+    INLINE void NAME(const TYPE *restrict x, const TYPE *restrict weight, TYPE *restrict out,                 \
                      const int32_t *restrict at, int64_t count, int64_t n_out)                                \
     {                                                                                                         \
         for (int64_t first = 0; first < n_out; first += COLUMNS) {                                            \
             const int64_t n = n_out - first < COLUMNS ? n_out - first : COLUMNS;                              \
-            const WEIGHT *block = weight + first;                                                             \
+            const TYPE *block = weight + first;                                                               \
             TYPE *restrict sum = out + first;                                                                 \
             int64_t k = 0;                                                                                    \
             for (; k + 4 <= count; k += 4) {                                                                  \
                 const TYPE x0 = x[at[k]], x1 = x[at[k + 1]], x2 = x[at[k + 2]], x3 = x[at[k + 3]];            \
-                const WEIGHT *w0 = block + at[k] * n_out, *w1 = block + at[k + 1] * n_out;                    \
-                const WEIGHT *w2 = block + at[k + 2] * n_out, *w3 = block + at[k + 3] * n_out;                \
+                const TYPE *w0 = block + at[k] * n_out, *w1 = block + at[k + 1] * n_out;                      \
+                const TYPE *w2 = block + at[k + 2] * n_out, *w3 = block + at[k + 3] * n_out;                  \
                 for (int64_t next = k + 4; next < k + 8 && next < count; next++)                              \
-                    ask(block + at[next] * n_out, (size_t)n * sizeof(WEIGHT), sizeof(WEIGHT) > 1 ? ASKS : 1); \
+                    ask(block + at[next] * n_out, (size_t)n * sizeof(TYPE), ASKS);                            \
                 for (int64_t j = 0; j < n; j++)                                                               \
                     sum[j] += (x0 * w0[j] + x1 * w1[j]) + (x2 * w2[j] + x3 * w3[j]);                          \
             }                                                                                                 \
             for (; k < count; k++) {                                                                          \
                 const TYPE x0 = x[at[k]];                                                                     \
-                const WEIGHT *w0 = block + at[k] * n_out;                                                     \
+                const TYPE *w0 = block + at[k] * n_out;                                                       \
                 for (int64_t j = 0; j < n; j++)                                                               \
                     sum[j] += x0 * w0[j];                                                                     \
             }                                                                                                 \
@@ -76,7 +76,51 @@ typedef struct {
 #undef NAME
 
 EVENTS(events_i32, int32_t)
-ROWS(rows_i8, int32_t, int8_t)
+
+/* Weights of int8 lie four to a word: byte b of word l is column LANES b + l of its block of 4 LANES, so that a shift
+ * takes it to where its sum is; bytes side by side have to be spread first, which takes twice as long. Rows are filled
+ * up to whole blocks. */
+enum { LANES = 16, WORDS = 512 };
+
+INLINE int32_t byte_of(int32_t word, int b)
+{
+    return (int32_t)((uint32_t)word << (24 - 8 * b)) >> 24;
+}
+
+/* As `ROWS`, of such weights. */
+INLINE void rows_i8(const int32_t *restrict x, const int32_t *restrict weight, int32_t *restrict out,
+                    const int32_t *restrict at, int64_t count, int64_t n_out)
+{
+    const int64_t words = (n_out + 4 * LANES - 1) / (4 * LANES) * LANES; /* of a row */
+    for (int64_t first = 0; first < words; first += WORDS) {
+        const int64_t n = words - first < WORDS ? words - first : WORDS;
+        const int32_t *block = weight + first;
+        int32_t sum[4 * WORDS] = {0};
+        int64_t k = 0;
+        for (; k + 4 <= count; k += 4) {
+            const int32_t x0 = x[at[k]], x1 = x[at[k + 1]], x2 = x[at[k + 2]], x3 = x[at[k + 3]];
+            const int32_t *w0 = block + at[k] * words, *w1 = block + at[k + 1] * words;
+            const int32_t *w2 = block + at[k + 2] * words, *w3 = block + at[k + 3] * words;
+            for (int64_t next = k + 4; next < k + 8 && next < count; next++)
+                ask(block + at[next] * words, (size_t)n * sizeof *block, 1);
+            for (int64_t j = 0; j < n; j += LANES)
+                for (int b = 0; b < 4; b++)
+                    for (int l = 0; l < LANES; l++)
+                        sum[4 * j + b * LANES + l] +=
+                            (x0 * byte_of(w0[j + l], b) + x1 * byte_of(w1[j + l], b)) +
+                            (x2 * byte_of(w2[j + l], b) + x3 * byte_of(w3[j + l], b));
+        }
+        for (; k < count; k++) {
+            const int32_t x0 = x[at[k]], *w0 = block + at[k] * words;
+            for (int64_t j = 0; j < n; j += LANES)
+                for (int b = 0; b < 4; b++)
+                    for (int l = 0; l < LANES; l++)
+                        sum[4 * j + b * LANES + l] += x0 * byte_of(w0[j + l], b);
+        }
+        for (int64_t j = 0; j < 4 * n && 4 * first + j < n_out; j++)
+            out[4 * first + j] += sum[j];
+    }
+}
 
 enum { EVENT_FRAC = 14, ONE = 1 << EVENT_FRAC, TABLE_STEP = 6 };
 
@@ -165,7 +209,7 @@ ANY_WIDTH void stream_i8(instruction *program, int64_t n, const int64_t *tokens,
 #else
 
 EVENTS(NAME(events), REAL)
-ROWS(NAME(rows), REAL, REAL)
+ROWS(NAME(rows), REAL)
 
 INLINE void NAME(egru)(const instruction *i, int64_t n)
 {
