@@ -117,6 +117,19 @@ def delayed_last(graph, node, trace):
 
 
 @needs_c
+@pytest.mark.parametrize(("vocabulary", "layers"), [(63, (5, 7)), (65, (1, 130)), (4097, (700, 64))])
+def test_integer_rows_of_any_width_are_read_whole(vocabulary, layers):
+    torch.manual_seed(1)
+    config = EGRULMConfig(vocabulary=vocabulary, embedding=layers[-1], layers=layers, thr_mean=0.1)
+    tokens = np.arange(16)
+    integer, _ = quantise(EGRULM(config).eval().lower(), tokens[None], allow_lossy=True)
+    want = simulate(integer, tokens[None], on="integer").outputs["logits"][0]
+    assert want.std() > 0
+    for dense in (False, True):
+        assert np.array_equal(Stream(integer, dense=dense)(tokens), want)
+
+
+@needs_c
 def test_float32_streams_stay_near_and_more_activity_reads_more_rows():
     graph = egru().float().lower()
     tokens = TEXT[:200]
