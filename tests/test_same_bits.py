@@ -2,6 +2,7 @@
 to agree. What is not in C here are single operations, which IEEE 754 defines."""
 
 import hashlib
+import importlib
 import itertools
 
 import numpy as np
@@ -36,11 +37,16 @@ def of_lif(dtype):
     x, v, tau = spread(dtype, 2, 37, 131, scale=3), spread(dtype, 2, 131), 2.5 + spread(dtype, 131)
     kinds = [0, 1, 1, 0, 0, 0, 0], [-0.25, 1, 0, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0, 1]
     for (reset, *flags), surrogate in itertools.product(kinds, range(1, 1 + len(IN_KERNELS))):
-        settings = [reset, 0, 2, 0.5, *flags, 0, surrogate]
-        given = x, v, tau, 0.5 + tau / 8
-        s, last, h, kept = lif_forward(*given, settings, False, True, True)
-        yield from (s, last, h, kept)
-        yield from lif_backward(*given[:2], kept, *given[2:], None, None, x, h, None, v, settings)
+        yield from both_ways(x, v, tau, [reset, 0, 2, 0.5, *flags, 0, surrogate], True)
+
+
+def both_ways(x, v, tau, settings, with_h):
+    """LIF's spikes, last membranes, h if it is wanted and every 16th membrane, then its gradients."""
+    given = x, v, tau, 0.5 + tau / 8
+    outputs = lif_forward(*given, settings, False, with_h, True)
+    yield from outputs
+    h = outputs[2] if with_h else None
+    yield from lif_backward(x, v, outputs[-1], *given[2:], None, None, x, h, None, v, settings)
 
 
 def of_wkv(dtype):
@@ -85,3 +91,19 @@ def test_every_machine_gives_the_same_bits(kernel):
     runs = [[np.asarray(array) for array in kernel(dtype)] for dtype in (torch.float32, torch.float64)]
     assert all(np.isfinite(array).all() for run in runs for array in run)
     assert tuple(map(digest, runs)) == BITS[kernel]
+
+
+@pytest.mark.parametrize("units", [16, 80, 131, 192])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_written_past_the_caches_is_the_same(units, dtype, monkeypatch):
+    """Of SpikeGPT's neurons, snnTorch's, others that a compiler knows, and the rest."""
+    native = importlib.import_module("rheobase.spiking.ops.lif.native")
+    kinds = [0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1, 0], [-0.25, 1, 0, 1, 1, 1, 1]
+    x, v, tau = spread(dtype, 3, 37, units, scale=3), spread(dtype, 3, units), 2.5 + spread(dtype, units)
+    runs = []
+    for least in (1 << 60, 0):
+        monkeypatch.setattr(native, "PAST", least)
+        ways = itertools.product(kinds, range(1, 1 + len(IN_KERNELS)), (False, True))
+        runs.append([a for (reset, *flags), number, with_h in ways
+                     for a in both_ways(x, v, tau, [reset, 0, 2, 0.5, *flags, 0, number], with_h)])  # fmt: skip
+    assert all(map(torch.equal, *runs))

@@ -24,12 +24,14 @@ class _Settings(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("v_reset", "inverse", "first", "second")),
         *((name, ctypes.c_int32) for name in ("hard", "decay_input", "strict", "ternary", "detach_reset", "learns")),
-        *((name, ctypes.c_int32) for name in ("by_inverse", "surrogate")),
+        *((name, ctypes.c_int32) for name in ("by_inverse", "surrogate", "past")),
     ]
 
 
+PAST = 1 << 23
+"""Bytes of an array from which on it is written past the caches, which would keep little of it for who reads it next"""
 TERNARY, LEARNS = 7, 9
-"""Places of these among the settings, which are `_Settings` as a list of numbers"""
+"""Places of these among the settings, which are `_Settings` but for `past` as a list of numbers"""
 
 
 @functools.cache
@@ -42,7 +44,8 @@ def _call(name: str, settings: list[float], like: Tensor, tensors: list[Tensor |
     batch, steps, units = like.shape
     types = [ctypes.c_void_p] * (1 + len(tensors)) + [ctypes.c_int64] * 4
     run = function(f"{name}_{SUFFIXES[like.dtype]}", *types)
-    struct = _struct(*settings)
+    past = like.nbytes >= PAST and units * like.itemsize % 64 == 0  # `empty` gives such arrays whole pages
+    struct = _struct(*settings, past)
     arguments = [ctypes.addressof(struct), *(None if t is None else t.data_ptr() for t in tensors), steps, units]
     spread(
         lambda first, end, held=(struct, tensors): run(*arguments, first, end), batch * -(-units // UNITS), like.numel()

@@ -22,6 +22,7 @@ typedef struct {
     int32_t learns; /* whether the gradients of tau and theta are wanted; set where ternary is */
     int32_t by_inverse; /* whether to multiply by `inverse`, which rounds the same, and not divide by tau */
     int32_t surrogate;
+    int32_t past; /* whether spikes and the gradients of x are written past the caches; rows are whole lines then */
 } lif_settings;
 
 enum { GIVEN, ATAN, TRIANGLE, SIGMOID, FAST_SIGMOID, STRAIGHT_THROUGH }; /* surrogates; GIVEN: slopes in an array */
@@ -128,17 +129,20 @@ typedef struct {
 INLINE void NAME(tile_forth)(const lif_settings set, const NAME(lif_forth) a, const one_tile tile, int64_t steps,
                              int64_t units, int64_t count, int64_t n)
 {
-    REAL v[UNITS], *last = a.last + tile.item * units + tile.first;
+    REAL v[UNITS], s[UNITS], *last = a.last + tile.item * units + tile.first;
     const size_t size = (size_t)n * sizeof(REAL), wide = (size_t)width_asked(n, units) * sizeof(REAL);
     memcpy(v, last, size);
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = tile.at + t * units, next = tile.at + EVERY * units + soon(tile, t, units);
         if (count == EVERY) {
             ask(a.x + next, wide, ASKS);
-            ask(a.s + next, wide, ASKS);
+            if (!set.past)
+                ask(a.s + next, wide, ASKS);
         }
-        NAME(step)(set, a.x + at, a.tau + tile.first, a.theta + tile.first, v, NULL, a.h ? a.h + at : NULL, a.s + at,
-                   n);
+        NAME(step)(set, a.x + at, a.tau + tile.first, a.theta + tile.first, v, NULL, a.h ? a.h + at : NULL,
+                   set.past ? s : a.s + at, n);
+        if (set.past)
+            write_past(a.s + at, s, size);
         if (a.v)
             memcpy(a.v + at, v, size);
     }
@@ -214,7 +218,7 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
 {
     const int64_t row = tile.item * units + tile.first;
     const int64_t kept = (tile.item * (steps / EVERY) + tile.stretch - 1) * units + tile.first;
-    REAL v[UNITS], carried[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS];
+    REAL v[UNITS], carried[UNITS], g_x[UNITS], h[EVERY][UNITS], drive[EVERY][UNITS];
     const REAL *tau = a.tau + tile.first, *theta = a.theta + tile.first;
     REAL *g_tau = set.learns ? a.g_tau + row : NULL, *g_theta = set.learns ? a.g_theta + row : NULL;
     const size_t size = (size_t)n * sizeof(REAL), wide = (size_t)width_asked(n, units) * sizeof(REAL);
@@ -224,7 +228,8 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = tile.at + t * units;
         if (t >= steps - (tile.stretch + 1) * EVERY) { /* the stretch behind has asked for the rows before */
-            ask(a.g_x + at, size, 1);
+            if (!set.past)
+                ask(a.g_x + at, size, 1);
             if (a.g_s)
                 ask(a.g_s + at, size, 1);
         }
@@ -235,13 +240,16 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
         const int64_t at = tile.at + t * units, next = tile.at - EVERY * units + soon(tile, count - 1 - t, units);
         if (tile.stretch) {
             ask(a.x + next, wide, ASKS);
-            ask(a.g_x + next, wide, ASKS);
+            if (!set.past)
+                ask(a.g_x + next, wide, ASKS);
             if (a.g_s)
                 ask(a.g_s + next, wide, ASKS);
         }
         NAME(step_back)(set, tau, theta, drive[t], h[t], a.slope_up ? a.slope_up + at : NULL,
                         a.slope_down ? a.slope_down + at : NULL, a.g_s ? a.g_s + at : NULL, a.g_h ? a.g_h + at : NULL,
-                        a.g_v ? a.g_v + at : NULL, carried, a.g_x + at, g_tau, g_theta, n);
+                        a.g_v ? a.g_v + at : NULL, carried, set.past ? g_x : a.g_x + at, g_tau, g_theta, n);
+        if (set.past)
+            write_past(a.g_x + at, g_x, size);
     }
     memcpy(a.g_last + row, carried, size);
 }
@@ -254,7 +262,8 @@ INLINE int NAME(is_usual)(const lif_settings *set)
 }
 #define USUAL(HARD, DECAY_INPUT, BY_INVERSE)                                                                  \
     ((lif_settings){0, set->inverse, set->first, set->second, .hard = HARD, .decay_input = DECAY_INPUT,       \
-                    .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE, .surrogate = set->surrogate})
+                    .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE, .surrogate = set->surrogate,    \
+                    .past = set->past})
 #define ANY_USUAL USUAL(set->hard, set->decay_input, set->by_inverse)
 #define EACH_USUAL(DO)                                             \
     if (set->hard && set->decay_input)                             \
@@ -293,6 +302,8 @@ ANY_WIDTH void NAME(lif_forward)(const lif_settings *set, const REAL *x, const R
             }
         }
     }
+    if (set->past)
+        passed();
 #undef WHOLE
 #undef FORTH
 }
@@ -313,7 +324,7 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
 #define WHOLE(SET) BACK(SET, few, EVERY, UNITS)
 #define KIND(TERNARY, LEARNS)                                                                                       \
     ((lif_settings){set->v_reset, set->inverse, set->first, set->second, set->hard, set->decay_input, set->strict, \
-                    TERNARY, set->detach_reset, LEARNS, set->by_inverse, set->surrogate})
+                    TERNARY, set->detach_reset, LEARNS, set->by_inverse, set->surrogate, set->past})
 #define EACH_KIND(COUNT, N)              \
     if (set->ternary)                    \
         BACK(KIND(1, 1), all, COUNT, N); \
@@ -337,6 +348,8 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
             }
         }
     }
+    if (set->past)
+        passed();
 #undef EACH_KIND
 #undef KIND
 #undef WHOLE

@@ -4,6 +4,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -18,7 +21,7 @@
  * tile finds again stays in registers or in the first-level cache. Of the batch x ceil(units / UNITS) blocks of units
  * none knows another; up to BLOCKS of them are gone through side by side, for rows long enough for the memory.
  */
-enum { UNITS = 64, EVERY = 16, BLOCKS = 16, ASKS = 4 };
+enum { UNITS = 64, EVERY = 16, BLOCKS = 16, ASKS = 2 };
 
 /* Of the blocks from `block` to `end` those that are gone through side by side, of one item of the batch. */
 typedef struct {
@@ -71,8 +74,8 @@ INLINE int64_t tiles(tile_part part, int64_t steps)
 }
 
 /* Asks for what is needed soon, past the first-level cache, which has no room for it: a processor cannot guess which
- * row of a tile is next. On EPYCs of Zen 3 and 4 asking four times is quicker than once where rows are soon dealt with,
- * as if a request that finds no room in a queue were dropped. */
+ * row of a tile is next. On EPYCs of Zen 3 and 4 asking again is quicker than once where rows are soon dealt with, as if a
+ * request that finds no room in a queue were dropped. */
 INLINE void ask(const void *row, size_t size, int times)
 {
     for (size_t at = 0; at < size; at += 64)
@@ -93,6 +96,25 @@ INLINE int64_t soon(const one_tile tile, int64_t i, int64_t units)
 INLINE int64_t width_asked(int64_t n, int64_t units)
 {
     return n == UNITS || units > UNITS ? UNITS : n;
+}
+
+/* Writes whole lines of a cache, 64 bytes from each multiple of 64, past the caches: a store into them reads first what
+ * it writes over. `passed` ends a call that did so, for those who read it in other threads. */
+INLINE void write_past(void *to, const void *from, size_t size)
+{
+#ifdef __SSE2__
+    for (size_t at = 0; at < size; at += 16)
+        _mm_stream_si128((__m128i *)((char *)to + at), _mm_loadu_si128((const __m128i *)((const char *)from + at)));
+#else
+    memcpy(to, from, size);
+#endif
+}
+
+INLINE void passed(void)
+{
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
 }
 
 /* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln 2 / 2, and the Taylor polynomial of e^r. Unlike libm's, a
