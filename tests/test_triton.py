@@ -1,6 +1,7 @@
 """Triton's kernels: in its interpreter, in a process of its own, and compiled for GPUs that need not be here.
 
-Each op's tests for the interpreter are `tests/laws/triton_*.py`: TRITON_INTERPRET counts when a kernel is defined.
+Each op's tests for the interpreter are `tests/laws/triton_*.py`: TRITON_INTERPRET counts when a kernel is defined. Slow
+ones: `TRITON_INTERPRET=1 pytest -m slow tests/laws/triton_*.py`.
 """
 
 import contextlib
@@ -87,8 +88,15 @@ def test_the_pass_is_left_out_for_the_time_of_a_compilation():
     assert seen == [True] and not rows._thread.one_layout
 
 
-@pytest.mark.parametrize("io", ["*fp32", "*bf16"])
-@pytest.mark.parametrize("capability", [80, 90])
+GPUS = [
+    (80, "*bf16"),
+    (90, "*fp32"),
+    *(pytest.param(*gpu, marks=pytest.mark.slow) for gpu in ((80, "*fp32"), (90, "*bf16"))),
+]
+"""Compute capabilities and the type of what is read and written"""
+
+
+@pytest.mark.parametrize(("capability", "io"), GPUS)
 def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
     from rheobase.spiking.ops.rows import OPTIONS, one_layout
     from rheobase.spiking.ops.wkv import triton as wkv
@@ -106,8 +114,7 @@ def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
             assert "div" not in asm["ptx"] and asm["ptx"].count("ex2.approx.f32") == 1, "e^time_decay, once"
 
 
-@pytest.mark.parametrize("io", ["*fp32", "*bf16"])
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("capability", "io"), GPUS)
 def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypatch):
     """A spike must not hang on how a product rounds."""
     from rheobase.spiking.ops.lif import triton as lif

@@ -57,12 +57,14 @@ def check(*args, tolerance=1e-10, **settings):
         assert_close(a, b, tolerance)
 
 
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 5))])
 @pytest.mark.parametrize("v_reset", [0.0, None, -0.2])
-def test_it_is_its_reference(v_reset):
+def test_it_is_its_reference(v_reset, part):
+    """Every fifth of all kinds, which has each pair of settings; the others are slow."""
     either, taus = [True, False], ["learnt", 3.0, 2.0]
     kinds = itertools.product(either, [">", ">="], either, either, taus, either)
-    for i, (decay_input, fire, ternary, detach_reset, tau, whole) in enumerate(kinds):
-        size = SIZES[i % len(SIZES)] if i < 2 * len(SIZES) else (2, 3, 4)
+    for i, (decay_input, fire, ternary, detach_reset, tau, whole) in itertools.islice(enumerate(kinds), part, None, 5):
+        size = SIZES[i % len(SIZES)] if i < 10 * len(SIZES) else (2, 3, 4)
         dtype = torch.float32 if i % 3 == 2 else torch.float64
         x, v, weights = case(i, size, dtype)
         settings = {"decay_input": decay_input, "fire": fire, "ternary": ternary, "detach_reset": detach_reset}
@@ -141,8 +143,7 @@ def test_a_planted_wrong_kernel_is_caught(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # it is opcheck that looks
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(("dtype", "learns"), [(torch.float64, False), (torch.bfloat16, True)])
 def test_the_operators_keep_torchs_rules(dtype, learns):
     x, v, weights = case(0, (2, 5, 3), dtype)
     wide = torch.promote_types(dtype, torch.float32)

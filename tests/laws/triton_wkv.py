@@ -16,7 +16,14 @@ from rheobase.spiking.ops.native import library
 from rheobase.spiking.ops.rows import bit
 from rheobase.spiking.ops.wkv import triton as kernels
 
-SIZES = [(1, 1, 1), (3, 7, 5), (1, kernels.STEPS, 32), (1, 63, 3), (2, kernels.STEPS + 1, 40), (0, 3, 2), (2, 0, 3)]
+STEPS = 4
+SIZES = [(1, 1, 1), (3, 7, 5), (1, STEPS, 32), (1, 23, 3), (2, STEPS + 1, 40), (0, 3, 2), (2, 0, 3)]
+
+
+@pytest.fixture(autouse=True)
+def short_stretches(monkeypatch):
+    """The interpreter runs the steps beyond the last too."""
+    monkeypatch.setattr(kernels, "STEPS", STEPS)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +91,7 @@ def test_keys_and_values_in_bfloat16_with_a_state_in_float32():
         assert [g.dtype for g in gradients] == types
 
 
-@pytest.mark.parametrize("cut", [0, 1, kernels.STEPS, 23])
+@pytest.mark.parametrize("cut", [0, 1, STEPS, 23])
 def test_any_cut_changes_nothing(cut):
     inputs, weights = wkv_case(2, (2, 23, 3), 3.0, True)
 
@@ -129,7 +136,7 @@ def test_it_keeps_little_for_its_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y, _ = wkv(*leaves, kernels="triton")
     own = {t.data_ptr(): t.numel() for t in kept}
-    assert sum(own.values()) < 2.5 * y.numel()
+    assert sum(own.values()) < (2.1 + 3 / STEPS) * y.numel()
 
 
 def test_without_a_state_it_begins_with_empty_sums():
@@ -181,7 +188,8 @@ def test_the_operators_keep_torchs_rules(dtype):
     (w, u, k, v, *state), _ = wkv_case(0, (2, 5, 3), 1.0, True)
     wide = torch.promote_types(dtype, torch.float32)
     state = torch.stack(state, 1).to(wide)
-    for gate, before in ((None, state), (k.flip(2).to(dtype), state), (None, None)):
+    ways = [(k.flip(2).to(dtype), state), (None, None), (None, state)]
+    for gate, before in ways if dtype == torch.float64 else ways[:1]:
         inputs = [w.to(wide), u.to(wide), k.to(dtype), v.to(dtype), gate, before]
         leaves = [x if x is None else x.clone().requires_grad_() for x in inputs]
         torch.library.opcheck(kernels._wkv, (*inputs, False))
@@ -213,7 +221,8 @@ class Mix(torch.nn.Module):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("way", ["eager", "torch.compile", "checkpoint", "DDP"])
-def test_it_trains_in_every_way_that_torch_has(way, autocast, tmp_path):
+def test_it_trains_in_every_way_that_torch_has(way, autocast, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # elsewhere may lie what has longer stretches
     layer, x = Mix("triton"), torch.randn(2, 5, 3)
     run = layer
     if way == "torch.compile":

@@ -255,10 +255,11 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
 }
 
 /* The usual kinds of neuron; a compiler leaves out of each what others need. Best known are SpikeGPT's, which resets and
- * decays its input, and snnTorch's, which subtracts and does not. */
+ * decays its input, and snnTorch's, which subtracts and does not. Float64 has none: they are half of the time that this
+ * file takes to compile. */
 INLINE int NAME(is_usual)(const lif_settings *set)
 {
-    return (!set->hard || set->v_reset == 0) && !set->strict && !set->ternary;
+    return sizeof(REAL) == sizeof(float) && (!set->hard || set->v_reset == 0) && !set->strict && !set->ternary;
 }
 #define USUAL(HARD, DECAY_INPUT, BY_INVERSE)                                                                  \
     ((lif_settings){0, set->inverse, set->first, set->second, .hard = HARD, .decay_input = DECAY_INPUT,       \
