@@ -10,6 +10,7 @@ from rheobase.models.training.run import RunConfig
 from rheobase.spiking.ops.native import library
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 settings.register_profile("laws", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.load_profile("laws")
 

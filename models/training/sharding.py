@@ -1,17 +1,18 @@
 """FSDP2: every rank holds a share of each tensor, and gathers a stage's when it computes; and the whole of a model for
-a checkpoint, which any number of ranks can read."""
+a checkpoint, which any number of ranks can read. torch's module for it takes a second to import, so that it is where it
+is used; a DTensor alone has `full_tensor`."""
 
 import warnings
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(model, device: str, world: int) -> None:
     """Share a model's parameters out, stage by stage, and the rest together; `run` is what gathers that rest."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     # states are views of what a stage gave; nothing here changes one in place, of which torch warns
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.partition(":")[0], (world,))
@@ -28,7 +29,7 @@ def whole(state, keep: bool = True):
     """
     if isinstance(state, dict):
         return {key: whole(part, keep) for key, part in state.items()}
-    if not isinstance(state, DTensor):
+    if not hasattr(state, "full_tensor"):
         return state
     full = state.full_tensor()
     return full.cpu() if keep else None
@@ -47,6 +48,8 @@ def load(model: nn.Module, optimiser: torch.optim.Optimizer, model_state: dict, 
 
 
 def _share(x: torch.Tensor, like) -> torch.Tensor:
-    if not isinstance(like, DTensor):
+    if not hasattr(like, "full_tensor"):
         return x
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -95,7 +95,6 @@ def explain(op: str, device: str = "cpu") -> str:
     return f"{form}: {BY_DEVICE[device]} needs {expected}, got {got}; {remedy}"
 
 
-@torch.compiler.assume_constant_result
 def missing(op: str, form: str, device: str) -> tuple[str, str, str] | None:
     """What this machine lacks for a form on devices of a type: (expected, got, remedy), None where it lacks nothing."""
     if form == "native":
@@ -109,6 +108,9 @@ def missing(op: str, form: str, device: str) -> tuple[str, str, str] | None:
         remedy = f"{OTHER}, or set TRITON_INTERPRET=1 to run Triton's interpreter on a CPU, as tests do"
         return "tensors on a CUDA device", f"tensors on {device}", remedy
     return None
+
+
+missing._dynamo_marked_constant = True  # as `torch.compiler.assume_constant_result` does, which takes 2 s to import
 
 
 @functools.cache
