@@ -328,6 +328,7 @@ def launch(out, *arguments, ranks=2):
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
 
 
+@pytest.mark.slow
 def test_ranks_of_a_sharded_model_end_well(text, tmp_path):
     """A thread of their group's aborted one of three ranks in about every second such run, once it was done."""
     (tmp_path / "config.toml").write_text(to_toml(table(text, "spikegpt", {"sharding": "fsdp"})))

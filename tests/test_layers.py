@@ -70,3 +70,11 @@ def test_packages_show_their_parts_without_importing_them_first():
     code = "import rheobase.backends, rheobase.spiking; print(rheobase.backends.counting, rheobase.spiking.graph)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "rheobase.spiking.graph" in done.stdout, done.stderr
+
+
+def test_a_command_begins_without_what_it_may_not_need():
+    """torch's compiler and its sharing out of models take two seconds."""
+    heavy = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "matplotlib", "jinja2"]
+    code = f"import sys, rheobase.commands; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

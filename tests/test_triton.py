@@ -6,6 +6,7 @@ ones: `TRITON_INTERPRET=1 pytest -m slow tests/laws/triton_*.py`.
 
 import contextlib
 import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -88,34 +89,29 @@ def test_the_pass_is_left_out_for_the_time_of_a_compilation():
     assert seen == [True] and not rows._thread.one_layout
 
 
-GPUS = [
-    (80, "*bf16"),
-    (90, "*fp32"),
-    *(pytest.param(*gpu, marks=pytest.mark.slow) for gpu in ((80, "*fp32"), (90, "*bf16"))),
-]
-"""Compute capabilities and the type of what is read and written"""
+FORMS = list(itertools.product((80, 90), ("*bf16", "*fp32"), (False, True)))
+FORMS = [form if form in FORMS[0::7] else pytest.param(*form, marks=pytest.mark.slow) for form in FORMS]
+"""Compute capability, the type of what is read and written, and which kind of kernel; all but two are slow"""
 
 
-@pytest.mark.parametrize(("capability", "io"), GPUS)
-def test_wkv_compiles(capability, io, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("capability", "io", "gated"), FORMS)
+def test_wkv_compiles(capability, io, gated, tmp_path, monkeypatch):
     from rheobase.spiking.ops.rows import OPTIONS, one_layout
     from rheobase.spiking.ops.wkv import triton as wkv
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"T": "i32", **dict.fromkeys(("k", "v", "gate", "y", "g_y", "g_k", "g_v", "g_gate"), io)}
-    for gated, whole in ((True, True), (False, False)):
-        constants = {"D": 768, "FIRST": -1e38, "GATED": gated, "WHOLE": whole, "STEPS": wkv.STEPS, "BLOCK": wkv.BLOCK}
-        if whole:
-            constants["state"] = None
-        for kernel, more in ((wkv._forward, {"KEEP": True}), (wkv._backward, {})):
-            with one_layout():
-                asm = compile_for(kernel, capability, types, constants | more, **OPTIONS)
-            assert asm["cubin"] and ".maxnreg 255" in asm["ptx"]
-            assert "div" not in asm["ptx"] and asm["ptx"].count("ex2.approx.f32") == 1, "e^time_decay, once"
+    constants = {"D": 768, "FIRST": -1e38, "GATED": gated, "WHOLE": gated, "STEPS": wkv.STEPS, "BLOCK": wkv.BLOCK}
+    constants |= {"state": None} if gated else {}
+    for kernel, more in ((wkv._forward, {"KEEP": True}), (wkv._backward, {})):
+        with one_layout():
+            asm = compile_for(kernel, capability, types, constants | more, **OPTIONS)
+        assert asm["cubin"] and ".maxnreg 255" in asm["ptx"]
+        assert "div" not in asm["ptx"] and asm["ptx"].count("ex2.approx.f32") == 1, "e^time_decay, once"
 
 
-@pytest.mark.parametrize(("capability", "io"), GPUS)
-def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("capability", "io", "learnt"), FORMS)
+def test_lif_compiles_without_fused_products(capability, io, learnt, tmp_path, monkeypatch):
     """A spike must not hang on how a product rounds."""
     from rheobase.spiking.ops.lif import triton as lif
     from rheobase.spiking.ops.rows import OPTIONS, one_layout
@@ -124,22 +120,23 @@ def test_lif_compiles_without_fused_products(capability, io, tmp_path, monkeypat
     types = {"T": "i32", **dict.fromkeys(("x", "s", "h", "g_s", "g_h", "g_x"), io)}
     kind = {"REST": 0.1, "HARD": True, "DECAY": True, "STRICT": False, "TERNARY": True, "WITH_H": True, "ALL_V": True}
     slope = {"SURROGATE": "ATan", "FIRST": 2.0, "SECOND": 0.0, "THROUGH": True, "LEARNS": True}
-    learnt = {"TAU": None, "THETA": None, "INVERSE": None, "WHOLE": False}
-    numbers = {"tau": None, "theta": None, "TAU": 2.0, "THETA": 1.0, "INVERSE": 0.5, "WHOLE": True}
-    for parameters in (learnt, numbers):
-        constants = {"D": 768, "STEPS": lif.STEPS, "BLOCK": lif.BLOCK, **kind, **parameters}
-        for kernel, more in ((lif._forward, {"KEEP": True}), (lif._backward, slope)):
-            with one_layout():
-                asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False, **OPTIONS)
-            resets = lif.STEPS - (kernel is lif._backward)  # nothing reads the last one that backward goes through
-            assert asm["cubin"] and asm["ptx"].count("fma.rn.f32") == resets, "whose product is exact, and no other"
-            divides = "div.rn.f32" in asm["ptx"]
-            assert divides == (parameters is learnt), "rounded as torch rounds it; by a power of two a product does"
+    if learnt:
+        parameters = {"TAU": None, "THETA": None, "INVERSE": None, "WHOLE": False}
+    else:
+        parameters = {"tau": None, "theta": None, "TAU": 2.0, "THETA": 1.0, "INVERSE": 0.5, "WHOLE": True}
+    constants = {"D": 768, "STEPS": lif.STEPS, "BLOCK": lif.BLOCK, **kind, **parameters}
+    for kernel, more in ((lif._forward, {"KEEP": True}), (lif._backward, slope)):
+        with one_layout():
+            asm = compile_for(kernel, capability, types, constants | more, enable_fp_fusion=False, **OPTIONS)
+        resets = lif.STEPS - (kernel is lif._backward)  # nothing reads the last one that backward goes through
+        assert asm["cubin"] and asm["ptx"].count("fma.rn.f32") == resets, "whose product is exact, and no other"
+        divides = "div.rn.f32" in asm["ptx"]
+        assert divides == learnt, "rounded as torch rounds it; by a power of two a product does"
 
 
 @pytest.mark.parametrize(("products", "others"), [("*fp32", "*fp32"), ("*bf16", "*bf16"), ("*bf16", "*fp32")])
 @pytest.mark.parametrize("zoneout", ["none", "evaluation", "training"])
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_egru_compiles(capability, zoneout, products, others, tmp_path, monkeypatch):
     import triton.language as tl
 
