@@ -13,6 +13,7 @@ from rheobase.backends import simulate
 from rheobase.backends.exporters.spinnaker2 import arithmetic as ints
 from rheobase.backends.exporters.spinnaker2.quantise import IntegerLinear, errors, formats, quantise
 from rheobase.backends.exporters.spinnaker2.quantise.weights import fit_exponents
+from rheobase.models import SpikeGPT, SpikeGPTConfig
 from rheobase.models.training import loop
 from rheobase.models.training.evaluate import bits_per_token
 from rheobase.models.training.run import RunConfig
@@ -99,7 +100,8 @@ def test_recorded_bounds_by_hand():
 
 
 def test_another_librarys_neuron_has_no_integer_form():
-    graph = model_of(depth=1, neuron="snntorch:Leaky", neuron_settings=("beta=0.5",)).lower()
+    config = SpikeGPTConfig(depth=1, placement="spike_fed", neuron="snntorch:Leaky", neuron_settings=("beta=0.5",))
+    graph = SpikeGPT(config).eval().lower()
     with pytest.raises(UnsupportedError, match="att.lif_k: expected an EGRU .*, or a SpikeGPT, got Cuba"):
         quantise(graph, TEXT)
 

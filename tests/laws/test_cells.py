@@ -132,7 +132,7 @@ def test_the_relaxed_form_has_the_gradients_it_claims(neuron):
     if not any(map(relaxes, examples(neuron))):
         pytest.skip(f"{neuron}: its surrogates are the library's own, chosen inside its step")
 
-    @settings(max_examples=80)  # each is a hundred calls
+    @settings(max_examples=40)  # each is a hundred calls
     @given(cases(neuron, keep=relaxes))
     def law(case):
         cell, x, state = case
