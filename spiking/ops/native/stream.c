@@ -51,7 +51,7 @@ typedef struct {
                 const TYPE *w0 = block + at[k] * n_out, *w1 = block + at[k + 1] * n_out;                      \
                 const TYPE *w2 = block + at[k + 2] * n_out, *w3 = block + at[k + 3] * n_out;                  \
                 for (int64_t next = k + 4; next < k + 8 && next < count; next++)                              \
-                    ask(block + at[next] * n_out, (size_t)n * sizeof(TYPE), ASKS);                            \
+                    ask(block + at[next] * n_out, (size_t)n * sizeof(TYPE), 1);                               \
                 for (int64_t j = 0; j < n; j++)                                                               \
                     sum[j] += (x0 * w0[j] + x1 * w1[j]) + (x2 * w2[j] + x3 * w3[j]);                          \
             }                                                                                                 \
