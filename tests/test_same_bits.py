@@ -96,7 +96,8 @@ def test_every_machine_gives_the_same_bits(kernel):
 @pytest.mark.parametrize("units", [16, 80, 131, 192])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_written_past_the_caches_is_the_same(units, dtype, monkeypatch):
-    """Of SpikeGPT's neurons, snnTorch's, others that a compiler knows, and the rest."""
+    """Of SpikeGPT's neurons, snnTorch's, others that a compiler knows, and the rest; unwritten memory holds NaN."""
+    monkeypatch.setattr(torch, "empty", lambda *shape, run=torch.empty, **given: run(*shape, **given).fill_(torch.nan))
     native = importlib.import_module("rheobase.spiking.ops.lif.native")
     kinds = [0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1, 0], [-0.25, 1, 0, 1, 1, 1, 1]
     x, v, tau = spread(dtype, 3, 37, units, scale=3), spread(dtype, 3, units), 2.5 + spread(dtype, units)

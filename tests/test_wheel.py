@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def test_the_wheel_runs_quickstart_in_a_folder_of_anothers(tmp_path):
     )
     shutil.copytree(ROOT, tree, ignore=skip)
     hasty = tmp_path / "cc"  # what is tried here is the wheel, and -O3 takes a minute
-    hasty.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC")
+    hasty.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
     hasty.chmod(0o755)
     for_any_python = "-C--build-option=--py-limited-api=cp311"  # as releases are built
     wheel = ("wheel", "-q", "--no-deps", "--no-build-isolation", for_any_python, "-w", tmp_path, tree)

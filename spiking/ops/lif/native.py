@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import functools
 import math
+import platform
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ class _Settings(ctypes.Structure):
     ]
 
 
-PAST = 1 << 23
-"""Bytes of an array from which on it is written past the caches, which would keep little of it for who reads it next"""
+PAST = 1 << 23 if platform.machine() in ("x86_64", "AMD64") else math.inf
+"""Bytes of an array from which on it is written past the caches, which would keep little of it for who reads it next;
+`write_past` in `native.h` can do so on x86-64"""
 TERNARY, LEARNS = 7, 9
 """Places of these among the settings, which are `_Settings` but for `past` as a list of numbers"""
 

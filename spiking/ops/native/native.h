@@ -74,8 +74,8 @@ INLINE int64_t tiles(tile_part part, int64_t steps)
 }
 
 /* Asks for what is needed soon, past the first-level cache, which has no room for it: a processor cannot guess which
- * row of a tile is next. On EPYCs of Zen 3 and 4 asking again is quicker than once where rows are soon dealt with, as if a
- * request that finds no room in a queue were dropped. */
+ * row of a tile is next. On EPYCs of Zen 3 and 4 asking again is quicker than once where what is written goes into the
+ * caches, as if a request that finds no room in a queue were dropped. */
 INLINE void ask(const void *row, size_t size, int times)
 {
     for (size_t at = 0; at < size; at += 64)
