@@ -209,7 +209,8 @@ def test_a_changed_weight_is_found(tmp_path, capsys):
     )
     (tmp_path / "copy" / path.name).write_bytes(path.read_bytes().replace(b"MatMul", b"Mat\xffMu"))
     reseal(tmp_path / "copy")
-    assert "UnicodeDecodeError" in verify(tmp_path / "copy").problem and not capsys.readouterr().out
+    problem = verify(tmp_path / "copy").problem  # the runtime's own error, or that its text is not UTF-8
+    assert ("UnicodeDecodeError" in problem or "InvalidGraph" in problem) and not capsys.readouterr().out
     (tmp_path / "copy" / path.name).write_bytes(b"no model")
     reseal(tmp_path / "copy")
     assert "expected a file in ONNX" in verify(tmp_path / "copy").problem

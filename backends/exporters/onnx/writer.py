@@ -209,7 +209,8 @@ def run_onnx(data: bytes, feeds: dict[str, np.ndarray], where: object) -> dict[s
     except Exception as error:  # its errors have no common class that is public
         if not type(error).__module__.startswith("onnxruntime"):
             raise
-        raise FormatError(where, "a file that runs", str(error), "export it anew") from None
+        told = str(error) or type(error).__name__  # some have no text
+        raise FormatError(where, "a file that runs", told, "export it anew") from None
 
 
 def _elsewhere(message) -> bool:
