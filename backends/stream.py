@@ -74,14 +74,16 @@ class Stream:
         program = self._program(self._tabulated() if tables else {})
         self._nodes = [name for name, _ in program]
         self._instructions = (_Instruction * len(program))(*(instruction for _, instruction in program))
-        self._output = self._values[output]
+        self._output, self._token = self._values[output], np.zeros(1, np.int64)
         self._room = np.empty(max(e.shape[0] for e in graph.edges), np.int32)
+        self._vocabulary = feed(graph, np.zeros((1, 0), np.int64))[0].op.vocabulary
         types = [ctypes.c_void_p, ctypes.c_int64] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_void_p]
         form = "i8" if integer else FORMS.get(self.dtype)
         self._function = function(f"stream_{form}", *types)
         if self._function is None:
             got = "none" if form else str(self.dtype)
             raise UnsupportedError("Stream", "the C library's stream", got, 'simulate on="event", or reinstall')
+        self._one = self._arguments(self._token, self._output[None, :0])
         self.state = None
 
     def __call__(self, tokens) -> np.ndarray:
@@ -91,22 +93,23 @@ class Stream:
 
         raises  ShapeError: not integers of the vocabulary, or not [T] or one
         """
+        if (type(tokens) is int or isinstance(tokens, np.integer)) and 0 <= tokens < self._vocabulary:
+            self._token[0] = tokens  # what Python takes for a token counts beside what C takes
+            self._function(*self._one)
+            return self._output.copy()
         ids = np.asarray(tokens)
         ids = ids if ids.size else ids.astype(np.int64)  # an empty list has no type
         feed(self.graph, ids.reshape(1, -1) if ids.ndim < 2 else ids[None])
         row = np.ascontiguousarray(ids.reshape(-1), np.int64)
         out = np.empty((row.size, self._output.size), self.dtype)
-        self._function(
-            ctypes.addressof(self._instructions),
-            len(self._instructions),
-            row.ctypes.data,
-            row.size,
-            self._output.ctypes.data,
-            out.ctypes.data,
-            self._output.size,
-            self._room.ctypes.data,
-        )
+        self._function(*self._arguments(row, out))
         return out.reshape(*ids.shape, self._output.size)
+
+    def _arguments(self, row_T: np.ndarray, out_TV: np.ndarray) -> tuple[int, ...]:
+        """Of the C function, for some tokens and the outputs that are wanted after each."""
+        program, addresses = self._instructions, [a.ctypes.data for a in (row_T, self._output, out_TV, self._room)]
+        row, output, out, room = addresses
+        return ctypes.addressof(program), len(program), row, row_T.size, output, out, out_TV.shape[1], room
 
     @property
     def state(self) -> dict[str, np.ndarray]:
@@ -209,7 +212,8 @@ class Stream:
                 shift, flags = (op.shift(arrays["exponent"]),), flags + NARROW * (op.bits == 16)
             return make(LINEAR, weight, filled("bias"), *shift, flags=flags, n_in=len(weight))
         if kind is IntegerEGRUCell:
-            return make(EGRU, arrays["thr"], ints.sigmoid_table(), ints.tanh_table(), numbers=[op.zoneout])
+            tables = map(_pairs, (ints.sigmoid_table(), ints.tanh_table()))
+            return make(EGRU, arrays["thr"], *tables, numbers=[op.zoneout])
         if kind is ops.EGRUCell:
             return make(EGRU, arrays["thr"], numbers=[op.zoneout, TRACE_DECAY])
         if kind in LIFS:
@@ -237,6 +241,11 @@ def _words(weight_DO: np.ndarray) -> np.ndarray:
     n_in, n_out = weight_DO.shape
     blocks = np.pad(weight_DO, ((0, 0), (0, -n_out % (4 * LANES)))).reshape(n_in, -1, 4, LANES)
     return np.ascontiguousarray(blocks.swapaxes(2, 3)).view("<i4").astype(np.int32)
+
+
+def _pairs(table: np.ndarray) -> np.ndarray:
+    """A table as `look_up` in `stream.c` reads it: a value of int16, and above it what the next is more."""
+    return (np.diff(table.astype(np.int32)) << 16) | (table[:-1].astype(np.int32) & 0xFFFF)
 
 
 def _again(

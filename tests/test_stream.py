@@ -77,6 +77,13 @@ def test_a_stream_is_the_simulators_fold(name, tables):
 
 
 @needs_c
+def test_a_token_alone_may_be_any_integer_and_its_output_stays():
+    wanted, stream = Stream(egru().lower())(TEXT[:5]), Stream(egru().lower())
+    tokens = int(TEXT[0]), np.int16(TEXT[1]), np.array(TEXT[2]), torch.tensor(int(TEXT[3])), np.uint64(TEXT[4])
+    assert np.array_equal([stream(token) for token in tokens], wanted)
+
+
+@needs_c
 def test_states_go_from_a_simulation_to_a_stream_and_back():
     graph, tokens = egru().lower(), TEXT[:90]
     whole, first = simulate(graph, tokens[None]), simulate(graph, tokens[None, :30])
@@ -152,9 +159,11 @@ def test_what_a_stream_cannot_do_is_said():
     with pytest.raises(ConfigError, match="one output"):
         Stream(EventGraph(graph.nodes, graph.edges, graph.arrays, {}))
     stream = Stream(graph)
-    for wrong in ([256], [-1], [0.5], [[1, 2]]):
+    for wrong in ([256], [-1], [0.5], [[1, 2]], 256, -1, 0.5, True):
         with pytest.raises(ShapeError):
             stream(np.array(wrong))
+        with pytest.raises(ShapeError):
+            stream(wrong)
     half = {name: array.astype(np.float16) for name, array in graph.arrays.items()}
     with pytest.raises(UnsupportedError, match="float16"):
         Stream(EventGraph(graph.nodes, graph.edges, half, graph.outputs))

@@ -13,7 +13,7 @@
 /* As in backends/stream.py. */
 enum { ROW, LINEAR, EGRU, LIF, WKV, LAYER_NORM, AFFINE, MIX, SIGMOID, RELU, SQUARED_RELU, SPIKE, MULTIPLY, ADD, COPY };
 enum { BY_EVENTS = 1, HARD = 2, DECAY_INPUT = 4, STRICT = 8, TERNARY = 16, GRADED = 32, NARROW = 64 };
-enum { COLUMNS = 1024 };
+enum { COLUMNS = 1024, LINE = 64 };
 
 typedef struct {
     int64_t op, flags, n_in, n_out, rows;
@@ -35,34 +35,11 @@ typedef struct {
         return count;                                                                                         \
     }
 
-/* out += sum of x[i] weight[i] over `count` rows i of at; four rows at a time, so that out is read and written less
- * and the memory kept busier, and the next four asked for; columns in blocks that stay in the nearest cache. */
-#define ROWS(NAME, TYPE)                                                                                      \
-    INLINE void NAME(const TYPE *restrict x, const TYPE *restrict weight, TYPE *restrict out,                 \
-                     const int32_t *restrict at, int64_t count, int64_t n_out)                                \
-    {                                                                                                         \
-        for (int64_t first = 0; first < n_out; first += COLUMNS) {                                            \
-            const int64_t n = n_out - first < COLUMNS ? n_out - first : COLUMNS;                              \
-            const TYPE *block = weight + first;                                                               \
-            TYPE *restrict sum = out + first;                                                                 \
-            int64_t k = 0;                                                                                    \
-            for (; k + 4 <= count; k += 4) {                                                                  \
-                const TYPE x0 = x[at[k]], x1 = x[at[k + 1]], x2 = x[at[k + 2]], x3 = x[at[k + 3]];            \
-                const TYPE *w0 = block + at[k] * n_out, *w1 = block + at[k + 1] * n_out;                      \
-                const TYPE *w2 = block + at[k + 2] * n_out, *w3 = block + at[k + 3] * n_out;                  \
-                for (int64_t next = k + 4; next < k + 8 && next < count; next++)                              \
-                    ask(block + at[next] * n_out, (size_t)n * sizeof(TYPE), 1);                               \
-                for (int64_t j = 0; j < n; j++)                                                               \
-                    sum[j] += (x0 * w0[j] + x1 * w1[j]) + (x2 * w2[j] + x3 * w3[j]);                          \
-            }                                                                                                 \
-            for (; k < count; k++) {                                                                          \
-                const TYPE x0 = x[at[k]];                                                                     \
-                const TYPE *w0 = block + at[k] * n_out;                                                       \
-                for (int64_t j = 0; j < n; j++)                                                               \
-                    sum[j] += x0 * w0[j];                                                                     \
-            }                                                                                                 \
-        }                                                                                                     \
-    }
+/* The k-th of `count` rows, of `width` weights each; behind the last come the first ones again, in the next columns. */
+INLINE int64_t row_of(const int32_t *at, int64_t k, int64_t count, int64_t width, int64_t next_columns)
+{
+    return k < count ? at[k] * width : at[k - count] * width + next_columns;
+}
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -87,13 +64,13 @@ INLINE int32_t byte_of(int32_t word, int b)
     return (int32_t)((uint32_t)word << (24 - 8 * b)) >> 24;
 }
 
-/* As `ROWS`, of such weights. */
+/* As `rows_f32`, of such weights. */
 INLINE void rows_i8(const int32_t *restrict x, const int32_t *restrict weight, int32_t *restrict out,
                     const int32_t *restrict at, int64_t count, int64_t n_out)
 {
     const int64_t words = (n_out + 4 * LANES - 1) / (4 * LANES) * LANES; /* of a row */
     for (int64_t first = 0; first < words; first += WORDS) {
-        const int64_t n = words - first < WORDS ? words - first : WORDS;
+        const int64_t n = words - first < WORDS ? words - first : WORDS, more = words - first > n ? WORDS : 0;
         const int32_t *block = weight + first;
         int32_t sum[4 * WORDS] = {0};
         int64_t k = 0;
@@ -101,14 +78,18 @@ INLINE void rows_i8(const int32_t *restrict x, const int32_t *restrict weight, i
             const int32_t x0 = x[at[k]], x1 = x[at[k + 1]], x2 = x[at[k + 2]], x3 = x[at[k + 3]];
             const int32_t *w0 = block + at[k] * words, *w1 = block + at[k + 1] * words;
             const int32_t *w2 = block + at[k + 2] * words, *w3 = block + at[k + 3] * words;
-            for (int64_t next = k + 4; next < k + 8 && next < count; next++)
-                ask(block + at[next] * words, (size_t)n * sizeof *block, 1);
-            for (int64_t j = 0; j < n; j += LANES)
+            const int32_t *next[4];
+            for (int i = 0; i < 4; i++)
+                next[i] = block + row_of(at, k + 4 + i, count, words, more);
+            for (int64_t j = 0; j < n; j += LANES) {
+                for (int i = 0; i < 4; i++)
+                    __builtin_prefetch(next[i] + j, 0, 2);
                 for (int b = 0; b < 4; b++)
                     for (int l = 0; l < LANES; l++)
                         sum[4 * j + b * LANES + l] +=
                             (x0 * byte_of(w0[j + l], b) + x1 * byte_of(w1[j + l], b)) +
                             (x2 * byte_of(w2[j + l], b) + x3 * byte_of(w3[j + l], b));
+            }
         }
         for (; k < count; k++) {
             const int32_t x0 = x[at[k]], *w0 = block + at[k] * words;
@@ -147,10 +128,11 @@ INLINE int32_t narrow(int32_t x, int32_t s)
     return saturate16(rescale(saturate16(s < 0 ? x : shift_right(x, s)), s < 0 ? s : 0));
 }
 
+/* table: in each word a value, and in its upper half what the next value is more: one reads both. */
 INLINE int32_t look_up(const int32_t *table, int32_t x)
 {
-    const int32_t u = saturate16(x) + 32768, i = u >> TABLE_STEP, f = u & ((1 << TABLE_STEP) - 1);
-    return table[i] + shift_right((table[i + 1] - table[i]) * f, TABLE_STEP);
+    const int32_t u = saturate16(x) + 32768, two = table[u >> TABLE_STEP], f = u & ((1 << TABLE_STEP) - 1);
+    return (int16_t)two + shift_right((two >> 16) * f, TABLE_STEP);
 }
 
 /* Runs n_tokens tokens through n instructions; `logits`, [n_tokens, n_logits], takes what lies at `output` after each.
@@ -209,7 +191,48 @@ ANY_WIDTH void stream_i8(instruction *program, int64_t n, const int64_t *tokens,
 #else
 
 EVENTS(NAME(events), REAL)
-ROWS(NAME(rows), REAL)
+
+INLINE void NAME(four)(const REAL *restrict x, const REAL *const *w, int64_t first, int64_t n, REAL *restrict sum)
+{
+    const REAL *w0 = w[0] + first, *w1 = w[1] + first, *w2 = w[2] + first, *w3 = w[3] + first;
+    for (int64_t j = 0; j < n; j++)
+        sum[first + j] += (x[0] * w0[j] + x[1] * w1[j]) + (x[2] * w2[j] + x[3] * w3[j]);
+}
+
+/* out += sum of x[i] weight[i] over `count` rows i of at; four rows at a time, so that out is read and written less
+ * and the memory kept busier, and each line asks for those of the next four; columns in blocks that stay in the nearest
+ * cache. */
+INLINE void NAME(rows)(const REAL *restrict x, const REAL *restrict weight, REAL *restrict out,
+                       const int32_t *restrict at, int64_t count, int64_t n_out)
+{
+    enum { A_LINE = LINE / sizeof(REAL) };
+    for (int64_t first = 0; first < n_out; first += COLUMNS) {
+        const int64_t n = n_out - first < COLUMNS ? n_out - first : COLUMNS, more = n_out - first > n ? COLUMNS : 0;
+        const REAL *block = weight + first;
+        REAL *restrict sum = out + first;
+        int64_t k = 0, j;
+        for (; k + 4 <= count; k += 4) {
+            const REAL *now[4], *next[4];
+            REAL of[4];
+            for (int i = 0; i < 4; i++) {
+                of[i] = x[at[k + i]];
+                now[i] = block + at[k + i] * n_out;
+                next[i] = block + row_of(at, k + 4 + i, count, n_out, more);
+            }
+            for (j = 0; j + A_LINE <= n; j += A_LINE) {
+                for (int i = 0; i < 4; i++)
+                    __builtin_prefetch(next[i] + j, 0, 2);
+                NAME(four)(of, now, j, A_LINE, sum);
+            }
+            NAME(four)(of, now, j, n - j, sum);
+        }
+        for (; k < count; k++) {
+            const REAL of = x[at[k]], *now = block + at[k] * n_out;
+            for (j = 0; j < n; j++)
+                sum[j] += of * now[j];
+        }
+    }
+}
 
 INLINE void NAME(egru)(const instruction *i, int64_t n)
 {
