@@ -199,9 +199,9 @@ INLINE void NAME(four)(const REAL *restrict x, const REAL *const *w, int64_t fir
         sum[first + j] += (x[0] * w0[j] + x[1] * w1[j]) + (x[2] * w2[j] + x[3] * w3[j]);
 }
 
-/* out += sum of x[i] weight[i] over `count` rows i of at; four rows at a time, so that out is read and written less
- * and the memory kept busier, and each line asks for those of the next four; columns in blocks that stay in the nearest
- * cache. */
+/* out += sum of x[i] weight[i] over `count` rows i of at; four rows at a time, so that out is read and written less;
+ * each line asks for those of the next four, which keeps the memory busy throughout (to ask for what lies past the last
+ * row does nothing); columns in blocks that stay in the nearest cache. */
 INLINE void NAME(rows)(const REAL *restrict x, const REAL *restrict weight, REAL *restrict out,
                        const int32_t *restrict at, int64_t count, int64_t n_out)
 {
