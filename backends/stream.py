@@ -93,8 +93,10 @@ class Stream:
 
         raises  ShapeError: not integers of the vocabulary, or not [T] or one
         """
-        if (type(tokens) is int or isinstance(tokens, np.integer)) and 0 <= tokens < self._vocabulary:
-            self._token[0] = tokens  # what Python takes for a token counts beside what C takes
+        # the short way of one token: in generation, what Python takes counts beside what C takes
+        number = isinstance(tokens, int | np.integer) and not isinstance(tokens, bool | np.timedelta64)
+        if number and 0 <= tokens < self._vocabulary:
+            self._token[0] = tokens
             self._function(*self._one)
             return self._output.copy()
         ids = np.asarray(tokens)

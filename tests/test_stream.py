@@ -159,7 +159,7 @@ def test_what_a_stream_cannot_do_is_said():
     with pytest.raises(ConfigError, match="one output"):
         Stream(EventGraph(graph.nodes, graph.edges, graph.arrays, {}))
     stream = Stream(graph)
-    for wrong in ([256], [-1], [0.5], [[1, 2]], 256, -1, 0.5, True):
+    for wrong in ([256], [-1], [0.5], [[1, 2]], 256, -1, 0.5, True, np.timedelta64(3, "s")):
         with pytest.raises(ShapeError):
             stream(np.array(wrong))
         with pytest.raises(ShapeError):
