@@ -33,7 +33,7 @@ def test_the_wheel_runs_quickstart_in_a_folder_of_anothers(tmp_path):
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC")
     hasty.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
     hasty.chmod(0o755)
-    for_any_python = "-C--build-option=--py-limited-api=cp311"  # as releases are built
+    for_any_python = "--config-settings=--build-option=--py-limited-api=cp311"  # as releases are built
     wheel = ("wheel", "-q", "--no-deps", "--no-build-isolation", for_any_python, "-w", tmp_path, tree)
     run("-m", "pip", *wheel, env={**os.environ, "CC": str(hasty)})
     (wheel,) = tmp_path.glob("rheobase-*-cp311-abi3-*.whl")
