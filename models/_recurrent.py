@@ -3,7 +3,8 @@
 B batch, T steps, V vocabulary, E embedding width, H units of a layer.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,25 @@ def word_dropout(x_BTE: Tensor, tokens_BT: Tensor, vocabulary: int, p: float, tr
     if not training or p == 0:
         return x_BTE
     return x_BTE * F.dropout(x_BTE.new_ones(vocabulary), p)[tokens_BT].unsqueeze(-1)
+
+
+def in_own_type(forward: Callable) -> Callable:
+    """Decorator: the `forward` of torch's own LSTM or GRU goes without autocast, in the type of its weights.
+
+    On a GPU autocast hands them to cuDNN in float16, whichever type it was asked for (torch, AutocastRNN.cpp), and
+    gradients of a mean over many tokens are too small for that; a CPU without bfloat16 of its own refuses an LSTM.
+    """
+
+    @functools.wraps(forward)
+    def run(self, x_BTI, state=None):
+        place = x_BTI.device.type
+        if not torch.is_autocast_enabled(place):
+            return forward(self, x_BTI, state)
+        own = self.weight_hh_l0.dtype
+        with torch.autocast(place, enabled=False):
+            return forward(self, x_BTI.to(own), state and type(state)(*(part.to(own) for part in state)))
+
+    return run
 
 
 class TiedDecoder(nn.Module):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM
+from rheobase.models._recurrent import Lowering, RecurrentConfig, RecurrentLM, in_own_type
 from rheobase.spiking.graph import GRUCell
 
 
@@ -28,6 +28,7 @@ class GRU(nn.GRU):
         super().__init__(input_size, hidden_size, batch_first=True)
         self.dropconnect = dropconnect
 
+    @in_own_type
     def forward(self, x_BTI, state=None):
         if state is None:
             state = GRUState(x_BTI.new_zeros(x_BTI.shape[0], self.hidden_size))

@@ -133,6 +133,25 @@ def test_dropconnect_drops_single_weights_and_rescales():
         model.layers[0].step(torch.zeros(1, 12), model.layers[0].initial_state(1))
 
 
+@pytest.mark.parametrize("dropconnect", [0.0, 0.2])
+@pytest.mark.parametrize("kind", [GRULM, LSTMLM])
+def test_torchs_own_layers_stay_out_of_autocast(kind, dropconnect):
+    sizes = {"vocabulary": 20, "embedding": 8, "layers": (12, 8), "dropconnect": dropconnect}
+    model, tokens = kind(kind.Config(**sizes)), torch.arange(20).reshape(2, 10)
+    found, before = [], model.eval()(tokens)[1]
+    before = tuple(type(part)(*(t.detach() for t in part)) for part in before)
+    model.train()
+    for narrow in (True, False):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            logits, state = model(tokens, before)
+        logits.float().logsumexp(-1).sum().backward()
+        assert logits.dtype == (torch.bfloat16 if narrow else torch.float32)
+        found.append(state)
+    for a, b in zip(*found, strict=True):
+        assert all(map(torch.equal, a, b))
+
+
 def test_the_rate_regulariser_pulls_towards_its_target():
     torch.manual_seed(0)
     rates = {}

@@ -118,7 +118,7 @@ class TrainConfig:
     """micro-batches an update, one after the other on each rank, whose mean gradient it takes"""
     precision: str = "float32"
     """"float32";  "float64";  "bf16": products in bfloat16 by autocast, while weights, states and spikes' membranes
-    stay in float32"""
+    stay in float32, as do torch's own LSTM and GRU"""
     recompute: bool = False
     """keep no activations within blocks and layers, but compute them again for the gradient"""
     compile: bool = False
