@@ -131,7 +131,11 @@ def test_joules_stand_beside_the_bill_or_why_not(small_run, ask, tmp_path, monke
     arguments = ("count", small_run.folder, "--tokens", 20, "--measure", "--target", "horowitz-45nm")
     monkeypatch.setattr(counting, "MEASURE_SECONDS", 0)
 
+    runs, forward = [], EGRULM.forward
+    monkeypatch.setattr(EGRULM, "forward", lambda self, *given: runs.append(1) or forward(self, *given))
+
     def measured(function, device):
+        assert len(runs) == 2, "counted, and run to be warm"
         function()
         return Measured(3.5, 2.0, f"a counter of {device}")
 

@@ -119,6 +119,14 @@ def test_nvml_in_millijoules(monkeypatch):
     assert measured.joules == 3.5 and measured.counter == "NVML, A100"
 
 
+def test_what_a_gpu_was_asked_for_is_done_when_the_time_is_taken(monkeypatch):
+    fake_gpu(monkeypatch)
+    seen = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("waits"))
+    assert measure(lambda: seen.append("runs"), "cuda").joules is None
+    assert seen == ["waits", "runs", "waits"]
+
+
 def test_a_gpu_without_the_counter_or_the_bindings(monkeypatch):
     if not torch.cuda.is_available():
         assert "expected an NVIDIA GPU" in measure(lambda: None, "cuda").why

@@ -76,6 +76,8 @@ def measure(
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ConfigError("measure device", "cpu or cuda", device, "measure what has an energy counter")
+    if device.startswith("cuda"):
+        function = _awaited(function)
     try:
         counter, why = rapl(powercap) if device.startswith("cpu") else nvml(), ""
     except UnsupportedError as error:
@@ -97,6 +99,20 @@ def measure(
     except UnsupportedError as error:
         return Measured(None, seconds, counter.name, why=str(error))
     return Measured(joules, seconds, counter.name, None if idle is None else joules - idle * seconds)
+
+
+def _awaited(function: Callable[[], object]) -> Callable[[], None]:
+    """The same, begun once the current GPU is idle, and ended when it has done what the function asked of it."""
+    import torch
+
+    def run():
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
 
 
 def rapl(powercap: Path = POWERCAP) -> Counter:
