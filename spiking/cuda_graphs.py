@@ -159,7 +159,11 @@ def _rest(module: nn.Module, x: Tensor):
     if not hasattr(module, "initial_state"):
         raise ConfigError(f"{WHERE} state", "an example", "none", "give one: the module has no initial_state")
     like = {"dtype": x.dtype, "device": x.device} if isinstance(module, Cell) else {}
-    return pytree.tree_map(lambda part: part.to(x.device), module.initial_state(x.shape[0], **like))
+    rest = pytree.tree_map(lambda part: part.to(x.device), module.initial_state(x.shape[0], **like))
+    with torch.no_grad():
+        _, after = module(x, rest)
+    # of the types that it leaves, wider than x under autocast: what comes back is what is fed next
+    return pytree.tree_map(lambda part, left: part.to(left.dtype), rest, after)
 
 
 def _look(part: Tensor) -> tuple:

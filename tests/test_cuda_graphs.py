@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rheobase.backends import count
-from rheobase.spiking import EGRU, EGRUState, cuda_graphed
+from rheobase.spiking import EGRU, LIF, EGRUState, cuda_graphed
 from rheobase.spiking.cuda_graphs import CudaGraphed
 from rheobase.spiking.errors import ConfigError, ShapeError, UnsupportedError
 
@@ -138,6 +138,17 @@ def test_from_rest_and_under_no_grad():
     with torch.no_grad():
         again, _ = run(x, state)
     assert not again.requires_grad and torch.equal(again, layer(x, state)[0])
+
+
+@pytest.mark.parametrize("layer", [LIF(3), LIF(3, learn=("tau",)), EGRU(3, 4).bfloat16()], ids=str)
+def test_the_state_that_comes_back_goes_in(layer):
+    """A membrane is float32 where the input is bfloat16."""
+    x = torch.randn(2, 5, 3).bfloat16()
+    run, state, wanted = CudaGraphed(layer, x), None, None
+    for _ in range(3):
+        y, state = run(x, state if state is None else detached(state))
+        expected, wanted = layer(x, wanted)
+        assert torch.equal(y, expected) and all(map(torch.equal, state, wanted))
 
 
 def test_what_was_given_stays():
