@@ -34,6 +34,8 @@ from rheobase.models.training.sample import SampleConfig, sample
 from rheobase.models.training.sentence_sets import SentencesConfig
 from rheobase.models.training.sentence_task import SentenceTask
 from rheobase.models.training.step import MicroBatch, gradient
+from rheobase.spiking.graph import Add, Edge, EventGraph, Frames, LIFCell, Linear, Node
+from rheobase.spiking.tally import BINARY, DENSE
 
 WIDTHS = {"vocabulary": 64, "embedding": 16}
 FED = {"placement": "spike_fed", "ternary": True, "graded": True, "learn": ("tau", "theta")}
@@ -214,6 +216,26 @@ def test_what_is_timed_runs_on_the_gpu(part):
                 assert gpu.launches, name
     if "snntorch" in sys.modules:  # which keeps each neuron for ever, and would reset these on a GPU
         sys.modules["snntorch"].SpikingNeuron.instances.clear()
+
+
+def test_no_step_at_all_of_a_graph_of_spikes():
+    """What was not seen is 0 in the tally, and no number of the CPU's among those of the GPU."""
+    arrays = {name: np.ones((3, 3)) for name in ("in", "back", "out")}
+    nodes = Node("x", Frames((3, 1, 1), BINARY)), Node("lif", LIFCell()), Node("sum", Add())
+    products = (Node(name, Linear(), {"weight": name}) for name in arrays)
+    edges = (
+        Edge("x.out", "in.x", BINARY, (3,)),
+        Edge("lif.s", "back.x", BINARY, (3,), delay=1),
+        Edge("in.out", "sum.a", DENSE, (3,)),
+        Edge("back.out", "sum.b", DENSE, (3,)),
+        Edge("sum.out", "lif.x", DENSE, (3,)),
+        Edge("lif.s", "out.x", BINARY, (3,)),
+    )
+    graph, frames = EventGraph((*nodes, *products), edges, arrays, {"y": "out.out"}), np.ones((2, 0, 3, 1, 1))
+    wanted = simulate(graph, frames)
+    with fake_cuda():
+        got = simulate(graph, frames, on="torch", device="cuda")
+    assert got.tally.operators.keys() == wanted.tally.operators.keys()
 
 
 def _launches(gpu) -> int:

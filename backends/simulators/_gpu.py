@@ -97,7 +97,8 @@ class GPUKernels(TorchKernels):
 
     def tally(self, tokens):
         for name, source in self.rows_of.items():
-            self.seen[name]["rows"] = self.seen[source].get("events", 0)  # of no step nothing was said
+            if "events" in self.seen[source]:  # of no step nothing was said
+                self.seen[name]["rows"] = self.seen[source]["events"]
         found = super().tally(tokens)
         if self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)  # a graph without events has asked it for nothing
