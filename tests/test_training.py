@@ -198,6 +198,22 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     assert lines[0] == lines[1]
 
 
+def test_a_first_step_that_compiles_is_left_out_of_the_speed(tmp_path, monkeypatch):
+    gradient, steps = loop.gradient, []
+
+    def slow(*given):
+        steps.append(time.sleep(0 if steps else 1.0))
+        return gradient(*given)
+
+    monkeypatch.setattr(loop, "gradient", slow)
+    table = {**TABLE, "train": {**TABLE["train"], "steps": 20}}
+    first = loop.start(tmp_path / "run", RunConfig.from_table(table), quiet=True).log()[0]
+    assert 19 * first["tokens_a_step"] / first["tokens_per_s"] < first["elapsed_s"] - 1
+    one = {**TABLE, "train": {**TABLE["train"], "steps": 1, "warmup": 0}}
+    first = loop.start(tmp_path / "one", RunConfig.from_table(one), quiet=True).log()[0]
+    assert first["tokens_per_s"] > 0
+
+
 def test_one_process_at_a_time_trains_a_run(tmp_path):
     table = {**TABLE, "train": {**TABLE["train"], "steps": 100_000}}
     (tmp_path / "config.toml").write_text(to_toml(table))

@@ -184,7 +184,7 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
         except (KeyError, RuntimeError, ValueError) as error:
             raise FormatError(newest, "a checkpoint of this run", str(error).splitlines()[0], "delete it") from None
 
-    began, meter = time.monotonic() - elapsed, Meter(model, ranks.device, t.precision, ranks.world)
+    first, began, meter = step + 1, time.monotonic() - elapsed, Meter(model, ranks.device, t.precision, ranks.world)
     bar = _progress(t.steps, step, quiet if ranks.first else True, run.folder.name)
     model.advance(step / t.steps)
     shown_on = board(run, log_bytes) if ranks.first else contextlib.nullcontext()
@@ -226,6 +226,8 @@ def _train(run: Run, config: RunConfig, corpus: AnyCorpus, task: Task, model, ra
                 rate = f" {100 * sum(rates) / len(rates):.0f}% active" if rates else ""
                 speed = f"{figures['tokens_per_s'] / 1000:.1f}k {task.unit}s/s"
                 bar.set_postfix_str(f"{shown:.3f} {task.label}{rate} {speed}")
+            elif step == first:
+                meter.restart()  # kernels were compiled meanwhile
             if step % t.evaluate_every == 0 or step == t.steps:
                 with compression.applied(step - 1):  # as in the update that was just made
                     look, sparsity = task.look(model), compression.sparsity()

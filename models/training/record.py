@@ -91,7 +91,9 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new stretch."""
+        """Begin a new stretch, once what was asked of a GPU is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.seen, self.wall, self.cpu = 0, time.monotonic(), time.process_time()
 
     def read(self) -> dict:
