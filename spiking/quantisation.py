@@ -39,12 +39,20 @@ def best_exponents(weight_DO, power_D, clip: bool):
     return best
 
 
+def scaled(weight_DO, exponent_O):
+    """w 2^e, exactly, in the weights' own type: a GPU's own power of 2 may be one that is rounded."""
+    if not isinstance(weight_DO, torch.Tensor):
+        return weight_DO * 2.0**exponent_O
+    power = (exponent_O.to(torch.int64) + 1023 << 52).view(torch.float64)  # as its exponent's bits
+    return weight_DO * power.to(weight_DO.dtype)
+
+
 def round_weights(weight_DO, exponent_O):
     """Weights as integers of int8, in their own type."""
     xp = torch if isinstance(weight_DO, torch.Tensor) else np
-    return xp.clip(xp.floor(weight_DO * 2.0**exponent_O + 0.5), -LARGEST, LARGEST)
+    return xp.clip(xp.floor(scaled(weight_DO, exponent_O) + 0.5), -LARGEST, LARGEST)
 
 
 def rounded(weight_DO, exponent_O):
     """Weights after the rounding: integers of int8 over 2^exponent."""
-    return round_weights(weight_DO, exponent_O) * 2.0**-exponent_O
+    return scaled(round_weights(weight_DO, exponent_O), -exponent_O)

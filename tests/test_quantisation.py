@@ -10,7 +10,7 @@ from rheobase.backends import simulate
 from rheobase.backends.exporters.spinnaker2.quantise import quantise, sensitivity
 from rheobase.models import EGRULM, EGRULMConfig
 from rheobase.spiking.graph import EventGraph, Linear
-from rheobase.spiking.quantisation import MAX_EXPONENT, best_exponents, round_weights, rounded
+from rheobase.spiking.quantisation import MAX_EXPONENT, best_exponents, round_weights, rounded, scaled
 
 ONES = np.ones(2)
 
@@ -22,6 +22,15 @@ def test_exponents_and_rounding_by_hand():
     assert exponent.tolist() == [0, -1, 6, 6, MAX_EXPONENT]
     assert round_weights(weight, exponent).tolist() == [[127, 64, 64, 0, 0], [0, 1, 0, 0, 0]]
     assert round_weights(np.array([[300.0, -300.0]]), np.array([0, 0])).tolist() == [[127, -127]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_scaled_exactly(dtype):
+    exponent = torch.arange(-126, 128)
+    weight = torch.full((1, len(exponent)), 1.0, dtype=dtype)
+    wanted = torch.from_numpy(np.ldexp(np.float64(1), exponent.numpy())).to(dtype)
+    assert scaled(weight, exponent).dtype == dtype and torch.equal(scaled(weight, exponent)[0], wanted)
+    assert torch.equal(scaled(wanted[None], -exponent), weight)
 
 
 def test_clipping_is_chosen_where_it_costs_less():

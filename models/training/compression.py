@@ -7,7 +7,7 @@ import torch
 
 from rheobase.models.training.sharding import whole
 from rheobase.spiking.errors import ConfigError
-from rheobase.spiking.quantisation import LARGEST, best_exponents, rounded
+from rheobase.spiking.quantisation import LARGEST, best_exponents, rounded, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Compression:
             columns = weight.T if self.transposed[name] else weight
             power = columns.new_ones(len(columns))
             exponent = best_exponents(columns, power, clip=name not in self.heads)
-            kept[name] = weight.clone(), (columns * 2.0**exponent).abs() > LARGEST + 0.5
+            kept[name] = weight.clone(), scaled(columns, exponent).abs() > LARGEST + 0.5
             columns.copy_(rounded(columns, exponent))
         return kept
 
