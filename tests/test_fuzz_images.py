@@ -62,7 +62,7 @@ def sanitized(folder):
 
 @needs_c
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-@pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_damaged_artefacts_are_reported_and_no_more(bases, tmp_path, count):
     found = run(bases, tmp_path, 0, count)
     print(found)

@@ -26,7 +26,7 @@ def fuzz(folder, count, readers):
 
 
 @pytest.mark.parametrize(
-    ("quick", "slow"), [(50, 3), pytest.param(5000, 500, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("quick", "slow"), [(20, 2), pytest.param(5000, 500, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_every_reader_reads_or_says_why_not(tmp_path, quick, slow):
     from reader_seeds import READERS

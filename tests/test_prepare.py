@@ -63,7 +63,7 @@ words = st.text(st.sampled_from("ab é日\n\t 0."), max_size=40)
 @given(
     st.lists(st.lists(words, min_size=1, max_size=6), min_size=1, max_size=4), st.integers(1, 60), st.integers(1, 90)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_json_lines_become_what_their_documents_are(tmp_path_factory, files, unit, shard):
     """Ids, starts and counts are those of each document encoded on its own, wherever units, blocks and shards end."""
     folder = tmp_path_factory.mktemp("p")
