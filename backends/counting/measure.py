@@ -76,15 +76,15 @@ def measure(
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ConfigError("measure device", "cpu or cuda", device, "measure what has an energy counter")
-    if device.startswith("cuda"):
-        function = _awaited(function)
     try:
         counter, why = rapl(powercap) if device.startswith("cpu") else nvml(), ""
     except UnsupportedError as error:
         counter, why = None, str(error)
     if counter is None:
+        _idle(device)
         began = time.perf_counter()
         function()
+        _idle(device)  # as a GPU's counter does before it is read
         return Measured(None, time.perf_counter() - began, why=why)
     rested = counter.read()
     rest_began = time.perf_counter()
@@ -101,18 +101,13 @@ def measure(
     return Measured(joules, seconds, counter.name, None if idle is None else joules - idle * seconds)
 
 
-def _awaited(function: Callable[[], object]) -> Callable[[], None]:
-    """The same, begun once the current GPU is idle, and ended when it has done what the function asked of it."""
-    import torch
+def _idle(device: str) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.startswith("cuda"):
+        import torch
 
-    def run():
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return run
 
 
 def rapl(powercap: Path = POWERCAP) -> Counter:
