@@ -40,11 +40,11 @@ def best_exponents(weight_DO, power_D, clip: bool):
 
 
 def scaled(weight_DO, exponent_O):
-    """w 2^e, exactly, in the weights' own type: a GPU's own power of 2 may be one that is rounded."""
+    """w 2^e, exactly, in the weights' own type, or float32 if that is wider: a GPU's own power of 2 may be rounded."""
     if not isinstance(weight_DO, torch.Tensor):
         return weight_DO * 2.0**exponent_O
     power = (exponent_O.to(torch.int64) + 1023 << 52).view(torch.float64)  # as its exponent's bits
-    return weight_DO * power.to(weight_DO.dtype)
+    return weight_DO * power.to(torch.promote_types(weight_DO.dtype, torch.float32))
 
 
 def round_weights(weight_DO, exponent_O):

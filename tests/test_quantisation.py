@@ -33,6 +33,12 @@ def test_weights_are_scaled_exactly(dtype):
     assert torch.equal(scaled(wanted[None], -exponent), weight)
 
 
+def test_narrow_weights_are_rounded_as_wide_ones_are():
+    """113 and a half takes more digits than bfloat16 has."""
+    weight, exponent = torch.tensor([[113.0, 0.8828125]]).bfloat16(), torch.tensor([0, 7])
+    assert round_weights(weight, exponent).tolist() == [[113, 113]]
+
+
 def test_clipping_is_chosen_where_it_costs_less():
     """1 is exact at 2^6 and clipped above; 0.004 becomes 0 at 2^6 and 1/256 at 2^8."""
     weight = np.array([[1.0]] + [[0.004]] * 99)
