@@ -34,9 +34,9 @@ def test_weights_are_scaled_exactly(dtype):
 
 
 def test_narrow_weights_are_rounded_as_wide_ones_are():
-    """113 and a half takes more digits than bfloat16 has."""
-    weight, exponent = torch.tensor([[113.0, 0.8828125]]).bfloat16(), torch.tensor([0, 7])
-    assert round_weights(weight, exponent).tolist() == [[113, 113]]
+    """255/512 is a bfloat16; with a half it takes a digit more, and would become 1."""
+    weight, exponent = torch.tensor([[255 / 512, 113.0]]).bfloat16(), torch.tensor([0, 0])
+    assert round_weights(weight, exponent).tolist() == [[0, 113]]
 
 
 def test_clipping_is_chosen_where_it_costs_less():
