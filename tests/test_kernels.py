@@ -10,7 +10,7 @@ from rheobase.spiking import EGRU, LIF, ATan, FastSigmoid, Sigmoid, StraightThro
 from rheobase.spiking.errors import UnsupportedError
 from rheobase.spiking.ops import WKVState, lif, wkv
 from rheobase.spiking.ops.lif import native as lif_in_c
-from rheobase.spiking.ops.native import EVERY, library, threads
+from rheobase.spiking.ops.native import EVERY, UNITS, library, threads
 from rheobase.spiking.ops.native.memory import empty
 from rheobase.spiking.ops.wkv import native as wkv_in_c
 
@@ -107,6 +107,25 @@ def test_lif_in_c_is_its_reference_at_odd_sizes(poisoned, steps, whole):
             assert all(torch.equal(a, b) for a, b in zip(by_torch[:3], in_c[:3], strict=True))
             for wanted, got in zip(by_torch[3], in_c[3], strict=True):
                 assert_close(got, wanted, TYPES[torch.float32])
+
+
+@needs_c
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("v_reset", [0.0, None])
+def test_the_usual_lif_in_c_is_its_reference(v_reset, decay_input):
+    """Which has loops of its own in whole tiles, where spikes alone have gradients; every third x is of multiples of
+    1/4, of which many lie on the threshold."""
+    g = torch.Generator().manual_seed(0)
+    for i, (surrogate, tau, detach) in enumerate(itertools.product(SURROGATES, (2.0, 3.0), (False, True))):
+        x, weight = torch.randn(2, 2, 2 * EVERY + 1, UNITS + 6, generator=g)
+        x = 2 * x if i % 3 else (8 * x).round() / 4
+        settings = {"v_reset": v_reset, "decay_input": decay_input, "tau": tau, "detach_reset": detach}
+        by_torch, in_c = both_lifs(
+            x, 0 * x[:, 0], {}, [weight, None], whole=False, surrogate=surrogate, theta=0.75, **settings
+        )
+        assert torch.equal(by_torch[0], in_c[0]) and torch.equal(by_torch[1], in_c[1]), (surrogate, settings)
+        for wanted, got in zip(by_torch[2], in_c[2], strict=True):
+            assert_close(got, wanted, TYPES[torch.float32])
 
 
 @needs_c

@@ -23,9 +23,11 @@ typedef struct {
     int32_t by_inverse; /* whether to multiply by `inverse`, which rounds the same, and not divide by tau */
     int32_t surrogate;
     int32_t past; /* whether spikes and the gradients of x are written past the caches; rows are whole lines then */
+    int32_t known; /* what of these the compiler knows, as `usual_step_back` says; set in this file alone */
 } lif_settings;
 
 enum { GIVEN, ATAN, TRIANGLE, SIGMOID, FAST_SIGMOID, STRAIGHT_THROUGH }; /* surrogates; GIVEN: slopes in an array */
+enum { LITTLE, KIND, SURROGATE_TOO };
 
 #define REAL float
 #define NAME(name) name##_f32
@@ -85,12 +87,17 @@ static ANY_WIDTH void NAME(other_slopes)(const lif_settings *set, REAL side, con
         memcpy(to, given, (size_t)n * sizeof(REAL));
 }
 
+INLINE REAL NAME(arctangent)(const lif_settings set, REAL u)
+{
+    const REAL half = (REAL)set.first / 2, steep = (REAL)1.5707963267948966 * (REAL)set.first;
+    return half / (1 + steep * u * (steep * u));
+}
+
 INLINE void NAME(slopes)(const lif_settings set, REAL side, const REAL *restrict h, const REAL *restrict theta,
                          const REAL *restrict given, REAL *restrict to, int64_t n)
 {
-    const REAL half = (REAL)set.first / 2, steep = (REAL)1.5707963267948966 * (REAL)set.first;
     if (set.surrogate == ATAN)
-        SLOPES(half / (1 + steep * u * (steep * u)))
+        SLOPES(NAME(arctangent)(set, u))
     else
         NAME(other_slopes)(&set, side, h, theta, given, to, n);
 }
@@ -207,6 +214,25 @@ INLINE void NAME(step_back)(const lif_settings set, const REAL *restrict tau, co
     }
 }
 
+/* The same of a usual kind of neuron, from g_s alone, in one loop: which kind it is has to be known to the compiler, and
+ * with SURROGATE_TOO, that the surrogate is ATAN and the reset is not detached. */
+INLINE void NAME(usual_step_back)(const lif_settings set, const REAL *restrict tau, const REAL *restrict theta,
+                                  const REAL *restrict h, const REAL *restrict g_s, REAL *restrict carried,
+                                  REAL *restrict g_x, int64_t n)
+{
+    REAL slopes[UNITS];
+    if (set.known != SURROGATE_TOO)
+        NAME(slopes)(set, 1, h, theta, NULL, slopes, n);
+    for (int64_t d = 0; d < n; d++) {
+        const REAL g = carried[d], u = h[d] - theta[d], kept = set.hard ? 1 - NAME(fired)(u, 0) : 1;
+        const REAL of_reset = set.detach_reset ? 0 : g * (set.hard ? h[d] : theta[d]);
+        const REAL slope = set.known == SURROGATE_TOO ? NAME(arctangent)(set, u) : slopes[d];
+        const REAL g_now = g * kept + (g_s[d] - of_reset) * slope, g_drive = NAME(over)(g_now, tau[d], set);
+        g_x[d] = set.decay_input ? g_drive : g_now;
+        carried[d] = g_now - g_drive;
+    }
+}
+
 typedef struct {
     const REAL *x, *v0, *kept, *tau, *theta, *slope_up, *slope_down, *g_s, *g_h, *g_v;
     REAL *g_x, *g_last, *g_tau, *g_theta;
@@ -245,9 +271,13 @@ INLINE void NAME(tile_back)(const lif_settings set, const NAME(lif_back) a, cons
             if (a.g_s)
                 ask(a.g_s + next, wide, ASKS);
         }
-        NAME(step_back)(set, tau, theta, drive[t], h[t], a.slope_up ? a.slope_up + at : NULL,
-                        a.slope_down ? a.slope_down + at : NULL, a.g_s ? a.g_s + at : NULL, a.g_h ? a.g_h + at : NULL,
-                        a.g_v ? a.g_v + at : NULL, carried, set.past ? g_x : a.g_x + at, g_tau, g_theta, n);
+        REAL *to = set.past ? g_x : a.g_x + at;
+        if (set.known)
+            NAME(usual_step_back)(set, tau, theta, h[t], a.g_s + at, carried, to, n);
+        else
+            NAME(step_back)(set, tau, theta, drive[t], h[t], a.slope_up ? a.slope_up + at : NULL,
+                            a.slope_down ? a.slope_down + at : NULL, a.g_s ? a.g_s + at : NULL,
+                            a.g_h ? a.g_h + at : NULL, a.g_v ? a.g_v + at : NULL, carried, to, g_tau, g_theta, n);
         if (set.past)
             write_past(a.g_x + at, g_x, size);
     }
@@ -261,18 +291,21 @@ INLINE int NAME(is_usual)(const lif_settings *set)
 {
     return sizeof(REAL) == sizeof(float) && (!set->hard || set->v_reset == 0) && !set->strict && !set->ternary;
 }
-#define USUAL(HARD, DECAY_INPUT, BY_INVERSE)                                                                  \
+#define USUAL(HARD, DECAY_INPUT, BY_INVERSE, KNOWN)                                                           \
     ((lif_settings){0, set->inverse, set->first, set->second, .hard = HARD, .decay_input = DECAY_INPUT,       \
-                    .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE, .surrogate = set->surrogate,    \
-                    .past = set->past})
-#define ANY_USUAL USUAL(set->hard, set->decay_input, set->by_inverse)
-#define EACH_USUAL(DO)                                             \
-    if (set->hard && set->decay_input)                             \
-        set->by_inverse ? DO(USUAL(1, 1, 1)) : DO(USUAL(1, 1, 0)); \
-    else if (!set->hard && !set->decay_input)                      \
-        set->by_inverse ? DO(USUAL(0, 0, 1)) : DO(USUAL(0, 0, 0)); \
-    else                                                           \
+                    .detach_reset = set->detach_reset, .by_inverse = BY_INVERSE, .surrogate = set->surrogate, \
+                    .past = set->past, .known = KNOWN})
+#define ANY_USUAL USUAL(set->hard, set->decay_input, set->by_inverse, LITTLE)
+#define EACH_USUAL(DO)                                                         \
+    if (set->hard && set->decay_input)                                         \
+        set->by_inverse ? DO(USUAL(1, 1, 1, KIND)) : DO(USUAL(1, 1, 0, KIND)); \
+    else if (!set->hard && !set->decay_input)                                  \
+        set->by_inverse ? DO(USUAL(0, 0, 1, KIND)) : DO(USUAL(0, 0, 0, KIND)); \
+    else                                                                       \
         DO(ANY_USUAL)
+#define SPIKEGPTS                                                                                              \
+    ((lif_settings){.inverse = set->inverse, .first = set->first, .hard = 1, .decay_input = 1, .by_inverse = 1, \
+                    .surrogate = ATAN, .past = set->past, .known = SURROGATE_TOO})
 
 /* v0, last: membranes before the first and after the last step, [batch, units]. h: before each reset, v: after it, or
  * NULL. kept: after steps EVERY - 1, 2 EVERY - 1 ..., [batch, steps / EVERY, units], or NULL. */
@@ -321,24 +354,28 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
                                 g_s, g_h, g_v,  g_x, g_last, g_tau,    g_theta};
     const NAME(lif_back) few = {x, v0, kept, tau, theta, .g_s = g_s, .g_x = g_x, .g_last = g_last};
     const int usual = NAME(is_usual)(set) && !set->learns && set->surrogate != GIVEN && g_s && !g_h && !g_v;
+    const int spikegpts = usual && set->hard && set->decay_input && set->by_inverse && set->surrogate == ATAN &&
+                          !set->detach_reset;
 #define BACK(SET, ARRAYS, COUNT, N) NAME(tile_back)(SET, ARRAYS, tile, steps, units, COUNT, N)
 #define WHOLE(SET) BACK(SET, few, EVERY, UNITS)
-#define KIND(TERNARY, LEARNS)                                                                                       \
+#define ONE_KIND(TERNARY, LEARNS)                                                                                       \
     ((lif_settings){set->v_reset, set->inverse, set->first, set->second, set->hard, set->decay_input, set->strict, \
                     TERNARY, set->detach_reset, LEARNS, set->by_inverse, set->surrogate, set->past})
 #define EACH_KIND(COUNT, N)              \
     if (set->ternary)                    \
-        BACK(KIND(1, 1), all, COUNT, N); \
+        BACK(ONE_KIND(1, 1), all, COUNT, N); \
     else if (set->learns)                \
-        BACK(KIND(0, 1), all, COUNT, N); \
+        BACK(ONE_KIND(0, 1), all, COUNT, N); \
     else                                 \
-        BACK(KIND(0, 0), all, COUNT, N)
+        BACK(ONE_KIND(0, 0), all, COUNT, N)
     for (tile_part part; block < end; block += part.blocks) {
         part = part_of(block, end, units);
         for (int64_t i = tiles(part, steps) - 1; i >= 0; i--) {
             const one_tile tile = tile_of(part, i, steps, units);
             const int whole = tile.count == EVERY && tile.n == UNITS;
-            if (usual && whole) {
+            if (spikegpts && whole) {
+                WHOLE(SPIKEGPTS);
+            } else if (usual && whole) {
                 EACH_USUAL(WHOLE);
             } else if (usual) {
                 BACK(ANY_USUAL, few, tile.count, tile.n);
@@ -352,11 +389,12 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
     if (set->past)
         passed();
 #undef EACH_KIND
-#undef KIND
+#undef ONE_KIND
 #undef WHOLE
 #undef BACK
 }
 
+#undef SPIKEGPTS
 #undef EACH_USUAL
 #undef ANY_USUAL
 #undef USUAL
