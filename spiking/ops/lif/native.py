@@ -140,7 +140,9 @@ def lif(x_BTD, v, *, tau, theta, v_reset, decay_input, fire, detach_reset, surro
     units, exact = x_BTD.shape[2:], not isinstance(tau, Tensor) and 1e-30 < tau < 1e30 and math.frexp(tau)[0] == 0.5
     inverse = 1 / tau if exact else 0.0
     like = {"dtype": x_BTD.dtype, "device": x_BTD.device}
-    tau, theta = (torch.as_tensor(p, **like).expand(units).contiguous() for p in (tau, theta))
+    tau, theta = (
+        p.expand(units).contiguous() if isinstance(p, Tensor) else torch.full(units, p, **like) for p in (tau, theta)
+    )
     learns = ternary or tau.requires_grad or theta.requires_grad  # as ternary ones do in `lif.c`
     known = type(surrogate) in IN_KERNELS and surrogate.of_numbers()
     number = 1 + IN_KERNELS.index(type(surrogate)) if known else 0  # 0 in `lif.c`: the slopes are given
