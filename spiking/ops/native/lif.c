@@ -360,7 +360,7 @@ ANY_WIDTH void NAME(lif_backward)(const lif_settings *set, const REAL *x, const 
 #define WHOLE(SET) BACK(SET, few, EVERY, UNITS)
 #define ONE_KIND(TERNARY, LEARNS)                                                                                       \
     ((lif_settings){set->v_reset, set->inverse, set->first, set->second, set->hard, set->decay_input, set->strict, \
-                    TERNARY, set->detach_reset, LEARNS, set->by_inverse, set->surrogate, set->past})
+                    TERNARY, set->detach_reset, LEARNS, set->by_inverse, set->surrogate, set->past, LITTLE})
 #define EACH_KIND(COUNT, N)              \
     if (set->ternary)                    \
         BACK(ONE_KIND(1, 1), all, COUNT, N); \

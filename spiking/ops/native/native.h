@@ -10,8 +10,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* One body for several widths of vector, among which the loader chooses. No width changes a bit: nothing is fused. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+/* One body for several widths of vector, among which the loader chooses. No width changes a bit: nothing is fused.
+ * Clang 14 leaves out functions that others call; 19 was seen to make them all. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ > 18)
 #define ANY_WIDTH __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define ANY_WIDTH

@@ -8,7 +8,7 @@ void product_begin(const product_t *product, const int32_t *bias)
 }
 
 /* On a host, one body for several widths of vector. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ > 18)
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 static void add_dense(int32_t *restrict sum, const int8_t *restrict weight, uint32_t width, int32_t value)
