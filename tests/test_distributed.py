@@ -77,9 +77,9 @@ def alone(folder, table):
     return loop.start(folder, RunConfig.from_table(table), quiet=True)
 
 
-def ranks_of(number, folder):
-    """How Python starts torchrun, with its logs in a folder of ours: it leaves its own behind."""
-    return ["-m", "torch.distributed.run", "--standalone", "--log-dir", str(folder), "--nproc-per-node", str(number)]
+def torchrun_arguments(ranks, logs):
+    """Of Python; torchrun would leave a folder of its own for logs behind."""
+    return ["-m", "torch.distributed.run", "--standalone", "--log-dir", str(logs), "--nproc-per-node", str(ranks)]
 
 
 def torchrun(ranks, folder, jobs):
@@ -87,7 +87,7 @@ def torchrun(ranks, folder, jobs):
     plan = folder / f"jobs{ranks}.json"
     plan.write_text(json.dumps([[str(where), what] for where, what in jobs]))
     worker = str(Path(__file__).parent / "ranks_worker.py")
-    command = [sys.executable, *ranks_of(ranks, folder / "logs"), worker, str(plan)]
+    command = [sys.executable, *torchrun_arguments(ranks, folder / "logs"), worker, str(plan)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -327,7 +327,7 @@ def test_what_cannot_be_trained_so_is_refused(model, changes, said, text, tmp_pa
 
 
 def launch(out, *arguments, ranks=2):
-    start = [*ranks_of(ranks, out.parent / "logs"), "-m", "rheobase", "train"]
+    start = [*torchrun_arguments(ranks, out.parent / "logs"), "-m", "rheobase", "train"]
     command = [sys.executable, *start, *arguments, "--out", str(out)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
