@@ -1,7 +1,8 @@
 """Triton's kernels: in its interpreter, in a process of its own, and compiled for GPUs that need not be here.
 
-Each op's tests for the interpreter are `tests/laws/triton_*.py`: TRITON_INTERPRET counts when a kernel is defined. Slow
-ones: `TRITON_INTERPRET=1 pytest -m slow tests/laws/triton_*.py`.
+Each op's tests are `tests/laws/triton_*.py`; TRITON_INTERPRET counts when a kernel is defined. Slow ones:
+`TRITON_INTERPRET=1 pytest -m slow tests/laws/triton_*.py`, or with SOFTWARE_GPU=90 in its place, compiled for such a
+GPU, which `software_gpu.py` is.
 """
 
 import contextlib
@@ -261,6 +262,16 @@ def test_egru_waits_for_no_gpu(cast, training, monkeypatch):
                 for gradient, tensor in zip(gradients[:9], inputs, strict=False):
                     assert gradient.shape == tensor.shape and gradient.dtype == tensor.dtype and gradient.is_cuda
     assert len(called) == 4 and all(t is None or t.is_cuda for tensors in called[1:] for t in tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)
+def test_compiled_in_software(law, capability):
+    env = {k: v for k, v in os.environ.items() if k != "RHEOBASE_KERNELS"} | {"SOFTWARE_GPU": capability}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(law)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.stem)

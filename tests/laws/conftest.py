@@ -1,6 +1,26 @@
-"""Triton's interpreter, where it is not as it should be."""
+"""Triton's kernels on a CPU: compiled for a GPU in software where SOFTWARE_GPU is its compute capability, 80 or 90, or
+in Triton's interpreter, mended where it is not as it should be."""
 
 import os
+
+import pytest
+
+if capability := os.environ.get("SOFTWARE_GPU"):
+
+    @pytest.fixture(scope="session", autouse=True)
+    def gpu(tmp_path_factory):
+        from software_gpu import software_gpu
+
+        with pytest.MonkeyPatch.context() as patch, software_gpu(int(capability)):
+            patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+            yield
+
+    def pytest_collection_modifyitems(items):
+        """Triton compiles a kernel once, and does not see what is planted later."""
+        for item in items:
+            if "planted" in item.name:
+                item.add_marker(pytest.mark.skip(reason="tests/test_triton_launches.py plants one"))
+
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     from triton import language
