@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 settings.register_profile("laws", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.load_profile("laws")
 
+LONG = {"test_distributed", "test_docs", "test_notebooks", "test_training", "test_triton"}
 SMALL = {
     "model": {"name": "egru_lm", "embedding": 48, "layers": [64, 48], "thr_mean": 0.1, "embedding_range": 0.5},
     "train": {"steps": 60, "batch": 16, "context": 32, "warmup": 5, "evaluate_every": 60, "checkpoint_every": 60},
@@ -27,6 +28,12 @@ def pytest_cmdline_main(config):
     chosen = getattr(config.option, "numprocesses", 0) is not None  # pytest-xdist may be missing
     if whole and not chosen and not hasattr(config, "workerinput"):
         config.option.numprocesses, config.option.dist = min(os.cpu_count() or 1, 4), "loadfile"
+        config.option.loadscopereorder = False  # files in the order below, not those of many tests first
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes go first, so that no process is left with one of them when the others have ended."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(params=["reference", "native"])
